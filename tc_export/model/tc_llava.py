@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TC-LLaVA: the vision model, the token embedding and the decoder, side by side."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tc_export.config import ModelConfig
+from tc_export.model.decoder import Cache, Decoder
+from tc_export.model.vision import VisionModel
+
+
+class TcLlava(nn.Module):
+    """The reference model. Its parts are exported one by one, and run here together."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionModel(config)
+        self.embed_tokens = nn.Embedding(config.text.vocab_size, config.text.hidden_size)
+        self.decoder = Decoder(config)
+        if config.text.tie_word_embeddings:
+            self.decoder.lm_head.weight = self.embed_tokens.weight
+
+    def new_cache(self, batch: int, rows: int) -> Cache:
+        """An empty cache: `rows` is the most positions, and one more where a batch is padded."""
+        text = self.config.text
+        shape = (batch, text.num_key_value_heads, rows, text.head_dim)
+        like = self.embed_tokens.weight
+        return [(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.decoder.layers]
+
+    def embed(self, token_ids: Tensor, pixel_values: Tensor, visual_token: int) -> Tensor:
+        """Embed a prompt [B, S] whose visual places hold `visual_token`.
+
+        `pixel_values` [N, 3, image_size, image_size] are all frames of the batch, in order. The
+        places must be as many as the frames' tokens.
+        """
+        embeds = self.embed_tokens(token_ids.clamp(max=self.config.text.vocab_size - 1))
+        if pixel_values.shape[0] == 0:
+            out: Tensor = embeds
+            return out
+        visual = self.vision(pixel_values).flatten(0, 1)
+        at_visual = (token_ids == visual_token).unsqueeze(-1).expand_as(embeds)
+        return embeds.masked_scatter(at_visual, visual.to(embeds.dtype))

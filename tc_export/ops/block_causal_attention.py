@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`TcBlockCausalAttention`: attention whose mask is one integer a query row, over a fixed cache.
+
+Query row i sees the first kv_end[i] rows of the cache. Text at position n has kv_end = n + 1; a
+visual token has the end of its frame. One op serves prefill, chunked prefill and decode, and no
+one ever builds the S x S mask.
+
+The cache has a fixed number of rows. A token's row is its position, so padding never enters the
+prefix. Slot -1 (padding) is the last row, as a negative index is in ONNX and NumPy: callers that
+pad keep that row free, and a kernel may leave it unwritten.
+
+Axes: B batch, H query heads, K key/value heads (H a multiple of K), S tokens of this call,
+C cache rows, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tc_export.ops.autograd import differentiate_by_recomputing
+from tc_export.ops.contract import OpContract, TensorContract
+
+BLOCK_CAUSAL_ATTENTION = OpContract(
+    name="TcBlockCausalAttention",
+    summary="Writes k and v into the cache, then attends from row i to cache rows [0, kv_end[i]).",
+    inputs=(
+        TensorContract(name="q", axes=("B", "H", "S", "D"), dtype="T", meaning="rotated queries"),
+        TensorContract(name="k", axes=("B", "K", "S", "D"), dtype="T", meaning="rotated keys"),
+        TensorContract(name="v", axes=("B", "K", "S", "D"), dtype="T", meaning="values"),
+        TensorContract(
+            name="kv_end",
+            axes=("B", "S"),
+            dtype="int32",
+            meaning="cache rows that this query sees; 0 for padding, whose y is 0",
+        ),
+        TensorContract(
+            name="slots",
+            axes=("B", "S"),
+            dtype="int64",
+            meaning="cache row that k and v are written to; -1 for padding",
+        ),
+        TensorContract(
+            name="past_key", axes=("B", "K", "C", "D"), dtype="T", meaning="cache before the call"
+        ),
+        TensorContract(
+            name="past_value", axes=("B", "K", "C", "D"), dtype="T", meaning="cache before the call"
+        ),
+    ),
+    outputs=(
+        TensorContract(name="y", axes=("B", "H", "S", "D"), dtype="T", meaning="attended values"),
+        TensorContract(
+            name="present_key",
+            axes=("B", "K", "C", "D"),
+            dtype="T",
+            meaning="cache after the call; may be the same buffer as past_key",
+        ),
+        TensorContract(
+            name="present_value",
+            axes=("B", "K", "C", "D"),
+            dtype="T",
+            meaning="cache after the call; may be the same buffer as past_value",
+        ),
+    ),
+    attributes={"scale": None},
+)
+
+
+def write_cache(cache_BKCD: Tensor, new_BKSD: Tensor, slots_BS: Tensor) -> Tensor:
+    """Return the cache with row slots[b, s] set to new[b, :, s]; slot -1 is the last row."""
+    batch = torch.arange(cache_BKCD.shape[0], device=cache_BKCD.device)[:, None]
+    by_row = cache_BKCD.transpose(1, 2).index_put((batch, slots_BS), new_BKSD.transpose(1, 2))
+    return by_row.transpose(1, 2)
+
+
+def attend(
+    q_BHSD: Tensor, key_BKCD: Tensor, value_BKCD: Tensor, visible_BSC: Tensor, scale: float
+) -> Tensor:
+    """Softmax attention in which query s of batch b sees key c where visible[b, s, c].
+
+    A row that sees nothing gives zeros.
+    """
+    y = F.scaled_dot_product_attention(
+        q_BHSD,
+        key_BKCD,
+        value_BKCD,
+        attn_mask=visible_BSC[:, None],
+        scale=scale,
+        enable_gqa=q_BHSD.shape[1] != key_BKCD.shape[1],
+    )
+    sees_any_B1S1 = visible_BSC.any(dim=-1)[:, None, :, None]
+    return torch.where(sees_any_B1S1, y, torch.zeros((), dtype=y.dtype, device=y.device))
+
+
+def block_causal_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_end: Tensor,
+    slots: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Write the cache, then attend over the rows that any query of the call sees."""
+    present_key = write_cache(past_key, k, slots)
+    present_value = write_cache(past_value, v, slots)
+    length = max(1, int(kv_end.max()))
+    visible_BSC = torch.arange(length, device=q.device) < kv_end[:, :, None]
+    y = attend(q, present_key[:, :, :length], present_value[:, :, :length], visible_BSC, scale)
+    return y, present_key, present_value
+
+
+@torch.library.custom_op("tc::block_causal_attention", mutates_args=())
+def block_causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_end: Tensor,
+    slots: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`TcBlockCausalAttention` for PyTorch; see `BLOCK_CAUSAL_ATTENTION` for shapes and types."""
+    outputs = block_causal_attention_reference(q, k, v, kv_end, slots, past_key, past_value, scale)
+    y, present_key, present_value = (tensor.contiguous() for tensor in outputs)
+    return y, present_key, present_value
+
+
+@block_causal_attention.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_end: Tensor,
+    slots: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        q.new_empty(q.shape),
+        past_key.new_empty(past_key.shape),
+        past_value.new_empty(past_value.shape),
+    )
+
+
+differentiate_by_recomputing(block_causal_attention, block_causal_attention_reference)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a video and a question to an answer."""
