@@ -11,6 +11,9 @@ Module names are those of Hugging Face's LLaMA.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,7 +39,8 @@ class RmsNorm(nn.Module):
         """Normalise the last axis."""
         wide = x if x.dtype == torch.float64 else x.to(torch.float32)
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        out: Tensor = self.weight * wide.to(x.dtype)
+        return out
 
 
 class Attention(nn.Module):
@@ -65,7 +69,7 @@ class Attention(nn.Module):
         """Return the attended x [B, S, E] and the layer's cache after the call."""
 
         def heads(linear: nn.Linear) -> Tensor:
-            return linear(x_BSE).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            return torch.unflatten(linear(x_BSE), -1, (-1, self.head_dim)).transpose(1, 2)
 
         q_BHSD = rotary(heads(self.q_proj))
         k_BKSD = rotary(heads(self.k_proj))
@@ -106,7 +110,7 @@ class Rotary:
 
     def __call__(self, x_BHSD: Tensor) -> Tensor:
         """Rotate queries or keys."""
-        return ops.dual_rope(
+        out: Tensor = ops.dual_rope(
             x_BHSD,
             self.position_ids,
             self._temporal_ids,
@@ -114,6 +118,7 @@ class Rotary:
             self._gamma,
             self._attention_factor,
         )
+        return out
 
 
 def frame_block_mask(kv_end: Tensor, position_ids: Tensor, key_frame_ids: Tensor) -> Tensor:
@@ -189,6 +194,14 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(text.num_hidden_layers))
         self.norm = RmsNorm(text.hidden_size, text.rms_norm_eps)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the decoder; the frequencies move along, but keep their float32."""
+        exact = self.inv_freq
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.inv_freq.dtype != exact.dtype:
+            self.inv_freq = exact.to(self.inv_freq.device)
+        return self
 
     def forward(
         self,

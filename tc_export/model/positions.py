@@ -13,9 +13,9 @@ frames arrive, or token by token while decoding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +36,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Clip:
-    """A run of visual tokens: `frames` frames of `tokens_per_frame` each. An image is one frame."""
+    """A run of visual tokens: `frames` frames of `tokens_per_frame` each. An image is one frame.
+
+    `continues` says that these are further frames of the clip that was laid out just before.
+    """
 
     frames: int
     tokens_per_frame: int
+    continues: bool = False
 
     @property
     def length(self) -> int:
@@ -52,7 +56,7 @@ Segment = Text | Clip
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where the next token stands: its n, its T, and the id of the next frame."""
+    """Where the next text token or clip stands: its n, its T, and the id of the next frame."""
 
     position: int = 0
     temporal: int = 0
@@ -81,8 +85,7 @@ class Layout:
         """The layout as a batch of one."""
         return self._map(lambda array: array[None])
 
-    def _map(self, function: object) -> Layout:
-        assert callable(function)
+    def _map(self, function: Callable[[NDArray[Any]], NDArray[Any]]) -> Layout:
         return Layout(
             position_ids=function(self.position_ids),
             temporal_ids=function(self.temporal_ids),
@@ -96,8 +99,8 @@ def lay_out(
 ) -> tuple[Layout, Cursor]:
     """Lay out the segments from `start` on, and say where the next token will stand.
 
-    A clip that is cut in two here is two clips to the mask `full_visual`, which is the reason why
-    that mask does not allow chunked prefill; see `frame_chunks`.
+    A clip may be laid out in parts, each later one with `continues` set, unless the mask is
+    `full_visual`: there the earlier part already sees the later one.
     """
     cursor = start or Cursor()
     parts: list[Layout] = []
@@ -112,6 +115,8 @@ def lay_out(
 
 
 def _lay_out_text(text: Text, start: Cursor) -> tuple[Layout, Cursor]:
+    if text.length < 0:
+        raise UsageError(f"a text needs a length of 0 or more, not {text.length}")
     step = np.arange(text.length, dtype=np.int64)
     position_ids = start.position + step
     layout = Layout(
@@ -130,6 +135,14 @@ def _lay_out_text(text: Text, start: Cursor) -> tuple[Layout, Cursor]:
 def _lay_out_clip(clip: Clip, start: Cursor, temporal: TemporalConfig) -> tuple[Layout, Cursor]:
     if clip.frames < 1 or clip.tokens_per_frame < 1:
         raise UsageError(f"a clip needs at least one frame of at least one token, not {clip}")
+    if clip.continues and not temporal.mask.allows_frame_chunks:
+        raise UsageError(
+            f"the mask {temporal.mask} lets a frame see later frames, so a clip cannot be laid out "
+            "in parts",
+            hint="lay it out at once, or use frame_block_causal",
+        )
+    shared_with_last_frame = int(temporal.after_clip is AfterClip.SHARE)
+    first_temporal = start.temporal + (shared_with_last_frame if clip.continues else 0)
     index = np.arange(clip.length, dtype=np.int64)
     frame = index // clip.tokens_per_frame
     position_ids = start.position + index
@@ -142,14 +155,13 @@ def _lay_out_clip(clip: Clip, start: Cursor, temporal: TemporalConfig) -> tuple[
             kv_end = start.position + (frame + 1) * clip.tokens_per_frame
     layout = Layout(
         position_ids=position_ids,
-        temporal_ids=start.temporal + frame,
+        temporal_ids=first_temporal + frame,
         frame_ids=start.frame + frame,
         kv_end=kv_end.astype(np.int32),
     )
-    shared_with_last_frame = int(temporal.after_clip is AfterClip.SHARE)
     return layout, Cursor(
         position=start.position + clip.length,
-        temporal=start.temporal + clip.frames - shared_with_last_frame,
+        temporal=first_temporal + clip.frames - shared_with_last_frame,
         frame=start.frame + clip.frames,
     )
 

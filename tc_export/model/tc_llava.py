@@ -6,6 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tc_export.config import ModelConfig
+from tc_export.errors import UsageError
 from tc_export.model.decoder import Cache, Decoder
 from tc_export.model.vision import VisionModel
 
@@ -32,13 +33,21 @@ class TcLlava(nn.Module):
     def embed(self, token_ids: Tensor, pixel_values: Tensor, visual_token: int) -> Tensor:
         """Embed a prompt [B, S] whose visual places hold `visual_token`.
 
-        `pixel_values` [N, 3, image_size, image_size] are all frames of the batch, in order. The
-        places must be as many as the frames' tokens.
+        `pixel_values` [N, 3, image_size, image_size] are all frames of the batch, in order.
+
+        Raises:
+            UsageError: the visual places are not as many as the frames' tokens.
         """
-        embeds = self.embed_tokens(token_ids.clamp(max=self.config.text.vocab_size - 1))
-        if pixel_values.shape[0] == 0:
-            out: Tensor = embeds
-            return out
-        visual = self.vision(pixel_values).flatten(0, 1)
-        at_visual = (token_ids == visual_token).unsqueeze(-1).expand_as(embeds)
-        return embeds.masked_scatter(at_visual, visual.to(embeds.dtype))
+        at_visual = token_ids == visual_token
+        places, frames = int(at_visual.sum()), pixel_values.shape[0]
+        if places != frames * self.config.tokens_per_frame:
+            raise UsageError(
+                f"the prompt has {places} places for visual tokens, and {frames} frames of "
+                f"{self.config.tokens_per_frame} tokens were given"
+            )
+        # A visual token's id may lie outside the vocabulary: its embedding is never used.
+        embeds: Tensor = self.embed_tokens(token_ids.masked_fill(at_visual, 0))
+        if frames == 0:
+            return embeds
+        visual = self.vision(pixel_values).to(embeds.dtype)
+        return embeds.masked_scatter(at_visual.unsqueeze(-1), visual)

@@ -45,7 +45,7 @@ class ClipAttention(nn.Module):
         """Return the attended x, of the same shape [N, P, E]."""
 
         def heads(linear: nn.Linear) -> Tensor:
-            return linear(x_NPE).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return torch.unflatten(linear(x_NPE), -1, (self.heads, -1)).transpose(1, 2)
 
         y_NHPD = F.scaled_dot_product_attention(
             heads(self.q_proj), heads(self.k_proj), heads(self.v_proj)
@@ -144,7 +144,7 @@ def pool(x_NPE: Tensor, grid: int, pooling: PoolingConfig) -> Tensor:
     """Pool the grid x grid patches of each frame by `stride`; a ragged edge is dropped."""
     if pooling.stride == 1:
         return x_NPE
-    x_NEhw = x_NPE.transpose(1, 2).unflatten(2, (grid, grid))
+    x_NEhw = torch.unflatten(x_NPE.transpose(1, 2), 2, (grid, grid))
     reduce = F.avg_pool2d if pooling.mode == "average" else F.max_pool2d
     return reduce(x_NEhw, pooling.stride).flatten(2).transpose(1, 2)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients for a custom op whose kernel has none: run the reference again, and differentiate it."""
+"""Gradients for a custom op whose kernel has none: differentiate a second run of the reference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import CustomOpDef
+from torch.library import CustomOpDef  # type: ignore[attr-defined]  # not in its __all__
 
 
 def differentiate_by_recomputing(op: CustomOpDef, reference: Callable[..., Any]) -> None:

@@ -33,7 +33,7 @@ BLOCK_CAUSAL_ATTENTION = OpContract(
             name="kv_end",
             axes=("B", "S"),
             dtype="int32",
-            meaning="cache rows that this query sees; 0 for padding, whose y is 0",
+            meaning="cache rows that this query sees, at most C; 0 for padding, whose y is 0",
         ),
         TensorContract(
             name="slots",
@@ -106,7 +106,7 @@ def block_causal_attention_reference(
     """Write the cache, then attend over the rows that any query of the call sees."""
     present_key = write_cache(past_key, k, slots)
     present_value = write_cache(past_value, v, slots)
-    length = max(1, int(kv_end.max()))
+    length = min(max(1, int(kv_end.max())), present_key.shape[2])
     visible_BSC = torch.arange(length, device=q.device) < kv_end[:, :, None]
     y = attend(q, present_key[:, :, :length], present_value[:, :, :length], visible_BSC, scale)
     return y, present_key, present_value

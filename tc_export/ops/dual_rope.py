@@ -59,7 +59,7 @@ def dual_rope_reference(
     cos = (angle_B1SR.cos() * attention_factor).to(x.dtype)
     sin = (angle_B1SR.sin() * attention_factor).to(x.dtype)
     half = inv_freq.shape[0]
-    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    first, second, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
