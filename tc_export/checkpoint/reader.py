@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint folder, opened: its config, the place of every weight, and the model on demand.
+
+Opening reads headers only. Weights are mapped into memory tensor by tensor when they are used, so
+a checkpoint larger than memory can be opened, checked, hashed and exported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tc_export.checkpoint.hf_config import CheckpointConfig, read_config
+from tc_export.checkpoint.names import Renaming, rename, usual_name
+from tc_export.checkpoint.safetensors_file import TensorLocation
+from tc_export.checkpoint.shards import find_tensors
+from tc_export.config import ModelConfig
+from tc_export.errors import CheckpointError
+from tc_export.model.rope import inverse_frequencies
+from tc_export.model.tc_llava import TcLlava
+
+EMBEDDING = "embed_tokens.weight"
+HEAD = "decoder.lm_head.weight"
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+CHUNK_BYTES = 16 << 20
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint. Every tensor that the model needs is there, with the right shape."""
+
+    folder: Path
+    config: CheckpointConfig
+    tensors: Mapping[str, TensorLocation]
+    """By the names of `TcLlava.state_dict()`. A tied head is where the embedding is."""
+
+    def digest(self, progress: Progress | None = None) -> str:
+        """SHA-256 over the configuration and every weight that is used, as hexadecimal digits."""
+        sha = hashlib.sha256()
+        config = self.config
+        tokens = (config.image_token_id, config.video_token_id, config.eos_token_ids)
+        sha.update(f"{config.family} {config.model.model_dump_json()} {tokens}\n".encode())
+        watch = _Watch(self._stored(), progress)
+        for name, location in self._stored().items():
+            sha.update(f"{name} {location.dtype} {location.shape}\n".encode())
+            raw = location.as_bytes()
+            for start in range(0, raw.size, CHUNK_BYTES):
+                sha.update(raw[start : start + CHUNK_BYTES].data)
+                watch.advance(min(CHUNK_BYTES, raw.size - start))
+        return sha.hexdigest()
+
+    def check_values(self, progress: Progress | None = None) -> None:
+        """Read every weight once and look for values that are no finite numbers.
+
+        Raises:
+            CheckpointError: naming every tensor with NaN or infinite values.
+        """
+        watch = _Watch(self._stored(), progress)
+        problems = []
+        for location in self._stored().values():
+            found = sum(int((~torch.isfinite(chunk)).sum()) for chunk in _chunks(location, watch))
+            if found:
+                problems.append(f"  {location.name}: {found} of {_count(location)} values")
+        if problems:
+            raise CheckpointError(
+                f"{self.folder} has weights that are NaN or infinite:\n" + "\n".join(problems),
+                hint="the checkpoint was damaged, or its training diverged: use an earlier one",
+            )
+
+    def load_model(self, dtype: torch.dtype = torch.float32) -> TcLlava:
+        """The reference model with these weights, in eval mode.
+
+        Weights that have `dtype` on disk stay there until they are used (memory-mapped, copy on
+        write). The rotary frequencies are float32 whatever the dtype.
+        """
+        model = empty_model(self.config.model)
+        state = {name: location.as_tensor().to(dtype) for name, location in self.tensors.items()}
+        model.load_state_dict(state, assign=True)
+        if self.config.model.text.tie_word_embeddings:
+            model.decoder.lm_head.weight = model.embed_tokens.weight
+        model.decoder.inv_freq, _ = inverse_frequencies(self.config.model.text)
+        return model.eval()
+
+    def _stored(self) -> dict[str, TensorLocation]:
+        """The weights in order, each place on disk once."""
+        tied = self.config.model.text.tie_word_embeddings
+        return {
+            name: self.tensors[name] for name in sorted(self.tensors) if not (tied and name == HEAD)
+        }
+
+
+def open_checkpoint(
+    path: Path | str, temporal_overrides: Mapping[str, Any] | None = None
+) -> Checkpoint:
+    """Open a Hugging Face folder of a LLaVA-family model.
+
+    `temporal_overrides` are temporal settings given as flags; see `read_config`.
+
+    Raises:
+        CheckpointError: not a checkpoint, not supported, damaged, or of another shape.
+        UsageError: a flag is wrong, or contradicts the checkpoint.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise CheckpointError(
+            f"the checkpoint {folder} {found}; expected a folder",
+            hint="give the folder that has config.json and the safetensors",
+        )
+    config = read_config(folder, temporal_overrides)
+    on_disk = find_tensors(folder)
+    renaming = rename(on_disk, config.family, config.model.vision.layers_used)
+    if config.model.text.tie_word_embeddings:
+        _tie_head(renaming, on_disk, folder)
+    return Checkpoint(
+        folder=folder, config=config, tensors=_match(renaming, on_disk, config, folder)
+    )
+
+
+def empty_model(config: ModelConfig) -> TcLlava:
+    """The model on the meta device: shapes and dtypes of all weights, and no memory."""
+    with torch.device("meta"):
+        return TcLlava(config)
+
+
+def _tie_head(renaming: Renaming, on_disk: Mapping[str, TensorLocation], folder: Path) -> None:
+    """Let the head take the embedding's place on disk. A stored head must be the same weights."""
+    embedding = renaming.sources.get(EMBEDDING, [])
+    for name in renaming.sources.get(HEAD, []):
+        if not embedding or not _same_bytes(on_disk[name], on_disk[embedding[0]]):
+            raise CheckpointError(
+                f"{folder}: config.json ties the head to the embedding, but {name} is not the "
+                "same as the embedding",
+                hint="set tie_word_embeddings to false, or remove the head from the weights",
+            )
+    if embedding:
+        renaming.sources[HEAD] = embedding
+
+
+def _same_bytes(a: TensorLocation, b: TensorLocation) -> bool:
+    same_kind = (a.dtype, a.shape) == (b.dtype, b.shape)
+    return same_kind and bool((a.as_bytes() == b.as_bytes()).all())
+
+
+def _match(
+    renaming: Renaming,
+    on_disk: Mapping[str, TensorLocation],
+    config: CheckpointConfig,
+    folder: Path,
+) -> dict[str, TensorLocation]:
+    """Pair every weight of the model with one tensor on disk, or list all that does not pair."""
+    expected = empty_model(config.model).state_dict()
+    tensors: dict[str, TensorLocation] = {}
+    problems: list[str] = []
+    for name, weight in expected.items():
+        sources = renaming.sources.get(name, [])
+        if not sources:
+            problems.append(f"  missing: {usual_name(name, config.family)}")
+        elif len(sources) > 1:
+            problems.append(f"  stored more than once: {', '.join(sources)}")
+        else:
+            tensors[name] = on_disk[sources[0]]
+            problems += _differences(tensors[name], weight)
+    unused = [
+        s for name, sources in renaming.sources.items() if name not in expected for s in sources
+    ]
+    problems += [f"  unused: {name}" for name in sorted(renaming.unknown + unused)]
+    if problems:
+        raise CheckpointError(
+            f"the weights in {folder} do not fit its config.json ({config.family}); "
+            f"{len(problems)} problems:\n" + "\n".join(problems),
+            hint="config.json and weights must be of one checkpoint",
+        )
+    return tensors
+
+
+def _differences(location: TensorLocation, expected: Tensor) -> Iterator[str]:
+    if location.shape != tuple(expected.shape):
+        yield f"  shape of {location.name}: {location.shape}, expected {tuple(expected.shape)}"
+    if location.dtype not in FLOATS:
+        kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
+        found = str(location.dtype).removeprefix("torch.")
+        yield f"  dtype of {location.name}: {found}, expected one of {kinds}"
+
+
+def _chunks(location: TensorLocation, watch: _Watch) -> Iterator[Tensor]:
+    """The tensor's values, a bounded part at a time."""
+    values = location.as_tensor().flatten()
+    for chunk in torch.split(values, CHUNK_BYTES // location.dtype.itemsize):
+        yield chunk
+        watch.advance(chunk.nbytes)
+
+
+def _count(location: TensorLocation) -> int:
+    return location.nbytes // location.dtype.itemsize
+
+
+class _Watch:
+    """Adds up bytes and tells the caller."""
+
+    def __init__(self, locations: Mapping[str, TensorLocation], progress: Progress | None) -> None:
+        self._done = 0
+        self._total = sum(location.nbytes for location in locations.values())
+        self._progress = progress
+
+    def advance(self, nbytes: int) -> None:
+        self._done += nbytes
+        if self._progress:
+            self._progress(self._done, self._total)
