@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// TcBlockCausalAttention: writes k and v into the cache, then attends from row i to its rows
+// [0, kv_end[i]).
+#include "op.h"
+
+namespace tc {
+
+namespace {
+
+enum Input { kQ, kK, kV, kKvEnd, kSlots, kPastKey, kPastValue };
+enum Output { kY, kPresentKey, kPresentValue };
+enum Attribute { kScale };
+
+std::string Check(const AxisSizes& sizes) {
+  const int64_t q_heads = sizes['H'];
+  const int64_t kv_heads = sizes['K'];
+  if (q_heads > 0 && kv_heads > 0 && q_heads % kv_heads != 0) {
+    return "q has " + std::to_string(q_heads) + " heads, which is no multiple of the " +
+           std::to_string(kv_heads) + " of k and v";
+  }
+  return "";
+}
+
+// All of the arguments but the pointers.
+tc_attention_args Shape(const Call& call) {
+  tc_attention_args args{};
+  args.dtype = call.dtype;
+  args.batch = call.sizes['B'];
+  args.q_heads = call.sizes['H'];
+  args.kv_heads = call.sizes['K'];
+  args.tokens = call.sizes['S'];
+  args.cache_rows = call.sizes['C'];
+  args.head_dim = call.sizes['D'];
+  return args;
+}
+
+size_t WorkspaceBytes(const Call& call) {
+  const tc_attention_args args = Shape(call);
+  return tc_cuda_block_causal_attention_workspace(&args);
+}
+
+tc_status Launch(const Call& call, void* workspace, size_t workspace_bytes, void* stream) {
+  tc_attention_args args = Shape(call);
+  args.scale = call.attributes[kScale];
+  args.q = call.inputs[kQ];
+  args.k = call.inputs[kK];
+  args.v = call.inputs[kV];
+  args.kv_end = static_cast<const int32_t*>(call.inputs[kKvEnd]);
+  args.slots = static_cast<const int64_t*>(call.inputs[kSlots]);
+  args.past_key = call.inputs[kPastKey];
+  args.past_value = call.inputs[kPastValue];
+  args.y = call.outputs[kY];
+  args.present_key = call.outputs[kPresentKey];
+  args.present_value = call.outputs[kPresentValue];
+  return tc_cuda_block_causal_attention(&args, workspace, workspace_bytes, stream);
+}
+
+}  // namespace
+
+const Op& BlockCausalAttention() {
+  static const Op op{
+      "TcBlockCausalAttention",
+      {{"q", "BHSD", Element::kFloat},
+       {"k", "BKSD", Element::kFloat},
+       {"v", "BKSD", Element::kFloat},
+       {"kv_end", "BS", Element::kInt32},
+       {"slots", "BS", Element::kInt64},
+       {"past_key", "BKCD", Element::kFloat},
+       {"past_value", "BKCD", Element::kFloat}},
+      {{"y", kQ, false}, {"present_key", kPastKey, true}, {"present_value", kPastValue, true}},
+      {{"scale", true, 0.0f}},
+      Check,
+      WorkspaceBytes,
+      Launch,
+  };
+  return op;
+}
+
+}  // namespace tc
