@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle: a folder that holds all that a device needs, and says itself what it holds.
+
+`manifest` is what it says, `staging` how it comes to be, `verify` how it is checked.
+"""
+
+from tc_export.bundle.files import Digests, link_or_copy
+from tc_export.bundle.manifest import (
+    BundlePath,
+    Description,
+    EngineRecord,
+    EngineState,
+    Facts,
+    FileRecord,
+    Manifest,
+    Profile,
+    StageRecord,
+    read_manifest,
+)
+from tc_export.bundle.staging import Staging, open_staging
+from tc_export.bundle.verify import Damage, Problem, inspect, locate, verify
+
+__all__ = [
+    "BundlePath",
+    "Damage",
+    "Description",
+    "Digests",
+    "EngineRecord",
+    "EngineState",
+    "Facts",
+    "FileRecord",
+    "Manifest",
+    "Problem",
+    "Profile",
+    "StageRecord",
+    "Staging",
+    "inspect",
+    "link_or_copy",
+    "locate",
+    "open_staging",
+    "read_manifest",
+    "verify",
+]

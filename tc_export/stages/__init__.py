@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machinery of a build: stages, who runs them, and who is told.
+
+with open_staging(output) as staging, RichReporter(console) as reporter:
+    run_stages(staging, stages, description, reporter)
+"""
+
+from tc_export.stages.reporter import Reporter, RichReporter, SilentReporter
+from tc_export.stages.runner import run_stages
+from tc_export.stages.stage import Stage, StageContext
+
+__all__ = [
+    "Reporter",
+    "RichReporter",
+    "SilentReporter",
+    "Stage",
+    "StageContext",
+    "run_stages",
+]

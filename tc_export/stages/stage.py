@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of a build: what it is called, what it depends on, what it writes, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from tc_export.bundle import BundlePath, Digests, Facts, StageRecord, link_or_copy
+from tc_export.bundle.manifest import digest_of
+
+_PATHS: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[BundlePath, ...])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageContext:
+    """What a running stage may use.
+
+    Attributes:
+        folder: the bundle under construction; outputs of the stages that ended are there to read.
+        digests: hashes of files, each computed once.
+    """
+
+    folder: Path
+    digests: Digests
+    on_progress: Callable[[float, float | None], None]
+
+    def path(self, output: str) -> Path:
+        """Where to write a new file of the bundle; the folders above it are made."""
+        path = self.folder / output
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def link(self, source: Path, output: str) -> None:
+        """Take a large file into the bundle by a hard link where that is possible, else a copy.
+
+        The bytes may then be shared: nobody may open the output for writing.
+        """
+        link_or_copy(source, self.folder / output)
+
+    def advance(self, done: float, total: float | None = None) -> None:
+        """Say how far the stage is, in any unit; with a total, time left can be shown."""
+        self.on_progress(done, total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A step of a build that is run once for one set of inputs.
+
+    Attributes:
+        name: unique in its build.
+        description: one phrase, shown while the stage runs.
+        key: everything that the result depends on, as JSON values: digests, settings, versions.
+            What the stage reads from the stages that it `needs` is added by itself.
+        outputs: the files and folders that it writes, relative to the bundle. A stage writes new
+            files only, and never into the outputs of another.
+        run: writes them, and returns what it found out, if anything.
+        needs: names of earlier stages whose results it reads.
+    """
+
+    name: str
+    description: str
+    key: Mapping[str, Any]
+    outputs: tuple[str, ...]
+    run: Callable[[StageContext], Facts | None]
+    needs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _PATHS.validate_python(self.outputs)
+
+    def effective_key(self, ended: Mapping[str, StageRecord]) -> str:
+        """Hash of the key, of what the stage writes, and of the stages that it needs.
+
+        Those count with their keys and with the bytes that they made: a stage that makes other
+        bytes from the same inputs makes all that follows run again.
+        """
+        return digest_of(
+            {
+                "stage": self.name,
+                "key": dict(self.key),
+                "outputs": list(self.outputs),
+                "needs": {name: ended[name].fingerprint for name in self.needs},
+            }
+        )

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A build is killed at every point that matters, and then run again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tc_export.bundle import Staging, staging, verify
+
+from .toy import NAMES, Toy, die, exit_code, in_child
+
+# Each is a point of its own, before and after: all that touches the disk outside the stages.
+_STEPS = (
+    (Staging, "keep"),
+    (Staging, "_save"),
+    (Staging, "reuse"),
+    (Staging, "describe"),
+    (Staging, "_swap"),
+    (staging, "write_manifest"),
+    (staging, "link_or_copy"),
+    (staging, "remove"),
+    (staging, "flush"),
+)
+
+
+def _instrument(tick: Callable[[str], None], note_kept: Callable[[str], None]) -> None:
+    """Call `tick` around each step. Only ever done in a child process."""
+
+    def around(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(step)
+        def stepped(*args: Any) -> Any:
+            tick(f"before {name}")
+            result = step(*args)
+            if name == "keep":
+                note_kept(args[1])
+            tick(f"after {name}")
+            return result
+
+        return stepped
+
+    for owner, name in _STEPS:
+        setattr(owner, name, around(name, getattr(owner, name)))
+
+
+def _build_and_die(toy: Toy, seed: int, at: int, *, swap: bool) -> list[str]:
+    """Kill a build at its tick number `at`, or never; return the ticks that it came to."""
+    ticks_path = toy.root / "ticks.json"
+    ticks: list[str] = []
+    kept: list[str] = []
+
+    def tick(name: str) -> None:
+        if len(ticks) == at:
+            ticks_path.write_text(json.dumps({"ticks": ticks, "kept": kept}))
+            die()
+        ticks.append(name)
+
+    def work() -> None:
+        if not swap:
+            staging.exchange = lambda first, second: False  # type: ignore[attr-defined]
+        _instrument(tick, kept.append)
+        toy.build(seed=seed, tick=tick)
+        ticks_path.write_text(json.dumps({"ticks": ticks, "kept": kept}))
+
+    code = exit_code(in_child(work))
+    assert code == (0 if at < 0 else -9)
+    told = json.loads(ticks_path.read_text())
+    toy.kept = told["kept"]  # type: ignore[attr-defined]
+    return list(told["ticks"])
+
+
+@pytest.mark.parametrize("swap", [True, False], ids=["swap", "two-renames"])
+@pytest.mark.parametrize("over_old_bundle", [False, True], ids=["fresh", "rebuild"])
+def test_a_build_killed_anywhere_resumes(tmp_path: Path, over_old_bundle: bool, swap: bool) -> None:
+    def start(name: str) -> Toy:
+        root = tmp_path / name
+        root.mkdir()
+        toy = Toy(root)
+        if over_old_bundle:
+            toy.build(seed=1)
+            toy.runs()
+        return toy
+
+    reference = start("reference")
+    old = reference.hashes()
+    ticks = _build_and_die(reference, 2, -1, swap=swap)
+    new = reference.hashes()
+    assert len(ticks) > 25
+    assert {f"middle of {name}" for name in ("graph", "engine", "report")} <= set(ticks)
+
+    for at, name in enumerate(ticks):
+        where = f"killed at {at}: {name}"
+        toy = start(str(at))
+        _build_and_die(toy, 2, at, swap=swap)
+        killed_runs = toy.runs()
+        if toy.output.exists():
+            assert verify(toy.output) == [], where
+            assert toy.hashes() in ((old, new) if over_old_bundle else (new,)), where
+        else:
+            assert not (over_old_bundle and swap), f"{where}: the old bundle is gone"
+
+        toy.build(seed=2)
+
+        runs = toy.runs()
+        assert verify(toy.output) == [], where
+        assert toy.hashes() == new, where
+        assert [path.name for path in toy.output.parent.iterdir()] == ["bundle"], where
+        for stage in NAMES:
+            kept = stage in toy.kept  # type: ignore[attr-defined]
+            assert runs[stage] <= (0 if kept else 1), f"{where}: {stage} ran again"
+            assert killed_runs[stage] <= 1, where
+
+
+def test_a_changed_seed_does_not_resume_from_the_old_one(toy: Toy) -> None:
+    def tick(name: str) -> None:
+        if name == "middle of report":
+            die()
+
+    assert exit_code(in_child(lambda: toy.build(seed=1, tick=tick))) == -9
+    toy.runs()
+    toy.build(seed=2)
+    assert toy.runs() == {"graph": 1, "engine": 1, "report": 1}
+    assert (toy.output / "graph/a.onnx").read_text() == "a 2"
