@@ -1,6 +1,322 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Placeholder entry point, replaced by the commands in this session."""
+"""The command line: each verb parses, calls one function, and prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tc_export import __version__
+from tc_export.config import AfterClip, AttentionMask
+from tc_export.errors import CheckFailed, TcExportError
+
+# Imports of a verb's own machinery stand in the verb: `--help` need not load PyTorch.
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Export TC-LLaVA video-language models to engines that are checked against PyTorch.",
+)
+console = Console(stderr=True)
+INTERRUPTED = 130
+
+BundleArgument = Annotated[Path, typer.Argument(help="Folder that `tc-export build` wrote.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+NativeOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--native/--no-native",
+        help="Demand our native library, or leave it out. By default it is used if it is there.",
+        show_default=False,
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads; one for each core if left out.", show_default=False),
+]
 
 
-def main() -> None:
-    """Entry point of `tc-export`."""
+@app.callback()
+def _common(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+) -> None:
+    context.obj = debug
+
+
+@app.command(epilog="Example: tc-export build --checkpoint llava-1.5-7b-hf --output out/llava-cpu")
+def build(
+    checkpoint: Annotated[Path, typer.Option(help="Hugging Face folder of a LLaVA-family model.")],
+    output: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
+    target: Annotated[str, typer.Option(help="Device to build for.")] = "cpu",
+    max_frames: Annotated[int, typer.Option(min=1, help="Most frames of a question.")] = 16,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Most tokens of a conversation: rows of the key/value cache. By default the "
+            "frames' tokens and 512 more, within the model's context.",
+            show_default=False,
+        ),
+    ] = None,
+    gamma: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Weight of the temporal position, where the checkpoint states none."
+        ),
+    ] = None,
+    mask: Annotated[
+        AttentionMask | None,
+        typer.Option(help="What a frame sees of others, where the checkpoint does not say."),
+    ] = None,
+    after_clip: Annotated[
+        AfterClip | None,
+        typer.Option(help="Temporal position after a clip, where the checkpoint does not say."),
+    ] = None,
+    parity: Annotated[
+        bool,
+        typer.Option(
+            help="Compare the engine with PyTorch; needs the model in memory, in float64."
+        ),
+    ] = True,
+) -> None:
+    """Make a bundle of engines from a checkpoint, and check it against PyTorch.
+
+    A killed build resumes where it was; a finished one does again only what has changed.
+    """
+    from tc_export.pipeline import BuildRequest
+    from tc_export.pipeline import build as run_build
+    from tc_export.stages import RichReporter
+
+    flags = {"gamma": gamma, "mask": mask, "after_clip": after_clip}
+    request = BuildRequest(
+        checkpoint=checkpoint,
+        output=output,
+        target=target,
+        max_frames=max_frames,
+        max_length=max_length,
+        temporal={name: value for name, value in flags.items() if value is not None},
+        check_parity=parity,
+    )
+    with RichReporter(console) as reporter:
+        manifest = run_build(request, reporter, _print_settings)
+    engine = manifest.engine
+    assert engine is not None
+    print(f"engine: {engine.state} ({engine.backend})")
+    print(f"bundle: {output}")
+
+
+def _print_settings(checkpoint: Any, profile: Any) -> None:
+    """Say what was read, and where each temporal setting came from."""
+    model = checkpoint.config.model
+    table = Table(title=f"{checkpoint.folder.name} ({checkpoint.config.family})")
+    for heading in ("setting", "value", "from"):
+        table.add_column(heading)
+    for part, config in (("temporal", model.temporal), ("pooling", model.pooling)):
+        for name, value in config.model_dump(mode="json").items():
+            key = f"{part}.{name}"
+            table.add_row(key, str(value), str(checkpoint.config.origins[key]))
+    table.add_row("tokens per frame", str(model.tokens_per_frame), "computed")
+    table.add_row("frames, tokens at most", f"{profile.max_frames}, {profile.max_length}", "flags")
+    console.print(table)
+
+
+@app.command(epilog='Example: tc-export ask out/llava-cpu --video cat.mp4 --question "What next?"')
+def ask(
+    bundle: BundleArgument,
+    video: Annotated[Path, typer.Option(help="Video or image file.")],
+    question: Annotated[str, typer.Option(help="What to ask about it.")],
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Frames to sample evenly. By default as many as the bundle takes.",
+            show_default=False,
+        ),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Sample this many frames a second instead.", show_default=False),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample among so many; 0 is all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample among this much probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    native: NativeOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a question about a video; the answer is printed as it comes."""
+    from tc_export.runtime.ask import ask as run_ask
+    from tc_export.runtime.generation import GenerationConfig
+
+    generation = GenerationConfig.read(
+        {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "seed": seed,
+        },
+        where="the command line",
+    )
+    report = run_ask(
+        bundle,
+        video,
+        question,
+        generation,
+        frames=frames,
+        fps=fps,
+        native=native,
+        threads=threads,
+        console=console,
+        on_text=(lambda text: None) if as_json else _print_piece,
+    )
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        print()
+        console.print(
+            f"{report['new_tokens']} tokens; first after {report['time_to_first_token_s']:.2f} s"
+            + (
+                f", then {report['decode_tokens_per_s']:.1f} tokens/s"
+                if report["decode_tokens_per_s"]
+                else ""
+            )
+            + f"; {report['backend']}",
+            style="dim",
+            highlight=False,
+        )
+
+
+def _print_piece(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+@app.command(epilog="Example: tc-export parity out/llava-cpu --json")
+def parity(
+    bundle: BundleArgument,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="The checkpoint it was built from. By default where it was then.",
+            show_default=False,
+        ),
+    ] = None,
+    native: NativeOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a bundle's engine with the PyTorch model; exit code 1 where they differ."""
+    from tc_export.parity.report import as_json as result_as_json
+    from tc_export.parity.report import as_table, failures
+    from tc_export.pipeline import check_bundle
+
+    result = check_bundle(bundle, checkpoint, native=native, threads=threads)
+    if as_json:
+        print(json.dumps(result_as_json(result), indent=2))
+    else:
+        Console().print(as_table(result))
+    if not result.passed:
+        raise CheckFailed(
+            "the engine does not compute what PyTorch computes:\n" + "\n".join(failures(result))
+        )
+
+
+@app.command(epilog="Example: tc-export inspect out/llava-cpu")
+def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+    """Show what a bundle is, what it was made from, and what it holds."""
+    from tc_export.bundle import inspect as inspect_bundle
+
+    facts = inspect_bundle(bundle)
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    table = Table(title=str(bundle), show_header=False)
+    for name, value in facts.items():
+        if name not in ("bundle", "stages", "files"):
+            table.add_row(name, json.dumps(value) if isinstance(value, dict) else str(value))
+    files = Table("file", "bytes")
+    for path, size in facts["files"].items():
+        files.add_row(path, f"{size:,}")
+    out = Console()
+    out.print(table)
+    out.print(files)
+
+
+@app.command(epilog="Example: tc-export verify out/llava-cpu")
+def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+    """Check every file of a bundle against its manifest; exit code 1 names those that differ."""
+    from tc_export.bundle import verify as verify_bundle
+
+    problems = verify_bundle(bundle)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "passed": not problems,
+                    "problems": [
+                        {"path": x.path, "damage": str(x.damage), "detail": x.detail}
+                        for x in problems
+                    ],
+                },
+                indent=2,
+            )
+        )
+    if problems:
+        raise CheckFailed(
+            f"{len(problems)} file(s) of {bundle} are not what the manifest says:\n"
+            + "\n".join(f"  {problem}" for problem in problems),
+            hint="build the bundle again, or get it again from where it was built",
+        )
+    if not as_json:
+        print(f"{bundle}: every file is what the manifest says")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line, and turn every error into a message and an exit code."""
+    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(arguments, standalone_mode=True)
+    except TcExportError as error:
+        if debug:
+            raise
+        console.print(f"[red]error:[/red] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        if error.hint:
+            console.print(f"  [dim]{_escape(error.hint)}[/dim]", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt as interrupt:
+        console.print(str(interrupt) or "interrupted", highlight=False)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if debug:
+            raise
+        console.print(
+            f"[red]internal error:[/red] {_escape(f'{type(error).__name__}: {error}')}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        console.print("  [dim]run it again with --debug, and report what it prints[/dim]")
+        sys.exit(TcExportError.exit_code)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -47,7 +47,7 @@ class AttentionMask(StrEnum):
 
     @property
     def is_prefix(self) -> bool:
-        """True where each query sees a prefix of the keys, so that one integer a row says it all."""
+        """True where each query sees a prefix of the keys: one integer a row says it all."""
         return self is not AttentionMask.FRAME_BLOCK
 
     @property

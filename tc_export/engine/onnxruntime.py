@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX Runtime: the CPU everywhere, the CUDA provider where it is there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from tc_export.engine.interface import Buffer, Engine, TensorInfo
+from tc_export.errors import BundleError, EnvironmentLacks
+from tc_export.ops.contract import DOMAIN
+
+_NUMPY_TYPES: dict[str, np.dtype[np.generic]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(int32)": np.dtype(np.int32),
+}
+_DEVICES = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
+_ERRORS_ONLY = 3
+
+
+class OrtBuffer(Buffer):
+    """An `OrtValue`."""
+
+    def __init__(self, value: ort.OrtValue) -> None:
+        self.value = value
+
+    def numpy(self) -> np.ndarray:
+        """See `Buffer.numpy`."""
+        return np.array(self.value.numpy())
+
+    def write(self, values: np.ndarray) -> None:
+        """See `Buffer.write`."""
+        self.value.update_inplace(np.ascontiguousarray(values))
+
+
+class OrtEngine(Engine):
+    """An ONNX graph in ONNX Runtime.
+
+    Without `native_library`, the custom ops run through the functions inside the graph. With it,
+    every custom node must be served by the library: a silent fall-back is an error.
+    """
+
+    def __init__(
+        self,
+        model_path: Path,
+        *,
+        native_library: Path | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self._provider = preferred_provider()
+        self._session = _open_session(model_path, self._provider, native_library, threads)
+        self.backend = f"ONNX Runtime {ort.__version__}, {self._provider.split('Execution')[0]}"
+        self.inputs = {x.name: _tensor_info(x) for x in self._session.get_inputs()}
+        self.outputs = {x.name: _tensor_info(x) for x in self._session.get_outputs()}
+        self.native_nodes = _nodes_of_our_domain(self._session) if native_library else {}
+        self._binding = self._session.io_binding()
+        self._bound: set[str] = set()
+        # ONNX Runtime hands outputs out in the order in which they were first bound.
+        self._output_order: list[str] = []
+
+    def allocate(self, name: str, shape: Sequence[int]) -> OrtBuffer:
+        """See `Engine.allocate`."""
+        info = self.inputs.get(name) or self.outputs[name]
+        value = ort.OrtValue.ortvalue_from_shape_and_type(
+            list(shape), info.dtype, _DEVICES[self._provider]
+        )
+        value.update_inplace(np.zeros(shape, dtype=info.dtype))
+        return OrtBuffer(value)
+
+    def bind(self, name: str, buffer: Buffer) -> None:
+        """See `Engine.bind`."""
+        assert isinstance(buffer, OrtBuffer)
+        if name in self.inputs:
+            self._binding.bind_ortvalue_input(name, buffer.value)
+        else:
+            self._binding.bind_ortvalue_output(name, buffer.value)
+            self._note_output(name)
+        self._bound.add(name)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `Engine.run`."""
+        missing = self.inputs.keys() - self._bound - feeds.keys()
+        if missing:
+            raise ValueError(f"inputs neither given nor bound: {', '.join(sorted(missing))}")
+        for name, array in feeds.items():
+            self._binding.bind_cpu_input(
+                name, np.ascontiguousarray(array, dtype=self.inputs[name].dtype)
+            )
+        fetched = [name for name in self.outputs if name not in self._bound]
+        for name in fetched:
+            self._binding.bind_output(name, "cpu")
+            self._note_output(name)
+        self._session.run_with_iobinding(self._binding)
+        values = dict(zip(self._output_order, self._binding.get_outputs(), strict=True))
+        return {name: values[name].numpy() for name in fetched}
+
+    def _note_output(self, name: str) -> None:
+        if name not in self._output_order:
+            self._output_order.append(name)
+
+
+def preferred_provider() -> str:
+    """CUDA where this build of ONNX Runtime has it and a GPU answers, else the CPU."""
+    available = ort.get_available_providers()
+    return "CUDAExecutionProvider" if _cuda_answers(available) else "CPUExecutionProvider"
+
+
+def _cuda_answers(available: Sequence[str]) -> bool:
+    # A GPU build on a machine without a GPU lists the provider too.
+    return "CUDAExecutionProvider" in available and any(
+        device.device.type == ort.OrtHardwareDeviceType.GPU
+        and device.ep_name == "CUDAExecutionProvider"
+        for device in ort.get_ep_devices()
+    )
+
+
+def _open_session(
+    model_path: Path, provider: str, native_library: Path | None, threads: int | None
+) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if native_library is not None:
+        options.register_custom_ops_library(str(native_library))
+    try:
+        session = ort.InferenceSession(str(model_path), options, providers=[provider])
+    except Exception as error:  # ONNX Runtime raises its own classes, without a common base.
+        raise BundleError(
+            f"ONNX Runtime {ort.__version__} cannot load {model_path}: {error}",
+            hint="tc-export verify BUNDLE names files that are changed or missing",
+        ) from error
+    # Asked for a provider that cannot start, ONNX Runtime falls back to the CPU without raising.
+    if session.get_providers()[0] != provider:
+        raise EnvironmentLacks(
+            f"ONNX Runtime took {session.get_providers()[0]} instead of {provider}"
+        )
+    return session
+
+
+def _tensor_info(node: ort.NodeArg) -> TensorInfo:
+    return TensorInfo(node.name, _NUMPY_TYPES[node.type], tuple(node.shape))
+
+
+def _nodes_of_our_domain(session: ort.InferenceSession) -> dict[str, int]:
+    """Custom nodes that were left after loading: those that a kernel of ours serves.
+
+    A node without a kernel has been replaced by its function's body at this point.
+    """
+    return dict(
+        Counter(
+            node.op_type
+            for subgraph in session.get_provider_graph_assignment_info()
+            for node in subgraph.get_nodes()
+            if node.domain == DOMAIN
+        )
+    )

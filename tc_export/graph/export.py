@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoint to ONNX: the `vision` and `decoder` graphs, and the embedding table.
+
+Each graph is traced with fake weights, gets the custom ops' bodies as model-local functions, has
+its weights attached from the checkpoint's files, and is checked before it is saved. What was lost
+on the way (a custom op, a dynamic axis) is an error here, not a surprise later.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from safetensors.torch import save_file
+from torch.export import ExportedProgram
+
+from tc_export.checkpoint.reader import Checkpoint
+from tc_export.config import ModelConfig
+from tc_export.errors import TcExportError
+from tc_export.graph.onnx_ops import (
+    attach_functions,
+    custom_node_counts,
+    register_schemas,
+    translation_table,
+)
+from tc_export.graph.trace import (
+    decoder_input_names,
+    decoder_output_names,
+    trace_decoder,
+    trace_vision,
+)
+from tc_export.graph.weights import WeightsReport, attach_weights
+from tc_export.model.rope import inverse_frequencies
+
+OPSET = 23
+MODEL_FILE = "model.onnx"
+MODULE_NOTE = "pkg.torch.onnx.name_scopes"
+EMBEDDING_TENSOR = "embed_tokens.weight"
+
+Advance = Callable[[int], None]
+"""Called with a number of bytes that are done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphReport:
+    """An exported graph: its custom nodes by name, and what its weights cost on disk."""
+
+    custom_nodes: dict[str, int]
+    bytes_written: int
+    bytes_referenced: int
+
+
+def export_vision(
+    checkpoint: Checkpoint, dtype: torch.dtype, folder: Path, advance: Advance
+) -> GraphReport:
+    """Write the graph `pixel_values` -> `visual_features` to `folder`/model.onnx."""
+    config = checkpoint.config.model
+    model = _to_onnx(trace_vision(config, dtype), ["pixel_values"], ["visual_features"])
+    _name_axes(model, {"pixel_values": {0: "frames"}})
+    report = attach_weights(model, checkpoint.tensors, {}, dtype, folder, advance)
+    return _save(model, folder, report, expected={})
+
+
+def export_decoder(
+    checkpoint: Checkpoint, dtype: torch.dtype, folder: Path, advance: Advance
+) -> GraphReport:
+    """Write the graph from embeddings and cache to logits and cache to `folder`/model.onnx."""
+    config = checkpoint.config.model
+    inputs = decoder_input_names(config)
+    model = _to_onnx(trace_decoder(config, dtype), inputs, decoder_output_names(config))
+    _name_axes(model, {name: _decoder_axes(name) for name in inputs})
+    inv_freq, _ = inverse_frequencies(config.text)
+    report = attach_weights(
+        model,
+        checkpoint.tensors,
+        {"decoder.inv_freq": inv_freq.numpy()},
+        dtype,
+        folder,
+        advance,
+    )
+    return _save(model, folder, report, expected=_expected_custom_nodes(config))
+
+
+def export_embedding(checkpoint: Checkpoint, dtype: torch.dtype, path: Path) -> int:
+    """Write the token embedding table [vocabulary, channels]; return its bytes.
+
+    Tokens are embedded outside the graphs, so that visual features can take their places.
+    """
+    table = checkpoint.tensors[EMBEDDING_TENSOR].as_tensor().to(dtype)
+    save_file({EMBEDDING_TENSOR: table.contiguous()}, path)
+    return table.nbytes
+
+
+def _decoder_axes(name: str) -> dict[int, str]:
+    if name.startswith("past_key_values."):
+        return {0: "batch", 2: "cache_rows"}
+    if name == "key_frame_ids":
+        return {0: "batch", 1: "cache_rows"}
+    return {0: "batch", 1: "logits" if name == "logits_indices" else "tokens"}
+
+
+def _expected_custom_nodes(config: ModelConfig) -> dict[str, int]:
+    """Query and key of each layer are rotated; each layer attends once."""
+    layers = config.text.num_hidden_layers
+    expected = {"TcDualRope": 2 * layers}
+    if config.temporal.mask.is_prefix:
+        expected["TcBlockCausalAttention"] = layers
+    return expected
+
+
+def _to_onnx(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+    """Translate the traced program; nothing is folded, since folding would copy weights."""
+    with _quiet_exporter():
+        exported = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            custom_translation_table=translation_table(),
+            optimize=False,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            verbose=False,
+        )
+    assert exported is not None
+    model: ir.Model = exported.model
+    attach_functions(model)
+    _drop_tracer_notes(model)
+    return model
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what PyTorch's exporter says of itself, and what no user could act on."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)  # "torchvision is not installed"
+    try:
+        with warnings.catch_warnings():
+            # It copies its own deprecated tree specs.
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            yield
+    finally:
+        registration.setLevel(level)
+
+
+def _drop_tracer_notes(model: ir.Model) -> None:
+    """Keep which module a node came from; drop stack traces, which hold paths of this machine."""
+    for node in model.graph.all_nodes():
+        kept = {k: v for k, v in node.metadata_props.items() if k == MODULE_NOTE}
+        node.metadata_props.clear()
+        node.metadata_props.update(kept)
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+
+
+def _name_axes(model: ir.Model, axes: dict[str, dict[int, str]]) -> None:
+    """Rename the tracer's symbols (s17, s29 …) to what they mean, and see that none was frozen."""
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        assert value.shape is not None
+        for axis, name in axes[str(value.name)].items():
+            symbol = value.shape[axis]
+            if isinstance(symbol, int):
+                raise TcExportError(
+                    f"axis {name!r} of {value.name} was frozen to {symbol} while tracing"
+                )
+            if names.setdefault(str(symbol.value), name) != name:
+                raise TcExportError(f"axes {names[str(symbol.value)]!r} and {name!r} were merged")
+    values = [
+        *model.graph.inputs,
+        *(out for node in model.graph.all_nodes() for out in node.outputs),
+    ]
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                [d if isinstance(d, int) else names.get(str(d.value), d) for d in value.shape]
+            )
+
+
+def _save(
+    model: ir.Model, folder: Path, weights: WeightsReport, *, expected: dict[str, int]
+) -> GraphReport:
+    counts = custom_node_counts(model)
+    if counts != expected:
+        raise TcExportError(f"the graph has custom nodes {counts}, and should have {expected}")
+    path = folder / MODEL_FILE
+    ir.save(model, path)
+    check_graph(path)
+    return GraphReport(
+        custom_nodes=counts,
+        bytes_written=weights.bytes_written + path.stat().st_size,
+        bytes_referenced=weights.bytes_referenced,
+    )
+
+
+def check_graph(path: Path) -> None:
+    """Run ONNX's full checker, types and shapes included, on a graph whose weights lie elsewhere.
+
+    The checker refuses hard-linked weights, and would read all of them; so here each stands as an
+    input of the same type and shape. That the bytes are right is for parity to say.
+    """
+    register_schemas()
+    proto = onnx.load(path, load_external_data=False)
+    graph = proto.graph
+    inline = []
+    for tensor in graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            graph.input.append(value)
+        else:
+            inline.append(tensor)
+    del graph.initializer[:]
+    graph.initializer.extend(inline)
+    onnx.checker.check_model(proto, full_check=True)

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parity check: vision features, prefill logits, every decode step, and the greedy answer.
+
+Three runners go through the same feeds: PyTorch in float64 (the truth), PyTorch in the engine's
+format, and the engine. The decoder is fed with the truth's features and tokens, so that an error
+is seen where it arises; the greedy answer is free-running, with each side's own.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from polygraphy.comparator import Comparator, IterationResult, RunResults
+from polygraphy.logger import G_LOGGER
+
+from tc_export.config import ModelConfig
+from tc_export.engine.decoder_session import DecoderSession, bind_cache, position_feeds
+from tc_export.engine.interface import Engine
+from tc_export.errors import EnvironmentLacks
+from tc_export.model.positions import TEXT, Layout, Text, frame_chunks, lay_out
+from tc_export.model.tc_llava import TcLlava
+from tc_export.parity.runners import EngineRunner
+from tc_export.parity.scenario import DECODE_STEPS, Scenario
+from tc_export.parity.tolerance import TensorComparison, compare
+from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
+
+MAX_LOGITS_ROWS = 64
+"""Prompt tokens whose logits are compared: all of a short prompt, evenly spread over a long one."""
+
+Feed = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerComparison:
+    """A free-running greedy answer of both sides.
+
+    `margin` is the truth's smallest gap between its first and second choice, up to the first token
+    that differs; where the gap is below the logits' tolerance, either choice is right.
+    """
+
+    scenario: str
+    true_tokens: tuple[int, ...]
+    engine_tokens: tuple[int, ...]
+    margin: float
+    tolerance: float
+
+    @property
+    def first_difference(self) -> int | None:
+        """Index of the first token that differs."""
+        pairs = zip(self.true_tokens, self.engine_tokens, strict=True)
+        return next((i for i, (true, engine) in enumerate(pairs) if true != engine), None)
+
+    @property
+    def passed(self) -> bool:
+        """True where the answers agree, or part at a tie."""
+        return self.first_difference is None or self.margin <= 2 * self.tolerance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One implementation: its two engines and a name."""
+
+    name: str
+    vision: Engine
+    decoder: Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityResult:
+    """Everything that was compared."""
+
+    engine: str
+    truth: str
+    precision: str
+    tensors: tuple[TensorComparison, ...]
+    answers: tuple[AnswerComparison, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True where every tensor and every answer passed, and something was compared."""
+        verdicts = [x.passed for x in self.tensors] + [x.passed for x in self.answers]
+        return bool(verdicts) and all(verdicts)
+
+
+def torch_side(model: TcLlava) -> Side:
+    """The PyTorch model in the format that it was loaded in."""
+    decoder = TorchDecoderEngine(model)
+    return Side(name=decoder.backend, vision=TorchVisionEngine(model), decoder=decoder)
+
+
+def check_parity(
+    config: ModelConfig,
+    load_model: Callable[[torch.dtype], TcLlava],
+    engine: Side,
+    precision: str,
+    scenarios: Sequence[Scenario],
+    advance: Callable[[str], None] = lambda phrase: None,
+) -> ParityResult:
+    """Run every scenario on the truth, on PyTorch in the engine's format, and on the engine.
+
+    Args:
+        config: the model's.
+        load_model: reads the reference model in a given type.
+        engine: what is to be judged.
+        precision: its floating-point format.
+        scenarios: what is run.
+        advance: called with a phrase after each step of a scenario.
+
+    Raises:
+        EnvironmentLacks: the profile has no room for any scenario.
+    """
+    if not scenarios:
+        raise EnvironmentLacks(
+            "the bundle's profile is too small for any parity scenario",
+            hint="build with more --max-frames or a larger --max-length",
+        )
+    truth = torch_side(load_model(torch.float64))
+    pytorch = torch_side(load_model(getattr(torch, precision)))
+    embedding = _Embedding(truth)
+    tensors: list[TensorComparison] = []
+    answers: list[AnswerComparison] = []
+    for scenario in scenarios:
+        check = _ScenarioCheck(config, scenario, precision, truth, pytorch, engine, embedding)
+        tensors += check.vision()
+        advance(f"{scenario.name}: vision")
+        decoded = check.decoder()
+        tensors += decoded
+        advance(f"{scenario.name}: decoder")
+        answers.append(check.answer(max(item.tolerance for item in decoded)))
+        advance(f"{scenario.name}: answer")
+    return ParityResult(
+        engine=engine.decoder.backend,
+        truth=truth.name,
+        precision=precision,
+        tensors=tuple(tensors),
+        answers=tuple(answers),
+    )
+
+
+class _Embedding:
+    """Token embeddings, from the truth's table (rounded nowhere)."""
+
+    def __init__(self, truth: Side) -> None:
+        assert isinstance(truth.decoder, TorchDecoderEngine)
+        self._table = truth.decoder.embedding_table()
+
+    def prompt(self, scenario: Scenario, features: np.ndarray) -> np.ndarray:
+        """Embed a prompt [S] whose visual places are -1; features are [frames, m, E]."""
+        embeds: np.ndarray = self._table[np.maximum(scenario.token_ids, 0)].astype(np.float64)
+        embeds[scenario.token_ids == TEXT] = features.reshape(-1, features.shape[-1])
+        return embeds
+
+    def token(self, token: int) -> np.ndarray:
+        """Embed one token: [E]."""
+        return np.asarray(self._table[token])
+
+
+class _ScenarioCheck:
+    """One scenario on three sides."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        scenario: Scenario,
+        precision: str,
+        truth: Side,
+        pytorch: Side,
+        engine: Side,
+        embedding: _Embedding,
+    ) -> None:
+        self._config = config
+        self._scenario = scenario
+        self._precision = precision
+        self._sides = (truth, pytorch, engine)
+        self._embedding = embedding
+        self._rows = scenario.length + DECODE_STEPS
+
+    def vision(self) -> list[TensorComparison]:
+        """Compare the visual features of all frames."""
+        inputs = self._sides[2].vision.inputs
+        runners = [EngineRunner(side.name, side.vision, inputs) for side in self._sides]
+        pixels = self._scenario.pixel_values
+        feed = {"pixel_values": pixels.astype(inputs["pixel_values"].dtype)}
+        return self._compare("vision", runners, [feed])
+
+    def decoder(self) -> list[TensorComparison]:
+        """Compare the logits of the prefill and of every teacher-forced decode step."""
+        features = self._features(self._sides[0])
+        embeds = self._embedding.prompt(self._scenario, features)
+        answer, _ = self._greedy(self._sides[0], embeds)
+        fed = np.stack([self._embedding.token(token) for token in answer[:-1]])
+        feeds = self._decoder_feeds(np.concatenate([embeds, fed]))
+        inputs = self._sides[2].decoder.inputs
+        runners = [
+            EngineRunner(side.name, side.decoder, inputs, partial(self._bind, side))
+            for side in self._sides
+        ]
+        return self._compare("decoder", runners, feeds)
+
+    def answer(self, tolerance: float) -> AnswerComparison:
+        """Compare the greedy answers, each side with its own features."""
+        answers = []
+        for side in (self._sides[0], self._sides[2]):
+            embeds = self._embedding.prompt(self._scenario, self._features(side))
+            answers.append(self._greedy(side, embeds))
+        (true_tokens, margins), (engine_tokens, _) = answers
+        same = [a == b for a, b in zip(true_tokens, engine_tokens, strict=True)]
+        compared = same.index(False) + 1 if False in same else len(same)
+        return AnswerComparison(
+            scenario=self._scenario.name,
+            true_tokens=tuple(true_tokens),
+            engine_tokens=tuple(engine_tokens),
+            margin=min(margins[:compared]),
+            tolerance=tolerance,
+        )
+
+    def _features(self, side: Side) -> np.ndarray:
+        return side.vision.run({"pixel_values": self._scenario.pixel_values})["visual_features"]
+
+    def _bind(self, side: Side) -> None:
+        bind_cache(side.decoder, self._config, self._rows)
+
+    def _greedy(self, side: Side, embeds: np.ndarray) -> tuple[list[int], list[float]]:
+        """A greedy answer of a fixed length, and the margin of each token."""
+        chunk = self._scenario.chunk_tokens or self._scenario.length
+        session = DecoderSession(side.decoder, self._config, self._rows, chunk)
+        logits = session.prefill(embeds, self._scenario.segments)
+        tokens: list[int] = []
+        margins: list[float] = []
+        while True:
+            second, first = np.partition(logits, -2)[-2:]
+            tokens.append(int(logits.argmax()))
+            margins.append(float(first - second))
+            if len(tokens) == DECODE_STEPS + 1:
+                return tokens, margins
+            logits = session.step(self._embedding.token(tokens[-1]))
+
+    def _decoder_feeds(self, embeds: np.ndarray) -> list[Feed]:
+        """A feed for each prefill chunk, then one for each decode step."""
+        segments = [*self._scenario.segments, Text(DECODE_STEPS)]
+        layout, _ = lay_out(segments, self._config.temporal)
+        prompt, mask = self._scenario.length, self._config.temporal.mask
+        chunk = self._scenario.chunk_tokens or prompt
+        spans = frame_chunks(layout.tokens(0, prompt), mask, chunk)
+        spans += [(step, step + 1) for step in range(prompt, layout.length)]
+        return [self._feed(embeds[a:b], layout, a, b) for a, b in spans]
+
+    def _feed(self, embeds: np.ndarray, layout: Layout, start: int, stop: int) -> Feed:
+        rows = min(stop - start, MAX_LOGITS_ROWS)
+        wanted = np.linspace(0, stop - start - 1, rows).round().astype(np.int64)
+        dtype = self._sides[2].decoder.inputs["inputs_embeds"].dtype
+        feed = {"inputs_embeds": embeds[None].astype(dtype), "logits_indices": wanted[None]}
+        feed |= position_feeds(layout.tokens(start, stop).batched())
+        if not self._config.temporal.mask.is_prefix:
+            frame_ids = np.full((1, self._rows), TEXT, dtype=np.int64)
+            frame_ids[0, :stop] = layout.frame_ids[:stop]
+            feed["key_frame_ids"] = frame_ids
+        return feed
+
+    def _compare(
+        self, stage: str, runners: list[EngineRunner], feeds: list[Feed]
+    ) -> list[TensorComparison]:
+        """Run all feeds on all runners through Polygraphy, and compare step by step."""
+        comparisons: list[TensorComparison] = []
+        with G_LOGGER.verbosity(G_LOGGER.ERROR):
+            results = Comparator.run(runners, data_loader=feeds)
+            (_, truths), (_, pytorch), (_, engines) = results.items()
+            steps = iter(enumerate(pytorch))
+
+            def within_tolerance(
+                truth: IterationResult, engine: IterationResult
+            ) -> OrderedDict[str, bool]:
+                step, baseline = next(steps)
+                found = [
+                    compare(
+                        f"{self._scenario.name}: {stage}",
+                        step,
+                        name,
+                        truth=value,
+                        pytorch=baseline[name],
+                        engine=engine[name],
+                        precision=self._precision,
+                    )
+                    for name, value in truth.items()
+                ]
+                comparisons.extend(found)
+                return OrderedDict((item.tensor, item.passed) for item in found)
+
+            pair = RunResults([(runners[0].name, truths), (runners[2].name, engines)])
+            Comparator.compare_accuracy(pair, compare_func=within_tolerance)
+        return comparisons
