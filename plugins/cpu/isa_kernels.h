@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Between the entry points (tc_cpu.cpp) and the code compiled for each instruction set (isa_*.cpp):
+// what is shared out among the threads, and the table of functions that an instruction set gives.
+
+#ifndef TC_CPU_ISA_KERNELS_H
+#define TC_CPU_ISA_KERNELS_H
+
+#include "tc_kernels.h"
+
+namespace tc_cpu {
+
+// Attention is cut into tasks, one for each (batch, K/V head, tile of query rows, part of the keys).
+// The query heads that share a K/V head are rows of one tile, so that they share its stream of keys
+// and values: row = token * group + head in group. The cut depends on shapes and kv_end only, never
+// on the number of threads, so the result does not either.
+struct AttentionPlan {
+  tc_attention_args args;
+  int64_t group;         // query heads that share a K/V head
+  int64_t rows;          // tokens * group
+  int64_t tiles;         // of at most kTileRows rows
+  int64_t splits;        // parts of the keys; above one, each leaves a partial result
+  int64_t keys_a_split;  // a multiple of kKeyBlock
+  float* partials;       // [batch * kv_heads * tiles * splits][partial_floats()]
+
+  // Sums weighted by exp2(score - maximum) [kTileRows, D], maxima and weights [kTileRows].
+  int64_t partial_rows() const { return rows < kTileRows ? rows : kTileRows; }
+  int64_t partial_floats() const { return partial_rows() * (args.head_dim + 2); }
+
+  static constexpr int64_t kTileRows = 128;
+  static constexpr int64_t kKeyBlock = 96;
+};
+
+struct RopePlan {
+  tc_dual_rope_args args;
+  int64_t tokens_a_task;
+  int64_t tasks_a_batch;
+};
+
+struct IsaKernels {
+  // Each returns false when memory ran out.
+  bool (*attend)(const AttentionPlan& plan, int64_t task);
+  bool (*combine)(const AttentionPlan& plan, int64_t tile);  // of all tiles of all heads
+  bool (*rotate)(const RopePlan& plan, int64_t task);
+};
+
+extern const IsaKernels kPortable;
+#if defined(__x86_64__)
+extern const IsaKernels kAvx2;
+extern const IsaKernels kAvx512;
+extern const IsaKernels kAvx512Bf16;
+#endif
+
+}  // namespace tc_cpu
+
+#endif  // TC_CPU_ISA_KERNELS_H

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Entry points of the CPU implementation: arguments are checked, the cache is written, and the rest
+// is cut into tasks that run on the caller's threads with the processor's best instruction set.
+
+#include "tc_cpu.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+
+#include "isa_kernels.h"
+
+namespace {
+
+using tc_cpu::AttentionPlan;
+using tc_cpu::IsaKernels;
+using tc_cpu::RopePlan;
+
+// --- Instruction sets --------------------------------------------------------------------------
+
+struct Isa {
+  const char* name;
+  const IsaKernels* kernels;
+  bool available;
+};
+
+const Isa* find_isa(tc_cpu_isa wanted) {
+  // Best last.
+  static const Isa kIsas[] = {
+      {"portable", &tc_cpu::kPortable, true},
+#if defined(__x86_64__)
+      {"avx2", &tc_cpu::kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {"avx512", &tc_cpu::kAvx512,
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
+      {"avx512_bf16", &tc_cpu::kAvx512Bf16,
+       __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
+#endif
+  };
+  constexpr int kCount = sizeof(kIsas) / sizeof(kIsas[0]);
+  if (wanted == TC_ISA_BEST) {
+    int best = kCount - 1;
+    while (!kIsas[best].available) --best;
+    return &kIsas[best];
+  }
+  const int index = static_cast<int>(wanted) - TC_ISA_PORTABLE;
+  if (index < 0 || index >= kCount || !kIsas[index].available) return nullptr;
+  return &kIsas[index];
+}
+
+// --- Arguments ---------------------------------------------------------------------------------
+
+bool known(tc_dtype dtype) {
+  return dtype == TC_FLOAT32 || dtype == TC_FLOAT16 || dtype == TC_BFLOAT16;
+}
+
+int64_t bytes(tc_dtype dtype) { return dtype == TC_FLOAT32 ? 4 : 2; }
+
+// Sizes that are positive, and whose product can be counted in bytes.
+bool countable(std::initializer_list<int64_t> sizes) {
+  int64_t product = sizeof(double);
+  for (const int64_t size : sizes) {
+    if (size <= 0 || __builtin_mul_overflow(product, size, &product)) return false;
+  }
+  return true;
+}
+
+bool none_null(std::initializer_list<const void*> pointers) {
+  return std::find(pointers.begin(), pointers.end(), nullptr) == pointers.end();
+}
+
+tc_status check(const tc_attention_args* args) {
+  if (args == nullptr) return TC_INVALID_ARGUMENT;
+  const tc_attention_args& a = *args;
+  if (!none_null({a.q, a.k, a.v, a.kv_end, a.slots, a.past_key, a.past_value, a.y, a.present_key,
+                  a.present_value}) ||
+      !countable({a.batch, a.q_heads, a.tokens, a.head_dim}) ||
+      !countable({a.batch, a.kv_heads, a.cache_rows, a.head_dim}) || a.q_heads % a.kv_heads != 0 ||
+      !std::isfinite(a.scale)) {
+    return TC_INVALID_ARGUMENT;
+  }
+  // Cache rows are compared with kv_end, which is an int32.
+  if (!known(a.dtype) || a.cache_rows > std::numeric_limits<int32_t>::max()) return TC_UNSUPPORTED;
+  const auto outside = [&](int64_t slot) { return slot < -1 || slot >= a.cache_rows; };
+  if (std::any_of(a.slots, a.slots + a.batch * a.tokens, outside)) return TC_CACHE_OVERFLOW;
+  return TC_OK;
+}
+
+tc_status check(const tc_dual_rope_args* args) {
+  if (args == nullptr) return TC_INVALID_ARGUMENT;
+  const tc_dual_rope_args& a = *args;
+  if (!none_null({a.x, a.position_ids, a.temporal_ids, a.inv_freq, a.y}) ||
+      !countable({a.batch, a.heads, a.tokens, a.head_dim}) || a.rotary_half <= 0 ||
+      a.rotary_half > a.head_dim / 2 || !std::isfinite(a.gamma) ||
+      !std::isfinite(a.attention_factor)) {
+    return TC_INVALID_ARGUMENT;
+  }
+  return known(a.dtype) ? TC_OK : TC_UNSUPPORTED;
+}
+
+// --- Tasks -------------------------------------------------------------------------------------
+
+// Runs task(i) -> bool for i in [0, n) on the caller's threads; false when any task said so.
+template <class Task>
+bool run(tc_parallel_for parallel_for, void* context, int64_t n, const Task& task) {
+  struct Shared {
+    const Task& task;
+    std::atomic<bool> done{true};
+  } shared{task};
+  parallel_for(
+      context, static_cast<size_t>(n),
+      [](void* data, size_t i) {
+        Shared& s = *static_cast<Shared*>(data);
+        if (!s.task(static_cast<int64_t>(i))) s.done = false;
+      },
+      &shared);
+  return shared.done;
+}
+
+int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Brings the cache from past to present, a stretch of rows of one head a task: copied unless it is
+// the same buffer, then overwritten with the rows of this call. Slot -1 is left unwritten.
+bool write_cache(const tc_attention_args& a, tc_parallel_for parallel_for, void* context) {
+  constexpr int64_t kStretch = 4096;
+  const int64_t row_bytes = a.head_dim * bytes(a.dtype);
+  const int64_t stretches = ceil_divide(a.cache_rows, kStretch);
+  const auto one = [&](int64_t head, int64_t begin, int64_t end, const void* from, const void* past,
+                       void* present) {
+    char* rows = static_cast<char*>(present) + head * a.cache_rows * row_bytes;
+    if (past != present) {
+      const char* source = static_cast<const char*>(past) + head * a.cache_rows * row_bytes;
+      std::memcpy(rows + begin * row_bytes, source + begin * row_bytes, (end - begin) * row_bytes);
+    }
+    const int64_t* slots = a.slots + head / a.kv_heads * a.tokens;
+    const char* news = static_cast<const char*>(from) + head * a.tokens * row_bytes;
+    for (int64_t token = 0; token < a.tokens; ++token) {
+      if (slots[token] < begin || slots[token] >= end) continue;
+      std::memcpy(rows + slots[token] * row_bytes, news + token * row_bytes, row_bytes);
+    }
+  };
+  return run(parallel_for, context, a.batch * a.kv_heads * stretches, [&](int64_t i) {
+    const int64_t begin = i % stretches * kStretch;
+    const int64_t end = std::min(begin + kStretch, a.cache_rows);
+    one(i / stretches, begin, end, a.k, a.past_key, a.present_key);
+    one(i / stretches, begin, end, a.v, a.past_value, a.present_value);
+    return true;
+  });
+}
+
+AttentionPlan make_plan(const tc_attention_args& a) {
+  // Keys are split when there are few heads and rows, so that many threads find work in a decode
+  // step; a part is long enough that combining the parts costs nothing beside it.
+  constexpr int64_t kEnoughTasks = 32;
+  constexpr int64_t kLeastKeys = 5 * AttentionPlan::kKeyBlock;
+  AttentionPlan plan{};
+  plan.args = a;
+  plan.group = a.q_heads / a.kv_heads;
+  plan.rows = a.tokens * plan.group;
+  plan.tiles = ceil_divide(plan.rows, AttentionPlan::kTileRows);
+  const int64_t largest_end = *std::max_element(a.kv_end, a.kv_end + a.batch * a.tokens);
+  const int64_t longest = std::clamp<int64_t>(largest_end, 1, a.cache_rows);
+  const int64_t tasks = a.batch * a.kv_heads * plan.tiles;
+  const int64_t wanted = std::clamp<int64_t>(ceil_divide(kEnoughTasks, tasks), 1,
+                                             ceil_divide(longest, kLeastKeys));
+  plan.keys_a_split = ceil_divide(ceil_divide(longest, wanted), AttentionPlan::kKeyBlock) *
+                      AttentionPlan::kKeyBlock;
+  plan.splits = ceil_divide(longest, plan.keys_a_split);
+  return plan;
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* tc_cpu_isa_name(tc_cpu_isa isa) {
+  const Isa* found = find_isa(isa);
+  return found != nullptr ? found->name : nullptr;
+}
+
+const char* tc_ops_version(void) { return TC_OPS_VERSION; }
+
+tc_status tc_cpu_block_causal_attention_on(tc_cpu_isa isa, const tc_attention_args* args,
+                                           tc_parallel_for parallel_for, void* context) {
+  const tc_status status = check(args);
+  if (status != TC_OK) return status;
+  if (parallel_for == nullptr) return TC_INVALID_ARGUMENT;
+  const Isa* found = find_isa(isa);
+  if (found == nullptr) return TC_UNSUPPORTED;
+
+  AttentionPlan plan = make_plan(*args);
+  const int64_t tiles = args->batch * args->kv_heads * plan.tiles;
+  std::unique_ptr<float[]> partials;
+  if (plan.splits > 1) {
+    partials.reset(new (std::nothrow) float[tiles * plan.splits * plan.partial_floats()]);
+    if (!partials) return TC_OUT_OF_MEMORY;
+    plan.partials = partials.get();
+  }
+  write_cache(*args, parallel_for, context);
+  bool done = run(parallel_for, context, tiles * plan.splits,
+                  [&](int64_t task) { return found->kernels->attend(plan, task); });
+  if (done && plan.splits > 1) {
+    done = run(parallel_for, context, tiles,
+               [&](int64_t tile) { return found->kernels->combine(plan, tile); });
+  }
+  return done ? TC_OK : TC_OUT_OF_MEMORY;
+}
+
+tc_status tc_cpu_dual_rope_on(tc_cpu_isa isa, const tc_dual_rope_args* args,
+                              tc_parallel_for parallel_for, void* context) {
+  const tc_status status = check(args);
+  if (status != TC_OK) return status;
+  if (parallel_for == nullptr) return TC_INVALID_ARGUMENT;
+  const Isa* found = find_isa(isa);
+  if (found == nullptr) return TC_UNSUPPORTED;
+
+  RopePlan plan{*args, /*tokens_a_task=*/64, /*tasks_a_batch=*/0};
+  plan.tasks_a_batch = ceil_divide(args->tokens, plan.tokens_a_task);
+  const bool done = run(parallel_for, context, args->batch * plan.tasks_a_batch,
+                        [&](int64_t task) { return found->kernels->rotate(plan, task); });
+  return done ? TC_OK : TC_OUT_OF_MEMORY;
+}
+
+tc_status tc_cpu_block_causal_attention(const tc_attention_args* args, tc_parallel_for parallel_for,
+                                        void* context) {
+  return tc_cpu_block_causal_attention_on(TC_ISA_BEST, args, parallel_for, context);
+}
+
+tc_status tc_cpu_dual_rope(const tc_dual_rope_args* args, tc_parallel_for parallel_for,
+                           void* context) {
+  return tc_cpu_dual_rope_on(TC_ISA_BEST, args, parallel_for, context);
+}
+
+}  // extern "C"
