@@ -87,10 +87,18 @@ def attend(
         value_BKCD,
         attn_mask=visible_BSC[:, None],
         scale=scale,
-        enable_gqa=q_BHSD.shape[1] != key_BKCD.shape[1],
+        enable_gqa=bool(q_BHSD.shape[1] != key_BKCD.shape[1]),
     )
     sees_any_B1S1 = visible_BSC.any(dim=-1)[:, None, :, None]
     return torch.where(sees_any_B1S1, y, torch.zeros((), dtype=y.dtype, device=y.device))
+
+
+def attend_to_prefix(
+    q_BHSD: Tensor, key_BKCD: Tensor, value_BKCD: Tensor, kv_end_BS: Tensor, scale: float
+) -> Tensor:
+    """Softmax attention in which query s of batch b sees the first kv_end[b, s] keys."""
+    row_C = torch.arange(key_BKCD.shape[2], device=q_BHSD.device)
+    return attend(q_BHSD, key_BKCD, value_BKCD, row_C < kv_end_BS[:, :, None], scale)
 
 
 def block_causal_attention_reference(
@@ -103,12 +111,13 @@ def block_causal_attention_reference(
     past_value: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Write the cache, then attend over the rows that any query of the call sees."""
+    """Write the cache, then attend over its rows.
+
+    No shape depends on a value, so that the gradient, which runs this, can be traced.
+    """
     present_key = write_cache(past_key, k, slots)
     present_value = write_cache(past_value, v, slots)
-    length = min(max(1, int(kv_end.max())), present_key.shape[2])
-    visible_BSC = torch.arange(length, device=q.device) < kv_end[:, :, None]
-    y = attend(q, present_key[:, :, :length], present_value[:, :, :length], visible_BSC, scale)
+    y = attend_to_prefix(q, present_key, present_value, kv_end, scale)
     return y, present_key, present_value
 
 
@@ -124,9 +133,12 @@ def block_causal_attention(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`TcBlockCausalAttention` for PyTorch; see `BLOCK_CAUSAL_ATTENTION` for shapes and types."""
-    outputs = block_causal_attention_reference(q, k, v, kv_end, slots, past_key, past_value, scale)
-    y, present_key, present_value = (tensor.contiguous() for tensor in outputs)
-    return y, present_key, present_value
+    key = write_cache(past_key, k, slots).contiguous()
+    value = write_cache(past_value, v, slots).contiguous()
+    # Rows that no query of the call sees are left out: a cache is mostly empty at first.
+    seen = min(max(1, int(kv_end.max())), key.shape[2])
+    y = attend_to_prefix(q, key[:, :, :seen], value[:, :, :seen], kv_end, scale)
+    return y.contiguous(), key, value
 
 
 @block_causal_attention.register_fake
