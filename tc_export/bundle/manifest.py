@@ -180,20 +180,7 @@ def read_manifest(bundle: Path) -> Manifest:
         BundleError: not a bundle, a bundle of another version, or a damaged manifest.
     """
     values = _read_json(bundle)
-    found = values.get("format")
-    if found != FORMAT:
-        raise BundleError(
-            f"{bundle} is not a bundle: the format in its {MANIFEST} is {_short(found)}, "
-            f"not {FORMAT!r}",
-            hint="name a folder that `tc-export build` made",
-        )
-    version = values.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise BundleError(
-            f"{bundle} is a bundle of format version {_short(version)}; this tc-export reads and "
-            f"writes version {FORMAT_VERSION}",
-            hint=f"{_REBUILD}, or use the tc-export that made it",
-        )
+    _check_header(bundle, values)
     body = {name: value for name, value in values.items() if name not in _HEADER}
     try:
         seal = digest_of(body)
@@ -213,6 +200,23 @@ def read_manifest(bundle: Path) -> Manifest:
             hint=f"restore it from a copy, or {_REBUILD}",
         )
     return manifest
+
+
+def _check_header(bundle: Path, values: Mapping[str, Any]) -> None:
+    found = values.get("format")
+    if found != FORMAT:
+        raise BundleError(
+            f"{bundle} is not a bundle: the format in its {MANIFEST} is {_short(found)}, "
+            f"not {FORMAT!r}",
+            hint="name a folder that `tc-export build` made",
+        )
+    version = values.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise BundleError(
+            f"{bundle} is a bundle of format version {_short(version)}; this tc-export reads and "
+            f"writes version {FORMAT_VERSION}",
+            hint=f"{_REBUILD}, or use the tc-export that made it",
+        )
 
 
 def _read_json(bundle: Path) -> dict[str, Any]:

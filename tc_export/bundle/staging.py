@@ -111,7 +111,7 @@ class Staging:
         claimed = set(walk_outputs(self.bundle, outputs))
         return [path for path in walk_files(self.bundle) if path not in claimed]
 
-    def describe(self, outputs: Collection[str]) -> dict[str, FileRecord]:
+    def hash_outputs(self, outputs: Collection[str]) -> dict[str, FileRecord]:
         """Hash a stage's outputs, once they are safe on the disk.
 
         Raises:

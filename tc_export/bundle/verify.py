@@ -64,9 +64,13 @@ def verify(bundle: Path) -> list[Problem]:
     files = read_manifest(bundle).files
     digests = Digests()
     problems = [_check(locate(bundle, path), path, file, digests) for path, file in files.items()]
+    try:
+        found = list(walk_files(bundle))
+    except OSError as error:
+        raise BundleError(f"{error.filename} cannot be read: {error.strerror}") from error
     problems += [
         Problem(_printable(path), Damage.ADDED, "not in the manifest")
-        for path in walk_files(bundle)
+        for path in found
         if path not in files and path != MANIFEST
     ]
     return sorted(filter(None, problems), key=lambda problem: problem.path)

@@ -58,7 +58,7 @@ def _run(
         undeclared = staging.unclaimed(outputs)
         if undeclared:
             raise TcExportError(f"stage {stage.name!r} wrote what it does not name: {undeclared}")
-        files = staging.describe(stage.outputs)
+        files = staging.hash_outputs(stage.outputs)
     except BaseException as error:
         # What it half wrote may be what filled the disk.
         staging.discard(stage.name, stage.outputs)

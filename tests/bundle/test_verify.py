@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tc_export.bundle import inspect, locate, read_manifest, verify
+from tc_export.bundle import Digests, inspect, locate, read_manifest, verify
 from tc_export.errors import BundleError
 
 from .toy import DESCRIPTION, Toy
@@ -198,6 +199,30 @@ def test_what_is_no_bundle_is_refused(bundle: Path, tmp_path: Path, kind: str) -
         manifest.symlink_to(bundle / "manifest.json")
     with pytest.raises(BundleError, match=r"not a bundle|does not exist|not a folder"):
         verify(path)
+
+
+@pytest.mark.parametrize("what", ["a folder", "a file", "the manifest"])
+def test_what_cannot_be_read_is_named(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Simulated, since nothing is unreadable to root."""
+
+    def refuse(path: object, *args: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    if what == "a folder":
+        monkeypatch.setattr(os, "scandir", refuse)
+    elif what == "a file":
+        monkeypatch.setattr(Digests, "sha256", lambda self, path: refuse(path))
+    else:
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+    if what == "a file":
+        assert {problem.detail for problem in verify(bundle)} == {
+            "cannot be read: Permission denied"
+        }
+    else:
+        with pytest.raises(BundleError, match="cannot be read: Permission denied"):
+            verify(bundle)
 
 
 def test_inspect_is_plain_and_complete(bundle: Path) -> None:
