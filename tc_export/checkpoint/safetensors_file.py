@@ -62,6 +62,8 @@ class TensorLocation:
 
     def as_tensor(self) -> Tensor:
         """Map the tensor. Writing to it changes memory and never the file (copy on write)."""
+        if self.nbytes == 0:
+            return torch.empty(self.shape, dtype=self.dtype)
         raw = torch.from_numpy(self._map("c"))
         if self.offset % self.dtype.itemsize:
             raw = raw.clone()  # the file may place a tensor off its natural alignment
@@ -105,28 +107,21 @@ def read_header(file: Path) -> dict[str, TensorLocation]:
             size = file.stat().st_size
             header_length = _header_length(stream.read(LENGTH_BYTES), size)
             header = _parse_header(stream.read(header_length))
+        data_start = LENGTH_BYTES + header_length
+        locations = [_locate(file, name, value, data_start) for name, value in header.items()]
+        _check_cover(locations, data_start, size)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error.strerror})") from error
     except _DamagedError as error:
-        raise _damaged(file, str(error)) from error
-    data_start = LENGTH_BYTES + header_length
-    try:
-        locations = [_locate(file, name, value, data_start) for name, value in header.items()]
-        _check_cover(locations, data_start, size)
-    except _DamagedError as error:
-        raise _damaged(file, str(error)) from error
+        raise CheckpointError(
+            f"{file} is not a whole safetensors file: {error}",
+            hint="download it again, or save the checkpoint again",
+        ) from error
     return {location.name: location for location in locations}
 
 
 class _DamagedError(Exception):
     """What is wrong inside a file; its name is added by `read_header`."""
-
-
-def _damaged(file: Path, problem: str) -> CheckpointError:
-    return CheckpointError(
-        f"{file} is not a whole safetensors file: {problem}",
-        hint="download it again, or save the checkpoint again",
-    )
 
 
 def _header_length(prefix: bytes, size: int) -> int:
@@ -149,7 +144,9 @@ def _parse_header(header: bytes) -> dict[str, Any]:
         raise _DamagedError(f"its header is not JSON ({error})") from error
     if not isinstance(parsed, dict):
         raise _DamagedError("its header is not a JSON object")
-    parsed.pop("__metadata__", None)
+    metadata = parsed.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _DamagedError("its __metadata__ is not an object of strings")
     return parsed
 
 

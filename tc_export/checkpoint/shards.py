@@ -57,9 +57,8 @@ def _real_file(path: Path) -> Path:
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
-        target = f", a link to {path.readlink()}," if path.is_symlink() else ""
         raise CheckpointError(
-            f"{path}{target} does not exist",
+            f"{path} does not exist, or is a link to nothing",
             hint="download the missing file, or save the checkpoint again",
         ) from error
     if not real.is_file():
