@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The CUDA half of the C interface: arguments are checked here, and the way is chosen.
+//
+// What only the device can see is not checked but defined: a slot outside of [0, C) is not
+// written, kv_end below 0 is 0 and above C is C. No value in any tensor makes a kernel read or
+// write out of bounds.
+
+#include <cmath>
+
+#include "attention_dispatch.cuh"
+#include "launchers.h"
+
+namespace tc {
+namespace {
+
+// Kernels index blocks, rows and channels of a head with 32 bits.
+constexpr int64_t kMaxIndex = 0x7fffffff;
+
+// At most so many packed rows of a group go the way of decoding, which reads all keys once for
+// every 16 of them.
+constexpr int64_t kMaxDecodeRows = 64;
+
+// Parts are added while there are fewer blocks than this (two for each SM of the largest GPUs),
+// and keys enough to give each part four tiles of 64.
+constexpr int64_t kDecodeBlocks = 264;
+constexpr int64_t kMinKeysPerSplit = 256;
+
+template <class... Sizes>
+bool all_positive(Sizes... sizes) {
+  return ((sizes > 0 && sizes <= kMaxIndex) && ...);
+}
+
+template <class... Pointers>
+bool any_null(Pointers... pointers) {
+  return ((pointers == nullptr) || ...);
+}
+
+template <class... Pointers>
+bool all_aligned(Pointers... pointers) {
+  return ((reinterpret_cast<std::uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+// Upper bound of the blocks of any kernel: one for each packed row.
+bool fits_grid(int64_t batch, int64_t heads, int64_t tokens) {
+  return batch * heads <= kMaxIndex && batch * heads * tokens <= kMaxIndex;
+}
+
+bool goes_to_decode(const tc_attention_args& args) { return packed_rows(args) <= kMaxDecodeRows; }
+
+// Depends on shapes only, not on the device: the same call gives the same bits everywhere.
+int decode_splits(const tc_attention_args& args) {
+  const int64_t blocks = args.batch * args.kv_heads * ceil_divide(packed_rows(args), 16);
+  const int64_t wanted = kDecodeBlocks / blocks;
+  const int64_t possible = args.cache_rows / kMinKeysPerSplit;
+  return static_cast<int>(std::max<int64_t>(1, std::min(wanted, possible)));
+}
+
+tc_status check_sizes(const tc_attention_args& args) {
+  if (!all_positive(args.batch, args.q_heads, args.kv_heads, args.tokens, args.cache_rows) ||
+      args.q_heads % args.kv_heads != 0 || !(args.scale > 0.0f) || !std::isfinite(args.scale)) {
+    return TC_INVALID_ARGUMENT;
+  }
+  if (!fits_grid(args.batch, args.q_heads, args.tokens)) return TC_UNSUPPORTED;
+  return dispatch(args, [](auto, auto) { return TC_OK; });
+}
+
+tc_status attend(const tc_attention_args& args, void* workspace, size_t workspace_bytes,
+                 void* stream) {
+  if (!goes_to_decode(args)) return launch_prefill(args, stream);
+  const int splits = decode_splits(args);
+  const size_t needed = decode_workspace_bytes(args, splits);
+  if (needed > workspace_bytes || (needed > 0 && workspace == nullptr)) return TC_INVALID_ARGUMENT;
+  return launch_decode(args, splits, workspace, stream);
+}
+
+tc_status check_attend(const tc_attention_args& args) {
+  if (any_null(args.q, args.kv_end, args.present_key, args.present_value, args.y) ||
+      !all_aligned(args.q, args.present_key, args.present_value, args.y)) {
+    return TC_INVALID_ARGUMENT;
+  }
+  return check_sizes(args);
+}
+
+// The cache before the call becomes the cache after it; nothing to do in place.
+tc_status copy_cache(const tc_attention_args& args, void* stream) {
+  const size_t bytes = args.batch * args.kv_heads * args.cache_rows * args.head_dim * 2;
+  const struct {
+    void* to;
+    const void* from;
+  } copies[] = {{args.present_key, args.past_key}, {args.present_value, args.past_value}};
+  for (const auto& copy : copies) {
+    if (copy.to == copy.from) continue;
+    const tc_status status = copy_on_device(copy.to, copy.from, bytes, stream);
+    if (status != TC_OK) return status;
+  }
+  return TC_OK;
+}
+
+tc_status write_cache(const tc_attention_args& args, void* stream) {
+  tc_rope_and_store_args store{};
+  store.dtype = args.dtype;
+  store.batch = args.batch;
+  store.kv_heads = args.kv_heads;
+  store.tokens = args.tokens;
+  store.cache_rows = args.cache_rows;
+  store.head_dim = args.head_dim;
+  store.k = args.k;
+  store.v = args.v;
+  store.slots = args.slots;
+  store.key_cache = args.present_key;
+  store.value_cache = args.present_value;
+  return launch_rotate_and_store(store, stream);
+}
+
+tc_status check_rotation(int64_t head_dim, int64_t half, const void* position_ids,
+                         const void* temporal_ids, const void* inv_freq) {
+  const bool valid = half > 0 && 2 * half <= head_dim && head_dim <= kMaxIndex;
+  return valid && !any_null(position_ids, temporal_ids, inv_freq) ? TC_OK : TC_INVALID_ARGUMENT;
+}
+
+}  // namespace
+}  // namespace tc
+
+extern "C" {
+
+size_t tc_cuda_block_causal_attention_workspace(const tc_attention_args* args) {
+  if (args == nullptr || tc::check_sizes(*args) != TC_OK || !tc::goes_to_decode(*args)) return 0;
+  return tc::decode_workspace_bytes(*args, tc::decode_splits(*args));
+}
+
+tc_status tc_cuda_attend_cached(const tc_attention_args* args, void* workspace,
+                                size_t workspace_bytes, void* stream) {
+  if (args == nullptr) return TC_INVALID_ARGUMENT;
+  const tc_status status = tc::check_attend(*args);
+  return status == TC_OK ? tc::attend(*args, workspace, workspace_bytes, stream) : status;
+}
+
+tc_status tc_cuda_block_causal_attention(const tc_attention_args* args, void* workspace,
+                                         size_t workspace_bytes, void* stream) {
+  if (args == nullptr ||
+      tc::any_null(args->k, args->v, args->slots, args->past_key, args->past_value)) {
+    return TC_INVALID_ARGUMENT;
+  }
+  tc_status status = tc::check_attend(*args);
+  if (status == TC_OK) status = tc::copy_cache(*args, stream);
+  if (status == TC_OK) status = tc::write_cache(*args, stream);
+  return status == TC_OK ? tc::attend(*args, workspace, workspace_bytes, stream) : status;
+}
+
+tc_status tc_cuda_dual_rope(const tc_dual_rope_args* args, void* stream) {
+  if (args == nullptr || tc::any_null(args->x, args->y) ||
+      !tc::all_positive(args->batch, args->heads, args->tokens)) {
+    return TC_INVALID_ARGUMENT;
+  }
+  const tc_status status = tc::check_rotation(args->head_dim, args->rotary_half,
+                                              args->position_ids, args->temporal_ids,
+                                              args->inv_freq);
+  if (status != TC_OK) return status;
+  tc_rope_and_store_args rope{};
+  rope.dtype = args->dtype;
+  rope.batch = args->batch;
+  rope.q_heads = args->heads;
+  rope.tokens = args->tokens;
+  rope.head_dim = args->head_dim;
+  rope.rotary_half = args->rotary_half;
+  rope.gamma = args->gamma;
+  rope.attention_factor = args->attention_factor;
+  rope.q = args->x;
+  rope.position_ids = args->position_ids;
+  rope.temporal_ids = args->temporal_ids;
+  rope.inv_freq = args->inv_freq;
+  rope.q_rotated = args->y;
+  return tc::launch_rotate_and_store(rope, stream);
+}
+
+tc_status tc_cuda_rope_and_store(const tc_rope_and_store_args* args, void* stream) {
+  if (args == nullptr ||
+      tc::any_null(args->q, args->k, args->v, args->slots, args->q_rotated, args->key_cache,
+                   args->value_cache) ||
+      !tc::all_positive(args->batch, args->q_heads, args->kv_heads, args->tokens,
+                        args->cache_rows) ||
+      args->q_heads % args->kv_heads != 0) {
+    return TC_INVALID_ARGUMENT;
+  }
+  const tc_status status = tc::check_rotation(args->head_dim, args->rotary_half,
+                                              args->position_ids, args->temporal_ids,
+                                              args->inv_freq);
+  return status == TC_OK ? tc::launch_rotate_and_store(*args, stream) : status;
+}
+}
