@@ -32,6 +32,7 @@ tc_attention_args Shape(const Call& call) {
   args.tokens = call.sizes['S'];
   args.cache_rows = call.sizes['C'];
   args.head_dim = call.sizes['D'];
+  args.scale = call.attributes[kScale];
   return args;
 }
 
@@ -42,7 +43,6 @@ size_t WorkspaceBytes(const Call& call) {
 
 tc_status Launch(const Call& call, void* workspace, size_t workspace_bytes, void* stream) {
   tc_attention_args args = Shape(call);
-  args.scale = call.attributes[kScale];
   args.q = call.inputs[kQ];
   args.k = call.inputs[kK];
   args.v = call.inputs[kV];
@@ -69,7 +69,7 @@ const Op& BlockCausalAttention() {
        {"past_key", "BKCD", Element::kFloat},
        {"past_value", "BKCD", Element::kFloat}},
       {{"y", kQ, false}, {"present_key", kPastKey, true}, {"present_value", kPastValue, true}},
-      {{"scale", true, 0.0f}},
+      {{"scale", true, 0.0f, true}},
       Check,
       WorkspaceBytes,
       Launch,

@@ -50,7 +50,7 @@ const Op& DualRope() {
        {"temporal_ids", "BS", Element::kInt64},
        {"inv_freq", "R", Element::kFloat32}},
       {{"y", kX, false}},
-      {{"gamma", true, 0.0f}, {"attention_factor", false, 1.0f}},
+      {{"gamma", true, 0.0f, false}, {"attention_factor", false, 1.0f, true}},
       Check,
       WorkspaceBytes,
       Launch,

@@ -44,8 +44,12 @@ PACKAGES = {
         subfolder="nvidia/cu13/include",
     ),
     "cuda-aarch64": Package(
-        meaning="CUDA 13.0 runtime for aarch64, to link against",
-        wheels=("nvidia-cuda-runtime==13.0.96",),
+        meaning="CUDA 13.0 headers and runtime for aarch64, to compile and link against",
+        wheels=(
+            "nvidia-cuda-runtime==13.0.96",
+            "nvidia-cuda-crt==13.0.88",
+            "nvidia-cuda-cccl==13.0.85",
+        ),
         subfolder="nvidia/cu13",
         platform="manylinux2014_aarch64",
     ),

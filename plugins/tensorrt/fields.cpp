@@ -99,6 +99,10 @@ std::vector<float> ReadAttributes(const Op& op, const nvinfer1::PluginFieldColle
                                   KnownNames(op));
     }
     values.push_back(found[i].value_or(attribute.fallback));
+    if (attribute.positive && !(values.back() > 0.0f)) {
+      throw std::invalid_argument(std::string(attribute.name) + " is " +
+                                  std::to_string(values.back()) + ", but must be above 0");
+    }
   }
   return values;
 }

@@ -21,8 +21,8 @@ std::vector<nvinfer1::PluginField> MakeFields(const Op& op, const float* values)
 // The values of an op's attributes, in its order. `fields` may also hold the two that every node
 // carries, plugin_namespace and plugin_version: they must be ours.
 //
-// Throws std::invalid_argument where a field is missing, unknown, given twice, of another type, or
-// not finite.
+// Throws std::invalid_argument where a field is missing, unknown, given twice, of another type, not
+// finite, or not above 0 where it must be.
 std::vector<float> ReadAttributes(const Op& op, const nvinfer1::PluginFieldCollection& fields);
 
 }  // namespace tc

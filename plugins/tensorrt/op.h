@@ -27,7 +27,7 @@ struct InputSpec {
   Element element;
 };
 
-// An output has the shape and the type of input `like`. Where `in_place`, it may also be its buffer.
+// An output has the shape and the type of input `like`, and may be its buffer where `in_place`.
 struct OutputSpec {
   const char* name;
   int32_t like;
@@ -38,6 +38,7 @@ struct AttributeSpec {
   const char* name;
   bool required;
   float fallback;  // where it is not required
+  bool positive;   // must be above 0
 };
 
 // The length of each axis; kUnknown until an input says it.
@@ -75,8 +76,9 @@ struct Op {
   // What is wrong with sizes that agree with the axes, or an empty string. Unknown sizes pass.
   std::string (*check)(const AxisSizes& sizes);
 
-  // Device memory that `launch` needs. Reads only the type and the sizes of the call, and needs no
-  // GPU: engines are built where there is none. It never shrinks when a size other than S grows.
+  // Device memory that `launch` needs. Reads the type, the sizes and the attributes of the call, and
+  // needs no GPU: engines are built where there is none. Fewer tokens or a smaller batch may need
+  // more; with any other size, larger never needs less.
   size_t (*workspace_bytes)(const Call& call);
 
   tc_status (*launch)(const Call& call, void* workspace, size_t workspace_bytes, void* stream);

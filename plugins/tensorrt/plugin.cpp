@@ -36,6 +36,37 @@ bool Matches(DataType type, Element element, DataType float_type) {
   return false;
 }
 
+const char* Expected(Element element) {
+  switch (element) {
+    case Element::kFloat:
+      return "float16 or bfloat16, as all of the op's such tensors";
+    case Element::kFloat32:
+      return "float32";
+    case Element::kInt32:
+      return "int32";
+    case Element::kInt64:
+      return "int64";
+  }
+  return "";
+}
+
+std::string TypeName(DataType type) {
+  switch (type) {
+    case DataType::kFLOAT:
+      return "float32";
+    case DataType::kHALF:
+      return "float16";
+    case DataType::kBF16:
+      return "bfloat16";
+    case DataType::kINT32:
+      return "int32";
+    case DataType::kINT64:
+      return "int64";
+    default:
+      return "of type " + std::to_string(static_cast<int32_t>(type)) + " (DataType)";
+  }
+}
+
 tc_dtype FloatType(DataType type) { return type == DataType::kBF16 ? TC_BFLOAT16 : TC_FLOAT16; }
 
 // Reads the axes' sizes from the inputs' shapes, each of which `shape_of` gives. Returns what is
@@ -127,6 +158,15 @@ int32_t Plugin::getOutputDataTypes(DataType* output_types, int32_t output_count,
   if (!HasCounts(input_count, output_count)) {
     return kFailed;
   }
+  // TensorRT's own message for a wrong type names neither the tensor nor the type, so look here.
+  for (int32_t i = 0; i < input_count; ++i) {
+    const InputSpec& input = op_.inputs[i];
+    if (!Matches(input_types[i], input.element, input_types[0])) {
+      Report(std::string(input.name) + " is " + TypeName(input_types[i]) + ", but must be " +
+             Expected(input.element));
+      return kFailed;
+    }
+  }
   for (int32_t i = 0; i < output_count; ++i) {
     output_types[i] = input_types[op_.outputs[i].like];
   }
@@ -155,7 +195,8 @@ bool Plugin::supportsFormatCombination(int32_t position, const DynamicPluginTens
     return false;
   }
   const PluginTensorDesc& tensor = tensors[position].desc;
-  const int32_t input = position < input_count ? position : op_.outputs[position - input_count].like;
+  const bool is_input = position < input_count;
+  const int32_t input = is_input ? position : op_.outputs[position - input_count].like;
   return tensor.format == nvinfer1::TensorFormat::kLINEAR &&
          Matches(tensor.type, op_.inputs[input].element, tensors[0].desc.type);
 }
@@ -183,13 +224,18 @@ size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t i
       call.sizes.Set(axis, std::max(call.sizes[axis], inputs[i].max.d[k]));
     }
   }
-  // The longest call need not want the most: decode splits over the keys, and prefill does not. So
-  // every number of tokens is asked for; there is no GPU time in it.
+  call.attributes = attributes_.data();
+  // The largest call need not want the most: decode splits over the keys, into more parts where
+  // there is less to do otherwise, and prefill does not. So every batch and number of tokens is
+  // asked for; no GPU is touched.
   size_t bytes = 0;
   const int64_t most_tokens = call.sizes['S'];
-  for (int64_t tokens = 1; tokens <= most_tokens; ++tokens) {
-    call.sizes.Set('S', tokens);
-    bytes = std::max(bytes, op_.workspace_bytes(call));
+  for (int64_t batch = call.sizes['B']; batch > 0; --batch) {
+    call.sizes.Set('B', batch);
+    for (int64_t tokens = 1; tokens <= most_tokens; ++tokens) {
+      call.sizes.Set('S', tokens);
+      bytes = std::max(bytes, op_.workspace_bytes(call));
+    }
   }
   return bytes;
 }

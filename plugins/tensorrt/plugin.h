@@ -2,7 +2,7 @@
 //
 // One TensorRT plugin class for every op: all that differs between ops is in their `Op`.
 //
-// Written against the interfaces that stand unchanged from TensorRT 10.3 to 11, and in TensorRT-RTX.
+// Written against the interfaces that stand unchanged from TensorRT 10.3 to 11 and in TensorRT-RTX.
 // The library calls nothing in libnvinfer, so that one build serves whichever of them loads it.
 #ifndef TC_TENSORRT_PLUGIN_H
 #define TC_TENSORRT_PLUGIN_H

@@ -47,7 +47,11 @@ class Logger final : public nvinfer1::ILogger, public nvinfer1::ILoggerFinder {
     }
     return true;
   }
-  bool Silent() const { return text_.empty(); }
+  // True where nothing was logged since the last call of Said; else shows what was.
+  bool Silent() const {
+    std::fputs(text_.c_str(), stderr);
+    return text_.empty();
+  }
 
  private:
   std::string text_;
@@ -106,10 +110,6 @@ class ExpressionBuilder final : public nvinfer1::IExprBuilder {
   };
   Impl impl_;
 };
-
-inline nvinfer1::PluginFieldCollection Collection(const std::vector<nvinfer1::PluginField>& fields) {
-  return {static_cast<int32_t>(fields.size()), fields.data()};
-}
 
 // A plugin and its three capabilities.
 class LivePlugin {
@@ -173,7 +173,8 @@ class Library {
 
   nvinfer1::IPluginV3* TryCreate(const std::string& name,
                                  const std::vector<nvinfer1::PluginField>& fields) const {
-    const nvinfer1::PluginFieldCollection collection = Collection(fields);
+    const nvinfer1::PluginFieldCollection collection{static_cast<int32_t>(fields.size()),
+                                                     fields.data()};
     return Creator(name).createPlugin("node", &collection, nvinfer1::TensorRTPhase::kBUILD);
   }
 

@@ -70,10 +70,12 @@ void Attend(const tc_attention_args& a, const uint16_t* q, const uint16_t* key,
 
 }  // namespace
 
-// Made up: as on a device, one token wants more than a whole prompt. 0 for sizes of nothing.
+// Made up: as on a device, one token wants more than a whole prompt, and a batch of one more than
+// any other. 0 for what is not valid: it must not go unnoticed.
 extern "C" size_t tc_cuda_block_causal_attention_workspace(const tc_attention_args* args) {
-  const bool is_empty = args->batch <= 0 || args->kv_heads <= 0 || args->tokens <= 0;
-  return is_empty ? 0 : size_t(args->batch * args->q_heads * args->cache_rows / args->tokens);
+  const bool is_valid =
+      args->batch > 0 && args->kv_heads > 0 && args->tokens > 0 && args->scale > 0;
+  return is_valid ? size_t(12 * args->q_heads * args->cache_rows / args->tokens / args->batch) : 0;
 }
 
 extern "C" tc_status tc_cuda_block_causal_attention(const tc_attention_args* args, void* workspace,

@@ -38,12 +38,12 @@ inline OpUnderTest DualRopeUnderTest(DataType type) {
   return {"TcDualRope", {x, ids, ids, {{kR}, DataType::kFLOAT}}, {x}, {-1}};
 }
 
-inline OpUnderTest AttentionUnderTest(DataType type, int64_t tokens = kS) {
-  const Tensor q{{kB, kH, tokens, kD}, type};
-  const Tensor k{{kB, kK, tokens, kD}, type};
-  const Tensor kv_end{{kB, tokens}, DataType::kINT32};
-  const Tensor slots{{kB, tokens}, DataType::kINT64};
-  const Tensor cache{{kB, kK, kC, kD}, type};
+inline OpUnderTest AttentionUnderTest(DataType type, int64_t batch = kB, int64_t tokens = kS) {
+  const Tensor q{{batch, kH, tokens, kD}, type};
+  const Tensor k{{batch, kK, tokens, kD}, type};
+  const Tensor kv_end{{batch, tokens}, DataType::kINT32};
+  const Tensor slots{{batch, tokens}, DataType::kINT64};
+  const Tensor cache{{batch, kK, kC, kD}, type};
   return {"TcBlockCausalAttention",
           {q, k, k, kv_end, slots, cache, cache},
           {q, cache, cache},

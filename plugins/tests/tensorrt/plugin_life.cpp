@@ -47,7 +47,7 @@ void Refuses(const Library& library, const std::vector<PluginField>& fields,
 }
 
 void TestBadFields(const Library& library) {
-  const float one = 1.0f;
+  const float zero = 0.0f, one = 1.0f;
   const float not_a_number = std::numeric_limits<float>::quiet_NaN();
   const int32_t integer = 1;
   const float pair[2] = {1.0f, 2.0f};
@@ -59,6 +59,7 @@ void TestBadFields(const Library& library) {
   Refuses(library, {{"gamma", &integer, PluginFieldType::kINT32, 1}}, {"must be one float32"});
   Refuses(library, {{"gamma", pair, PluginFieldType::kFLOAT32, 2}}, {"length 2"});
   Refuses(library, {{"gamma", nullptr, PluginFieldType::kFLOAT32, 1}}, {"must be one float32"});
+  Refuses(library, {gamma, Float("attention_factor", zero)}, {"attention_factor is 0", "above 0"});
   Refuses(library, {gamma, {"plugin_version", "2", PluginFieldType::kCHAR, 2}},
           {"plugin_version is '2'", "has '1'"});
   Refuses(library, {gamma, {"plugin_namespace", &integer, PluginFieldType::kINT32, 1}},
@@ -164,6 +165,12 @@ void TestOutputs(const Library& library, const OpUnderTest& op) {
   CHECK(library.logger.Said({op.name, "inputs and", "but must have"}));
   CHECK(plugin.build().getOutputDataTypes(types.data(), 0, input_types.data(), inputs) != 0);
   CHECK(library.logger.Said({op.name, " 0 outputs"}));
+  input_types[1] = DataType::kINT8;
+  CHECK(plugin.build().getOutputDataTypes(types.data(), outputs, input_types.data(), inputs) != 0);
+  CHECK(library.logger.Said({op.name, " is of type 2 (DataType), but must be "}));
+  input_types[0] = DataType::kFLOAT;
+  CHECK(plugin.build().getOutputDataTypes(types.data(), outputs, input_types.data(), inputs) != 0);
+  CHECK(library.logger.Said({" is float32, but must be float16 or bfloat16"}));
 }
 
 int Supported(const LivePlugin& plugin, const OpUnderTest& op,
