@@ -121,7 +121,7 @@ def before_after(rng: random.Random, grade: int, answer: str) -> Draft:
     return Draft(
         clip=clip_of(rng, grade, *_colour_events(rng, grade, shape, colours)),
         question=question,
-        combination=(*colours[:3], shape),
+        combination=(*colours, shape),
     )
 
 
