@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A question to token ids, and token ids back to text while they are generated.
+
+The prompt is the checkpoint's chat template's, or Vicuna's where there is none. Its visual
+placeholders become clips. A placeholder, or any other control token, that stands in the *question*
+stays text: only the template can place a clip or end a turn.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
+
+from tc_export.errors import CheckpointError, UsageError
+from tc_export.model.positions import Clip, Segment, Text
+
+VISUAL_PLACEHOLDERS = ("<video>", "<image>")
+_VISUAL = re.compile("|".join(map(re.escape, VISUAL_PLACEHOLDERS)))
+
+# Stands inside a control token that the user typed, so that nothing takes it for one. It is of
+# Unicode's private use, and is dropped from questions.
+_BREAK = "\ue000"
+_PROBE = "What is shown?"
+_HALF = "\ufffd"  # what a decoder gives for bytes that are no character, or not yet one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A tokenised prompt: runs of text token ids, and clips between them."""
+
+    pieces: tuple[tuple[int, ...] | Clip, ...]
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The prompt as `tc_export.model.positions.lay_out` reads it."""
+        return tuple(
+            piece if isinstance(piece, Clip) else Text(len(piece)) for piece in self.pieces
+        )
+
+    @property
+    def length(self) -> int:
+        """Tokens in the prompt, visual ones included."""
+        return sum(segment.length for segment in self.segments)
+
+    def token_ids(self, visual_token: int) -> NDArray[np.int64]:
+        """All token ids [S], with `visual_token` at each place of a visual token."""
+        ids: list[int] = []
+        for piece in self.pieces:
+            ids += [visual_token] * piece.length if isinstance(piece, Clip) else piece
+        return np.array(ids, dtype=np.int64)
+
+    def check_fits(self, max_length: int, new_tokens: int) -> None:
+        """Check that the prompt and the answer fit a context of `max_length` tokens.
+
+        Raises:
+            UsageError: with the number of tokens of each part.
+        """
+        if self.length + new_tokens <= max_length:
+            return
+        visual = sum(piece.length for piece in self.pieces if isinstance(piece, Clip))
+        raise UsageError(
+            f"the prompt has {self.length} tokens ({visual} of the video, "
+            f"{self.length - visual} of text) and the answer may have {new_tokens}: "
+            f"{self.length + new_tokens} in all, and the context holds {max_length}",
+            hint="ask a shorter question, sample fewer frames, or allow fewer new tokens",
+        )
+
+
+class PromptBuilder:
+    """Builds prompts for one checkpoint."""
+
+    def __init__(self, tokenizer: Any, template: str | None) -> None:
+        """Use a transformers tokenizer and, where there is one, a Jinja chat template.
+
+        Raises:
+            CheckpointError: the template has no place for a clip, in any form that is known.
+        """
+        self.tokenizer = tokenizer
+        self._template = template
+        vocabulary = tokenizer.get_added_vocab()
+        self._visual_ids = {vocabulary[name] for name in VISUAL_PLACEHOLDERS if name in vocabulary}
+        self._placeholder = next(
+            (name for name in VISUAL_PLACEHOLDERS if name in vocabulary), VISUAL_PLACEHOLDERS[0]
+        )
+        typed = {name for name in vocabulary if not name.isspace()} | set(VISUAL_PLACEHOLDERS)
+        self._control = re.compile("|".join(map(re.escape, sorted(typed, key=len, reverse=True))))
+        self._form = self._find_form()
+
+    @classmethod
+    def load(cls, folder: Path) -> PromptBuilder:
+        """Read the tokenizer and the chat template of a checkpoint or a bundle. Runs no code of it.
+
+        Raises:
+            CheckpointError: there is no tokenizer, or it or its template cannot be read.
+        """
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is not a folder")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # the tokenizers library raises bare Exceptions
+            raise CheckpointError(
+                f"the tokenizer in {folder} cannot be read: {' '.join(str(error).split())}",
+                hint="expected: tokenizer.json, as save_pretrained of transformers writes it",
+            ) from error
+        return cls(tokenizer, _read_template(folder) or _default(tokenizer.chat_template))
+
+    def build(self, question: str, clips: Sequence[Clip]) -> Prompt:
+        """Tokenise the question, with the clips where the template places them, in order.
+
+        Raises:
+            UsageError: the question is empty, or hides a placeholder in a way that we do not see.
+        """
+        if not question.strip():
+            raise UsageError("the question is empty", hint="give it with --question")
+        text = self._form(self._defuse(question), len(clips))
+        runs = self._tokenise(text)
+        if len(runs) != len(clips) + 1:
+            raise UsageError(
+                f"the prompt has places for {len(runs) - 1} clips, and {len(clips)} are given",
+                hint=f"leave {' and '.join(VISUAL_PLACEHOLDERS)} out of the question",
+            )
+        pieces: list[tuple[int, ...] | Clip] = []
+        for run, clip in zip(runs, [*clips, None], strict=True):
+            pieces += [tuple(run)] if run else []
+            pieces += [clip] if clip else []
+        return Prompt(pieces=tuple(pieces))
+
+    def _find_form(self) -> Callable[[str, int], str]:
+        """Find a form in which the template shows both the clip and the question."""
+        if self._template is None:
+            return self._vicuna
+        for form in (self._parts_with_video, self._parts_with_image, self._string):
+            # Templates fail in many ways on a form that they do not know.
+            with suppress(jinja2.TemplateError, TypeError, ValueError, LookupError):
+                text = form(_PROBE, 1)
+                if text.count(_PROBE) == 1 and len(self._tokenise(text)) == 2:
+                    return form
+        raise CheckpointError(
+            "the chat template has no place for a clip: tried content parts of type video and "
+            f"image, and {self._placeholder} in the text",
+            hint="check chat_template.jinja, or remove it to use Vicuna's prompt",
+        )
+
+    def _vicuna(self, question: str, clips: int) -> str:
+        return f"USER: {self._visual_lines(clips)}{question} ASSISTANT:"
+
+    def _parts_with_video(self, question: str, clips: int) -> str:
+        return self._chat([{"type": "video"}] * clips + [{"type": "text", "text": question}])
+
+    def _parts_with_image(self, question: str, clips: int) -> str:
+        return self._chat([{"type": "image"}] * clips + [{"type": "text", "text": question}])
+
+    def _string(self, question: str, clips: int) -> str:
+        return self._chat(self._visual_lines(clips) + question)
+
+    def _visual_lines(self, clips: int) -> str:
+        return f"{self._placeholder}\n" * clips
+
+    def _chat(self, content: str | list[dict[str, str]]) -> str:
+        """Render one turn of the user, up to where the answer begins."""
+        text: str = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        return text
+
+    def _defuse(self, question: str) -> str:
+        """Break each control token in the question after its first character."""
+        return self._control.sub(
+            lambda match: match[0][0] + _BREAK + match[0][1:], question.replace(_BREAK, "")
+        )
+
+    def _tokenise(self, text: str) -> list[list[int]]:
+        """Token ids of the text before, between and after the visual placeholders."""
+        if not self._visual_ids:
+            # As original LLaVA does, whose vocabulary has no placeholder: each part by itself.
+            first, *later = (self._encode(part) for part in _VISUAL.split(text))
+            return [self._with_bos(first, text), *later]
+        runs: list[list[int]] = [[]]
+        for token in self._with_bos(self._encode(text), text):
+            if token in self._visual_ids:
+                runs.append([])
+            else:
+                runs[-1].append(token)
+        return runs
+
+    def _with_bos(self, ids: list[int], text: str) -> list[int]:
+        """Put the first token of a sequence in front, unless the template wrote it itself."""
+        bos, bos_id = self.tokenizer.bos_token, self.tokenizer.bos_token_id
+        adds_bos = bos_id is not None and self.tokenizer("")["input_ids"][:1] == [bos_id]
+        return [bos_id, *ids] if adds_bos and not text.startswith(bos) else ids
+
+    def _encode(self, text: str) -> list[int]:
+        first, *later = text.split(_BREAK)
+        ids = self._plain_ids(first)
+        newline = self._plain_ids("\n")
+        for part in later:
+            # After a newline, so that SentencePiece puts no space in front of the part.
+            ids += self._plain_ids(f"\n{part}")[len(newline) :]
+        return ids
+
+    def _plain_ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+
+class TextStream:
+    """Turns token ids into text one by one, and never gives half a character.
+
+    Special tokens give no text. What is given, put together, is what decoding all the ids at once
+    gives, but for bytes that are no characters: a model may say these too, and tokenizers'
+    `DecodeStream` raises an error then.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Use a transformers tokenizer, as `PromptBuilder.tokenizer` is."""
+        self._tokenizer = tokenizer
+        # Tokens whose text was given last, which say whether a space follows, and those after.
+        self._given_ids: list[int] = []
+        self._held_ids: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """Take the next token; return the text that is complete by it, often none."""
+        self._held_ids.append(token_id)
+        text = self._held_text()
+        if not text or text.endswith(_HALF):
+            return ""
+        self._given_ids, self._held_ids = self._held_ids, []
+        return text
+
+    def finish(self) -> str:
+        """Return the text still held back, without a character that never became complete."""
+        return self._held_text().rstrip(_HALF)
+
+    def _held_text(self) -> str:
+        given = self._decode(self._given_ids)
+        return self._decode(self._given_ids + self._held_ids)[len(given) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+
+def _read_template(folder: Path) -> str | None:
+    """Return the processor's chat template; None where only the tokenizer may have one."""
+    for name in ("chat_template.jinja", "chat_template.json", "processor_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+            template = text if path.suffix == ".jinja" else json.loads(text).get("chat_template")
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} holds no chat template: {error}") from error
+        if template is not None:
+            return _default(template)
+    return None
+
+
+def _default(template: Any) -> str | None:
+    """Return the template itself, or the default one of several."""
+    if isinstance(template, dict):
+        template = template.get("default")
+    return template if isinstance(template, str) else None
