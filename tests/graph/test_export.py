@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exported graphs: what they contain, and that they run at lengths that were never traced."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+
+from tc_export.errors import TcExportError
+from tc_export.graph import export as graph_export
+from tc_export.graph import trace
+from tc_export.graph.export import check_graph
+from tc_export.graph.weights import OWN_WEIGHTS_FILE
+from tc_export.model.positions import Clip, Layout, Text, lay_out, pad
+from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
+from tests.exported import Exported, export_small
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def decoder_feeds(exported: Exported, layout: Layout, rows: int, seed: int = 0) -> dict:
+    """Random embeddings and a random past, for a layout [B, S]; logits of every token."""
+    random = np.random.default_rng(seed)
+    text = exported.config.text
+    batch, tokens = layout.position_ids.shape
+    shape = (batch, text.num_key_value_heads, rows, text.head_dim)
+    feeds = {
+        "inputs_embeds": random.standard_normal((batch, tokens, text.hidden_size), np.float32),
+        "position_ids": layout.position_ids,
+        "temporal_ids": layout.temporal_ids,
+        "kv_end": layout.kv_end,
+        "logits_indices": np.tile(np.arange(tokens), (batch, 1)),
+    }
+    for layer in range(text.num_hidden_layers):
+        for part in ("key", "value"):
+            feeds[f"past_key_values.{layer}.{part}"] = random.standard_normal(shape, np.float32)
+    return feeds
+
+
+def close(actual: np.ndarray, truth: np.ndarray) -> None:
+    """Within 32 roundings of float32 of the largest value."""
+    np.testing.assert_allclose(actual, truth, rtol=0, atol=32 * 2**-23 * np.abs(truth).max())
+
+
+def layouts(exported: Exported) -> dict[str, Layout]:
+    """Sequences of lengths that tracing never saw, alone and padded on either side."""
+    temporal, m = exported.config.temporal, exported.config.tokens_per_frame
+
+    def lay(*segments: Text | Clip) -> Layout:
+        return lay_out(segments, temporal)[0]
+
+    ragged = [lay(Text(2), Clip(3, m), Text(4)), lay(Clip(2, m)), lay(Text(1))]
+    return {
+        "one token": lay(Text(1)).batched(),
+        "one frame": lay(Clip(1, m)).batched(),
+        "long": lay(Text(3), Clip(9, m), Text(5), Clip(2, m), Text(30)).batched(),
+        "padded left": pad(ragged, "left"),
+        "padded right": pad(ragged, "right"),
+    }
+
+
+@pytest.mark.parametrize("name", ["one token", "one frame", "long", "padded left", "padded right"])
+def test_decoder_at_lengths_never_traced(exported: Exported, name: str) -> None:
+    layout = layouts(exported)[name]
+    tokens = layout.position_ids.shape[1]
+    feeds = decoder_feeds(exported, layout, rows=tokens + 11)
+    truth = TorchDecoderEngine(exported.checkpoint.load_model(torch.float64)).run(feeds)
+    session = ort.InferenceSession(exported.folder / "decoder" / "model.onnx")
+    names = [output.name for output in session.get_outputs()]
+    outputs = dict(zip(names, session.run(None, feeds), strict=True))
+    real = layout.position_ids >= 0
+    close(outputs["logits"][real], truth["logits"][real])
+    assert np.isfinite(outputs["logits"]).all()
+    for cache in names[1:]:  # the last row takes the padding
+        close(outputs[cache][:, :, :-1], truth[cache][:, :, :-1])
+
+
+def test_decoder_continues_from_a_past(exported: Exported) -> None:
+    """A call whose tokens follow a cache that holds rows already, with fewer logits than tokens."""
+    m = exported.config.tokens_per_frame
+    whole, _ = lay_out([Text(3), Clip(4, m), Text(2)], exported.config.temporal)
+    layout = whole.tokens(3 + m, 3 + 3 * m).batched()
+    feeds = decoder_feeds(exported, layout, rows=40)
+    feeds["logits_indices"] = np.array([[2 * m - 1]])
+    truth = TorchDecoderEngine(exported.checkpoint.load_model(torch.float64)).run(feeds)
+    session = ort.InferenceSession(exported.folder / "decoder" / "model.onnx")
+    (logits,) = session.run(["logits"], feeds)
+    assert logits.shape[1] == 1
+    close(logits, truth["logits"])
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7])
+def test_vision_at_frame_counts_never_traced(exported: Exported, frames: int) -> None:
+    size = exported.config.vision.image_size
+    pixels = np.random.default_rng(1).standard_normal((frames, 3, size, size), np.float32)
+    feeds = {"pixel_values": pixels}
+    truth = TorchVisionEngine(exported.checkpoint.load_model(torch.float64)).run(feeds)
+    session = ort.InferenceSession(exported.folder / "vision" / "model.onnx")
+    close(session.run(None, feeds)[0], truth["visual_features"])
+
+
+def test_runs_on_the_onnx_reference(exported: Exported, tmp_path: Path) -> None:
+    """The functions are true ONNX: the specification's own evaluator runs them.
+
+    ONNX's own loader refuses weights that are hard links, so it gets a copy.
+    """
+    folder = Path(shutil.copytree(exported.folder / "decoder", tmp_path / "decoder"))
+    layout = layouts(exported)["padded left"]
+    feeds = decoder_feeds(exported, layout, rows=24)
+    truth = TorchDecoderEngine(exported.checkpoint.load_model(torch.float64)).run(feeds)
+    model = onnx.load(folder / "model.onnx")
+    (logits,) = ReferenceEvaluator(model).run(["logits"], feeds)
+    real = layout.position_ids >= 0
+    close(logits[real], truth["logits"][real])
+
+
+def test_custom_nodes_and_their_functions_are_in_one_file(exported: Exported) -> None:
+    model = onnx.load(exported.folder / "decoder" / "model.onnx", load_external_data=False)
+    layers = exported.config.text.num_hidden_layers
+    counts = {"TcDualRope": 2 * layers, "TcBlockCausalAttention": layers}
+    assert exported.decoder.custom_nodes == counts
+    assert {function.name for function in model.functions} == counts.keys()
+    assert all(function.domain == "tc" for function in model.functions)
+    for node in model.graph.node:
+        if node.domain == "tc":
+            attributes = {item.name: item.s for item in node.attribute}
+            assert attributes["plugin_namespace"] == b"tc"
+            assert attributes["plugin_version"] == b"1"
+
+
+@pytest.mark.parametrize("graph", ["vision", "decoder"])
+def test_checker_is_clean(exported: Exported, graph: str) -> None:
+    check_graph(exported.folder / graph / "model.onnx")
+
+
+@pytest.mark.parametrize("graph", ["vision", "decoder"])
+def test_weights_stay_in_the_shard(exported: Exported, graph: str) -> None:
+    folder = exported.folder / graph
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    inline = [x.name for x in model.graph.initializer if not x.external_data]
+    assert inline == (["decoder.inv_freq"] if graph == "decoder" else [])
+    shard = next(iter(exported.checkpoint.tensors.values())).file
+    assert (folder / shard.name).samefile(shard)
+    assert not (folder / OWN_WEIGHTS_FILE).exists()
+    assert (folder / "model.onnx").stat().st_size == getattr(exported, graph).bytes_written
+
+
+@pytest.mark.parametrize("graph", ["vision", "decoder"])
+def test_nothing_of_this_machine_is_in_the_graph(exported: Exported, graph: str) -> None:
+    raw = (exported.folder / graph / "model.onnx").read_bytes()
+    assert str(REPOSITORY).encode() not in raw
+    assert b"site-packages" not in raw
+
+
+def test_export_is_deterministic(exported: Exported, tmp_path: Path) -> None:
+    again = export_small(tmp_path)
+    for graph in ("vision", "decoder"):
+        first = (exported.folder / graph / "model.onnx").read_bytes()
+        assert first == (again.folder / graph / "model.onnx").read_bytes()
+
+
+def test_copies_where_it_cannot_link(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: object, target: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", refuse)
+    copied = export_small(tmp_path)
+    assert copied.decoder.bytes_referenced == 0
+    assert {file.name for file in (copied.folder / "decoder").iterdir()} == {
+        "model.onnx",
+        OWN_WEIGHTS_FILE,
+    }
+    monkeypatch.undo()
+    feeds = decoder_feeds(exported, layouts(exported)["long"], rows=90)
+    expected, actual = (
+        ort.InferenceSession(x.folder / "decoder" / "model.onnx").run(["logits"], feeds)[0]
+        for x in (exported, copied)
+    )
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_converts_stored_bfloat16(tmp_path: Path) -> None:
+    """Widening is exact: the graph computes with the very numbers that were stored."""
+    exported = export_small(tmp_path, stored=torch.bfloat16)
+    assert exported.decoder.bytes_referenced == 0
+    layout = layouts(exported)["long"]
+    feeds = decoder_feeds(exported, layout, rows=90)
+    truth = TorchDecoderEngine(exported.checkpoint.load_model(torch.float64)).run(feeds)
+    session = ort.InferenceSession(exported.folder / "decoder" / "model.onnx")
+    close(session.run(["logits"], feeds)[0], truth["logits"])
+
+
+def test_frame_block_goes_through_standard_operators(tmp_path: Path) -> None:
+    """This mask is no prefix, so its graph has no attention op of ours."""
+    exported = export_small(tmp_path, temporal={"mask": "frame_block"})
+    assert exported.decoder.custom_nodes == {"TcDualRope": 4}
+    layout = layouts(exported)["long"]
+    rows = layout.length + 1
+    feeds = decoder_feeds(exported, layout, rows)
+    feeds["key_frame_ids"] = np.full((1, rows), -1)
+    feeds["key_frame_ids"][0, : layout.length] = layout.frame_ids[0]
+    truth = TorchDecoderEngine(exported.checkpoint.load_model(torch.float64)).run(feeds)
+    session = ort.InferenceSession(exported.folder / "decoder" / "model.onnx")
+    (logits,) = session.run(["logits"], feeds)
+    close(logits, truth["logits"])
+    feeds["key_frame_ids"][:] = -1  # as if all were text: the mask must matter
+    assert np.abs(session.run(["logits"], feeds)[0] - logits).max() > 1e-3
+
+
+def test_a_frozen_axis_is_an_error(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With example sizes of one, the tracer would take an axis for a constant."""
+    monkeypatch.setattr(graph_export, "trace_decoder", _trace_with_frozen_batch)
+    with pytest.raises(TcExportError, match="frozen"):
+        graph_export.export_decoder(
+            exported.checkpoint, torch.float32, tmp_path, lambda nbytes: None
+        )
+
+
+def _trace_with_frozen_batch(config, dtype):  # type: ignore[no-untyped-def]
+    real_export = trace.export
+
+    def static_export(graph, arguments, **options):  # type: ignore[no-untyped-def]
+        return real_export(graph, arguments, strict=False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "export", static_export)
+        return trace.trace_decoder(config, dtype)
+
+
+def test_a_lost_custom_op_is_an_error(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_export, "custom_node_counts", lambda model: {"TcDualRope": 3})
+    with pytest.raises(TcExportError, match="custom nodes"):
+        graph_export.export_decoder(
+            exported.checkpoint, torch.float32, tmp_path, lambda nbytes: None
+        )
