@@ -254,6 +254,7 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path, dtype: torch.dtyp
     def edit(tensors: dict[str, torch.Tensor]) -> None:
         tensors["language_model.model.norm.weight"][-1] = torch.nan
         tensors["multi_modal_projector.linear_1.weight"][0, :2] = -torch.inf
+        tensors["multi_modal_projector.linear_2.bias"][1] = torch.inf
         # Follows the feature layer: never used, so never looked at.
         tensors["vision_tower.post_layernorm.weight"][0] = torch.nan
 
@@ -266,6 +267,7 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path, dtype: torch.dtyp
     assert lines[1:] == [
         "  language_model.model.norm.weight: 1 of 40 values",
         "  multi_modal_projector.linear_1.weight: 2 of 1280 values",
+        "  multi_modal_projector.linear_2.bias: 1 of 40 values",
     ]
 
 
