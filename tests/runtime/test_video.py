@@ -256,16 +256,18 @@ def test_a_clip_cut_short_is_used_up_to_there_and_said(tmp_path: Path) -> None:
 
 def test_damage_ends_the_clip_and_is_said(tmp_path: Path) -> None:
     path = write_clip(
-        tmp_path / "clip.mkv", 40, codec="ffv1", pixel_format="yuv420p", options={"slicecrc": "1"}
+        tmp_path / "clip.mp4",
+        40,
+        options={"bf": "0"},
+        container_options={"movflags": "faststart"},
     )
-    content = bytearray(path.read_bytes())
-    half = len(content) // 2
-    content[half:] = np.random.default_rng(0).bytes(len(content) - half)
-    path.write_bytes(content)
+    content = path.read_bytes()
+    kept = (content.index(b"mdat") + len(content)) // 2
+    path.write_bytes(content[:kept] + bytes(len(content) - kept))
     video = sample_video(path, ALL)
     assert 5 < video.total_frames < 40
-    assert numbers(video)[:-1] == list(range(video.total_frames))[:-1]
-    assert video.notes
+    assert numbers(video) == list(range(video.total_frames))
+    assert f"damaged after frame {video.total_frames - 1} " in video.notes[0]
 
 
 def _empty(path: Path) -> None:
@@ -351,7 +353,10 @@ def test_what_is_no_video_is_refused(
         ("list.ffconcat", "ffconcat version 1.0\nfile clip.ts\n"),
     ],
 )
-def test_a_file_cannot_have_another_one_opened(name: str, content: str, tmp_path: Path) -> None:
+def test_a_file_cannot_have_another_one_opened(
+    name: str, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a file without a name has its neighbours there
     write_clip(tmp_path / "clip.ts")
     (tmp_path / name).write_text(content)
     with pytest.raises(VideoError, match="is not a video, or is damaged"):
