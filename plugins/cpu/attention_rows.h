@@ -15,6 +15,7 @@
 namespace TC_ISA {
 
 constexpr int kFewRows = 8;
+static_assert(kAccumulators >= kFewRows, "at least one vector of channels a row");
 constexpr int kScoreStride = kKeyBlock;  // a whole number of vectors
 static_assert(kKeyBlock % kLanes == 0, "a row of scores is whole vectors");
 
@@ -32,19 +33,18 @@ inline void score_rows(float* scores, const float* queries, const T* keys, int64
   }
 }
 
-// O[row] += sum over keys of P[row][key] V[key].
-template <int R, class T>
-inline void value_rows(float* out, const float* weights, const T* values, int64_t n, int64_t D) {
-  constexpr int kVectors = kAccumulators / R > 0 ? kAccumulators / R : 1;
-  const auto columns = [&](int64_t d, auto vectors) {
-    Vec sums[R][vectors.value];
+// O[row] += sum over keys of P[row][key] V[key], from channel d on: V vectors of channels at once,
+// which are read from memory one key after the other, then the rest in halves of that.
+template <int R, int V, class T>
+inline void value_rows(float* out, const float* weights, const T* values, int64_t n, int64_t D,
+                       int64_t d) {
+  for (; d + V * kLanes <= D; d += V * kLanes) {
+    Vec sums[R][V];
     for_each(sums, [&](Vec& sum, int r, int j) { sum = load(out + r * D + d + j * kLanes); });
     accumulate(sums, weights, kScoreStride, 1, values + d, D, n);
     for_each(sums, [&](Vec& sum, int r, int j) { store(out + r * D + d + j * kLanes, sum); });
-  };
-  int64_t d = 0;
-  for (; d + kVectors * kLanes <= D; d += kVectors * kLanes) columns(d, Count<kVectors>{});
-  for (; d < D; d += kLanes) columns(d, Count<1>{});
+  }
+  if constexpr (V > 1) value_rows<R, V / 2>(out, weights, values, n, D, d);
 }
 
 // The running softmax of one row.
@@ -62,14 +62,12 @@ inline void softmax_row(RowState& state, float* scores, float* out_D, int64_t n,
   const float correction = exp2(splat(state.maximum - maximum_now))[0];
   Vec total = Vec{};
   for (int64_t i = 0; i < n; i += kLanes) {
+    // Lanes past n count 2^-126 beside a sum of at least one: nothing.
     const Vec weight = exp2(load(scores + i) - maximum_now);
     store(scores + i, weight);
     total += weight;
   }
-  for (int64_t i = n; i < kKeyBlock; ++i) {
-    // The lanes past n of the last vector were counted: they hold the least power of two.
-    scores[i] = 0.0f;
-  }
+  for (int64_t i = n; i < kKeyBlock; ++i) scores[i] = 0.0f;
   state.weight = state.weight * correction + sum_of_lanes(total);
   state.maximum = maximum_now;
   if (correction != 1.0f) {
@@ -77,35 +75,43 @@ inline void softmax_row(RowState& state, float* scores, float* out_D, int64_t n,
   }
 }
 
-// D is a multiple of kLanes; at most kFewRows rows.
-template <class T>
-bool attend_rows(const tc_cpu::AttentionPlan& plan, int64_t task_index) {
-  const Task<T> task(plan, task_index);
+// R rows, of which the last ones may be there only to fill up.
+template <int R, class T>
+bool attend_few(const Task<T>& task) {
+  const tc_cpu::AttentionPlan& plan = task.plan;
   const int64_t D = plan.args.head_dim;
-  Scratch scratch(2 * padded(kFewRows * D) + kFewRows * kScoreStride);
+  Scratch scratch(2 * R * D + R * kScoreStride);
   if (!scratch) return false;
-  float* queries = scratch.take(padded(kFewRows * D));
-  float* out = scratch.take(padded(kFewRows * D));
-  float* scores = scratch.take(kFewRows * kScoreStride);
-  RowState states[kFewRows];
-  __builtin_memset(out, 0, task.rows * D * sizeof(float));
+  float* queries = scratch.take(R * D);
+  float* out = scratch.take(R * D);
+  float* scores = scratch.take(R * kScoreStride);
+  RowState states[R];
+  __builtin_memset(queries, 0, R * D * sizeof(float));
+  __builtin_memset(out, 0, R * D * sizeof(float));
   for (int64_t r = 0; r < task.rows; ++r) convert(queries + r * D, task.query(r), D);
 
-  with_count<kFewRows>(task.rows, [&](auto rows) {
-    for (int64_t first = task.key_begin; first < task.key_end; first += kKeyBlock) {
-      const int64_t n = smaller(kKeyBlock, task.key_end - first);
-      score_rows<rows.value>(scores, queries, task.key + first * D, n, D, plan.args.scale * kLog2E);
-      for (int r = 0; r < rows.value; ++r) {
-        const int64_t visible = larger(0, smaller(n, task.ends[r] - first));
-        softmax_row(states[r], scores + r * kScoreStride, out + r * D, visible, D);
-      }
-      value_rows<rows.value>(out, scores, task.value + first * D, n, D);
+  for (int64_t first = task.key_begin; first < task.key_end; first += kKeyBlock) {
+    const int64_t n = smaller(kKeyBlock, task.key_end - first);
+    score_rows<R>(scores, queries, task.key + first * D, n, D, plan.args.scale * kLog2E);
+    for (int64_t r = 0; r < task.rows; ++r) {
+      const int64_t visible = larger(0, smaller(n, task.ends[r] - first));
+      softmax_row(states[r], scores + r * kScoreStride, out + r * D, visible, D);
     }
-  });
+    value_rows<R, kAccumulators / R>(out, scores, task.value + first * D, n, D, 0);
+  }
   for (int64_t r = 0; r < task.rows; ++r) {
     task.finish(r, out + r * D, states[r].maximum, states[r].weight);
   }
   return true;
+}
+
+// At most kFewRows rows; D is a multiple of kLanes.
+template <class T>
+bool attend_rows(const tc_cpu::AttentionPlan& plan, int64_t task_index) {
+  const Task<T> task(plan, task_index);
+  if (task.rows == 1) return attend_few<1>(task);
+  if (task.rows == 2) return attend_few<2>(task);
+  return task.rows <= 4 ? attend_few<4>(task) : attend_few<kFewRows>(task);
 }
 
 }  // namespace TC_ISA

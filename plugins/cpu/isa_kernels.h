@@ -10,10 +10,10 @@
 
 namespace tc_cpu {
 
-// Attention is cut into tasks, one for each (batch, K/V head, tile of query rows, part of the keys).
-// The query heads that share a K/V head are rows of one tile, so that they share its stream of keys
-// and values: row = token * group + head in group. The cut depends on shapes and kv_end only, never
-// on the number of threads, so the result does not either.
+// Attention is cut into tasks, one a (batch, K/V head, tile of query rows, part of the keys). The
+// query heads that share a K/V head are rows of one tile, so that they share its stream of keys and
+// values: row = token * group + head in group. The cut depends on shapes and kv_end only, never on
+// the number of threads, so the result does not either.
 struct AttentionPlan {
   tc_attention_args args;
   int64_t group;         // query heads that share a K/V head

@@ -23,13 +23,11 @@ inline void sines_and_cosines(const float* angles_R, float* sines_R, float* cosi
     const float x = static_cast<float>(angle - turns * 1.5707963267948966);
     const float x2 = x * x;
     // Taylor's series on [-pi/4, pi/4].
-    const float sine =
-        x + x * x2 *
-                (-1.6666667e-1f + x2 * (8.3333333e-3f + x2 * (-1.9841270e-4f + x2 * 2.7557319e-6f)));
-    const float cosine =
-        1.0f + x2 * (-0.5f + x2 * (4.1666667e-2f +
-                                   x2 * (-1.3888889e-3f +
-                                         x2 * (2.4801587e-5f - x2 * 2.7557319e-7f))));
+    float sine = -1.9841270e-4f + x2 * 2.7557319e-6f;
+    sine = x + x * x2 * (-1.6666667e-1f + x2 * (8.3333333e-3f + x2 * sine));
+    float cosine = 2.4801587e-5f - x2 * 2.7557319e-7f;
+    cosine = 4.1666667e-2f + x2 * (-1.3888889e-3f + x2 * cosine);
+    cosine = 1.0f + x2 * (-0.5f + x2 * cosine);
     const bool swapped = quadrant & 1;
     const float first = swapped ? cosine : sine;
     const float second = swapped ? sine : cosine;

@@ -143,24 +143,31 @@ inline Vec exp2(Vec x) {
   return bit_cast<Vec>(bit_cast<IntVec>(p) + exponent);
 }
 
-inline float sum_of_lanes(Vec x) {
-  float lanes[kLanes];
-  store(lanes, x);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+// A vector of Bytes bytes, and its two halves.
+template <int Bytes>
+struct Halves {
+  typedef float Whole __attribute__((vector_size(Bytes)));
+  typedef float Part __attribute__((vector_size(Bytes / 2)));
+  Part low, high;
+};
+
+// Folds the lanes into one: in halves, down to four.
+template <int Bytes, class Fold>
+inline float fold_lanes(typename Halves<Bytes>::Whole x, const Fold& fold) {
+  if constexpr (Bytes == 16) {
+    return fold(fold(x[0], x[1]), fold(x[2], x[3]));
+  } else {
+    const auto halves = bit_cast<Halves<Bytes>>(x);
+    return fold_lanes<Bytes / 2>(fold(halves.low, halves.high), fold);
   }
-  return lanes[0];
+}
+
+inline float sum_of_lanes(Vec x) {
+  return fold_lanes<TC_VECTOR_BYTES>(x, [](auto a, auto b) { return a + b; });
 }
 
 inline float largest_of_lanes(Vec x) {
-  float lanes[kLanes];
-  store(lanes, x);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) {
-      lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-    }
-  }
-  return lanes[0];
+  return fold_lanes<TC_VECTOR_BYTES>(x, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 }  // namespace TC_ISA

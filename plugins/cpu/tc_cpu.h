@@ -20,7 +20,7 @@ typedef enum {
   TC_ISA_AVX512_BF16 = 4
 } tc_cpu_isa;
 
-/* The name of an instruction set ("avx2"), or null when this processor or build does not have it. */
+/* The name of an instruction set ("avx2"); null when this processor or build does not have it. */
 TC_API const char* tc_cpu_isa_name(tc_cpu_isa isa);
 
 /* The ops on an instruction set of the caller's choice; TC_UNSUPPORTED when it is not there. */

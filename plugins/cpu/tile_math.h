@@ -99,7 +99,7 @@ class Scratch {
 
   explicit operator bool() const { return data_ != nullptr; }
 
-  // The next `floats` numbers; every part starts on a 64-byte boundary if sizes are multiples of 16.
+  // The next `floats` numbers, on a 64-byte boundary where all sizes before are multiples of 16.
   float* take(int64_t floats) {
     float* part = data_ + taken_;
     taken_ += floats;

@@ -133,7 +133,7 @@ void run_attention(Provider provider, const tc_attention_args& args, Ort::Kernel
 #if defined(TC_WITH_CUDA)
   const size_t bytes = tc_cuda_block_causal_attention_workspace(&args);
   const Ort::ConstMemoryInfo memory = context.GetInput(0).GetTensorMemoryInfo();
-  const Ort::UnownedAllocator allocator(context.GetAllocator(*memory));
+  Ort::UnownedAllocator allocator(context.GetAllocator(*memory));
   const auto release = [&](void* block) { allocator.Free(block); };
   const std::unique_ptr<void, decltype(release)> workspace(
       bytes > 0 ? allocator.Alloc(bytes) : nullptr, release);
@@ -197,7 +197,8 @@ class DualRopeKernel {
   DualRopeKernel(Provider provider, Ort::ConstKernelInfo info)
       : provider_(provider), gamma_(info.GetAttribute<float>("gamma")) {
     float factor = 1.0f;
-    Ort::Status absent(Ort::GetApi().KernelInfoGetAttribute_float(info, "attention_factor", &factor));
+    const Ort::Status absent(
+        Ort::GetApi().KernelInfoGetAttribute_float(info, "attention_factor", &factor));
     attention_factor_ = absent.IsOK() ? factor : 1.0f;
   }
 
@@ -289,9 +290,9 @@ class Op : public Ort::CustomOpBase<Op<Contract>, typename Contract::Kernel, /*W
 template <class Contract>
 void add(Ort::CustomOpDomain& domain, Provider provider) {
   static std::vector<std::unique_ptr<Op<Contract>>> ops;
-  for (const auto type : {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
+  for (const auto type : {kFloat32, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
                           ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16}) {
-    if (provider == Provider::kCuda && type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) continue;
+    if (provider == Provider::kCuda && type == kFloat32) continue;  // no such kernel
     ops.push_back(std::make_unique<Op<Contract>>(type, provider));
     domain.Add(ops.back().get());
   }
@@ -318,8 +319,8 @@ extern "C" TC_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
                                                const OrtApiBase* base) {
   const OrtApi* api = base->GetApi(ORT_API_VERSION);
   if (api == nullptr) {
-    const std::string message = "the tc ops need ONNX Runtime's interface version " +
-                                std::to_string(ORT_API_VERSION) + " or later; this is ONNX Runtime " +
+    const std::string message = "the tc ops need ONNX Runtime 1." +
+                                std::to_string(ORT_API_VERSION) + " or later; this is " +
                                 base->GetVersionString();
     return base->GetApi(1)->CreateStatus(ORT_NOT_IMPLEMENTED, message.c_str());
   }
