@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from tc_export.bundle import Staging, staging, verify
+from tc_export.errors import CheckFailed
+from tc_export.stages import StageContext
 
 from .toy import NAMES, Toy, die, exit_code, in_child
 
@@ -95,9 +98,12 @@ def test_a_build_killed_anywhere_resumes(tmp_path: Path, over_old_bundle: bool, 
     ticks, _ = _build_and_die(reference, 2, -1, swap=swap)
     new = reference.hashes()
     assert len(ticks) > 25
+    assert [path.name for path in reference.output.parent.iterdir()] == ["bundle"]
     assert {f"middle of {name}" for name in ("graph", "engine", "report")} <= set(ticks)
 
-    for at, name in enumerate(ticks):
+    # How the bundle is published makes no difference before it is.
+    first = 0 if swap else ticks.index("before _swap")
+    for at, name in list(enumerate(ticks))[first:]:
         where = f"killed at {at}: {name}"
         toy = start(str(at))
         _, kept = _build_and_die(toy, 2, at, swap=swap)
@@ -129,3 +135,27 @@ def test_a_changed_seed_does_not_resume_from_the_old_one(toy: Toy) -> None:
     toy.build(seed=2)
     assert toy.runs() == {"graph": 1, "engine": 1, "report": 1}
     assert (toy.output / "graph/a.onnx").read_text() == "a 2"
+
+
+def test_the_old_bundle_is_back_even_when_the_next_build_fails(tmp_path: Path) -> None:
+    """Killed between the two renames, where folders cannot be swapped."""
+
+    def fail(context: StageContext) -> None:
+        raise CheckFailed("planted")
+
+    toys = []
+    for name in ("reference", "killed"):
+        (tmp_path / name).mkdir()
+        toys.append(Toy(tmp_path / name))
+        toys[-1].build(seed=1)
+    reference, toy = toys
+    old = toy.hashes()
+    ticks, _ = _build_and_die(reference, 2, -1, swap=False)
+    _build_and_die(toy, 2, ticks.index("after rename"), swap=False)
+    assert not toy.output.exists()
+
+    stages = toy.stages(seed=3)
+    with pytest.raises(CheckFailed, match="planted"):
+        toy.build([replace(stages[0], run=fail), *stages[1:]])
+    assert toy.hashes() == old
+    assert verify(toy.output) == []

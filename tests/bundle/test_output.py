@@ -167,6 +167,22 @@ class TestTwoBuilds:
             assert (toy.building / "lock").exists()
         assert len(opened) == 2
 
+    def test_the_lock_is_held_until_the_folder_is_gone(
+        self, toy: Toy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        remove = staging.remove
+        refused = []
+
+        def another_comes(path: Path) -> None:
+            if path == toy.building / "bundle":
+                monkeypatch.setattr(staging, "remove", remove)
+                refused.append(_failure(toy.build))
+            remove(path)
+
+        monkeypatch.setattr(staging, "remove", another_comes)
+        toy.build()
+        assert [failure.get("kind") for failure in refused] == ["EnvironmentLacks"]
+
     def test_many_at_once_give_one_whole_bundle(self, toy: Toy) -> None:
         def build() -> None:
             for seed in (1, 2) * 5:

@@ -218,6 +218,18 @@ def test_a_stage_that_is_no_longer_wanted_takes_its_files_with_it(toy: Toy) -> N
     assert verify(toy.output) == []
 
 
+def test_so_do_those_that_a_failed_build_staged(toy: Toy) -> None:
+    def fail(context: StageContext) -> None:
+        raise CheckFailed("planted")
+
+    with pytest.raises(CheckFailed):
+        toy.build([*toy.stages(), replace(_stage("last", ()), run=fail)])
+    assert (toy.building / "bundle/report.json").exists()
+    toy.build(toy.stages()[:3])
+    assert "report.json" not in toy.hashes()
+    assert verify(toy.output) == []
+
+
 def test_a_large_file_is_hashed_once_a_run(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[int] = []
     original = hashlib.file_digest
@@ -294,9 +306,10 @@ def test_a_stage_may_write_only_what_it_names(toy: Toy) -> None:
         toy.build([replace(_stage("a", ()), run=stray)])
 
 
-def test_a_stage_may_not_leave_a_link(toy: Toy) -> None:
+@pytest.mark.parametrize("to", ["file", "folder"])
+def test_a_stage_may_not_leave_a_link(toy: Toy, to: str) -> None:
     def link(context: StageContext) -> None:
-        context.path("x").symlink_to(toy.checkpoint)
+        context.path("x").symlink_to(toy.checkpoint if to == "file" else toy.root)
 
     with pytest.raises(TcExportError, match=r"not plain files \['x'\]"):
         toy.build([replace(_stage("a", ("x",)), run=link)])

@@ -103,6 +103,11 @@ def test_a_link_out_of_the_bundle_is_refused(bundle: Path, tmp_path: Path, where
         verify(bundle)
 
 
+def test_a_link_that_was_added_is_named_and_not_followed(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "more").symlink_to(tmp_path)
+    assert [(problem.path, problem.damage) for problem in verify(bundle)] == [("more", "added")]
+
+
 def test_a_link_that_goes_in_circles_is_refused(bundle: Path) -> None:
     (bundle / "report.json").unlink()
     (bundle / "report.json").symlink_to("report.json")
