@@ -98,7 +98,7 @@ class RichReporter:
     def planned(self, stages: Sequence[Stage]) -> None:
         """Number the steps."""
         self._steps = {
-            stage.name: f"{escape(f'[{number}/{len(stages)}]')} {escape(stage.description)}"
+            stage.name: f"[{number}/{len(stages)}] {escape(stage.description)}"
             for number, stage in enumerate(stages, start=1)
         }
 
