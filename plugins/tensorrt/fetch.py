@@ -49,9 +49,17 @@ PACKAGES = {
             "nvidia-cuda-runtime==13.0.96",
             "nvidia-cuda-crt==13.0.88",
             "nvidia-cuda-cccl==13.0.85",
+            "nvidia-cuda-nvcc==13.0.88",  # for its headers
         ),
         subfolder="nvidia/cu13",
         platform="manylinux2014_aarch64",
+        # The name that a linker looks for, which the wheel lacks.
+        links=(("nvidia/cu13/lib/libcudart.so", "libcudart.so.13"),),
+    ),
+    "cuobjdump": Package(
+        meaning="lists the device code in a library, of any host architecture",
+        wheels=("nvidia-cuda-cuobjdump==13.2.51",),
+        subfolder="nvidia/cu13/bin",
     ),
     "tensorrt-rtx": Package(
         meaning="TensorRT-RTX with its parser and Python bindings; builds engines without a GPU",

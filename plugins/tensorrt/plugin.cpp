@@ -218,13 +218,14 @@ size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t i
   }
   Call call{};
   call.dtype = FloatType(inputs[0].desc.type);
+  call.attributes = attributes_.data();
   for (int32_t i = 0; i < input_count; ++i) {
-    for (int32_t k = 0; k < inputs[i].max.nbDims; ++k) {
-      const char axis = op_.inputs[i].axes[k];
-      call.sizes.Set(axis, std::max(call.sizes[axis], inputs[i].max.d[k]));
+    const std::string axes = op_.inputs[i].axes;
+    const size_t rank = std::min<size_t>(axes.size(), inputs[i].max.nbDims);
+    for (size_t k = 0; k < rank; ++k) {
+      call.sizes.Set(axes[k], std::max(call.sizes[axes[k]], inputs[i].max.d[k]));
     }
   }
-  call.attributes = attributes_.data();
   // The largest call need not want the most: decode splits over the keys, into more parts where
   // there is less to do otherwise, and prefill does not. So every batch and number of tokens is
   // asked for; no GPU is touched.

@@ -10,19 +10,30 @@ import pytest
 from tests.plugins.tensorrt.native import REPOSITORY, build, fetched, need
 
 
-@pytest.fixture(scope="session")
-def host_build() -> Path:
-    """A build folder with the plugin over host kernels and its tests."""
+def build_on_host(target: str) -> Path:
+    """Build a target for this machine, without CUDA, and return the build folder."""
     need("cmake", "g++", "make", package="cmake g++ make")
     folder = REPOSITORY / "build" / "tensorrt-host"
     build(
         folder,
-        "tensorrt_tests",
+        target,
         "-DTC_ENABLE_CUDA=OFF",
         f"-DTENSORRT_ROOT={fetched('tensorrt-headers')}",
         f"-DTC_CUDA_INCLUDE={fetched('cuda-headers')}",
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def host_build() -> Path:
+    """A build folder with the plugin over host kernels, and its tests."""
+    return build_on_host("tensorrt_host_tests")
+
+
+@pytest.fixture(scope="session")
+def emulated_build() -> Path:
+    """A build folder with the plugin over the emulated CUDA kernels, and its tests."""
+    return build_on_host("tensorrt_emulated_tests")
 
 
 @pytest.fixture(scope="session")

@@ -61,5 +61,5 @@ def alone(folder: Path) -> Iterator[None]:
 def build(folder: Path, target: str, *options: str) -> None:
     """Configure `plugins/` in `folder` and build one target; quick where nothing has changed."""
     with alone(folder):
-        run("cmake", "-S", PLUGINS, "-B", folder, *options)
+        run("cmake", "-S", PLUGINS, "-B", folder, *options, cwd=PLUGINS)
         run("cmake", "--build", folder, "--target", target)
