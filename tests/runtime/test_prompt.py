@@ -185,11 +185,20 @@ def test_a_prompt_longer_than_the_context_is_refused_with_numbers() -> None:
         prompt.check_fits(max_length=20, new_tokens=10)
 
 
-def test_a_template_without_a_place_for_clips_is_refused() -> None:
+@pytest.mark.parametrize(
+    "template",
+    ["{{ messages[0]['role'] }}", "{{ raise_exception('no') }}", "{{ '<video>' }} and no question"],
+)
+def test_a_template_without_a_place_for_clip_and_question_is_refused(template: str) -> None:
     with pytest.raises(CheckpointError, match="no place for a clip"):
-        PromptBuilder(sentencepiece_like(["<video>"]), "{{ messages[0]['role'] }}")
-    with pytest.raises(CheckpointError, match="no place for a clip"):
-        PromptBuilder(sentencepiece_like(["<video>"]), "{{ raise_exception('no') }}")
+        PromptBuilder(sentencepiece_like(["<video>"]), template)
+
+
+def test_a_prompt_may_begin_with_a_clip() -> None:
+    builder = PromptBuilder(byte_level(["<video>"]), "{{ messages[0]['content'] }}")
+    clip, text = builder.build(QUESTION, [CLIP]).segments
+    assert clip == CLIP
+    assert text == Text(len(builder.tokenizer(f"\n{QUESTION}")["input_ids"]))
 
 
 @pytest.mark.parametrize(
