@@ -106,8 +106,12 @@ def build(
         temporal={name: value for name, value in flags.items() if value is not None},
         check_parity=parity,
     )
-    with RichReporter(console) as reporter:
-        manifest = run_build(request, reporter, _print_settings)
+    try:
+        with RichReporter(console) as reporter:
+            manifest = run_build(request, reporter, _print_settings)
+    except KeyboardInterrupt as interrupt:  # it says what is kept; typer would drop that
+        console.print(str(interrupt), highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
     engine = manifest.engine
     assert engine is not None
     print(f"engine: {engine.state} ({engine.backend})")
@@ -301,9 +305,6 @@ def main(arguments: list[str] | None = None) -> None:
         if error.hint:
             console.print(f"  [dim]{_escape(error.hint)}[/dim]", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt as interrupt:
-        console.print(str(interrupt) or "interrupted", highlight=False)
-        sys.exit(INTERRUPTED)
     except Exception as error:
         if debug:
             raise

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.bundled import build_small
 from tests.exported import Exported, export_small
 
 
@@ -22,3 +23,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A small LLaVA with gamma 0.5, exported in float32. Not to be changed: copy it first."""
     folder: Path = tmp_path_factory.mktemp("exported")
     return export_small(folder)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small bundle with a tokenizer. Not to be changed: copy it first."""
+    return build_small(tmp_path_factory.mktemp("built"))

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small bundle with a tokenizer, built by the real pipeline, for tests of the whole road."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tc_export.pipeline import BuildRequest, build
+from tc_export.stages import SilentReporter
+from tests.checkpoint.families import edit_config, save_small
+from tests.runtime.tokenizers_for_tests import sentencepiece_like
+
+MAX_FRAMES = 4
+MAX_LENGTH = 120
+
+
+def save_with_tokenizer(folder: Path) -> Path:
+    """A small LLaVA whose vocabulary is its tokenizer's."""
+    tokenizer = sentencepiece_like(["<image>"])
+    save_small(folder, text={"vocab_size": len(tokenizer)})
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    edit_config(folder, lambda document: document.update(image_token_index=image_token))
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def request_for(checkpoint: Path, output: Path) -> BuildRequest:
+    return BuildRequest(
+        checkpoint=checkpoint, output=output, max_frames=MAX_FRAMES, max_length=MAX_LENGTH
+    )
+
+
+def build_small(folder: Path) -> Path:
+    """Build `folder`/bundle from `folder`/checkpoint."""
+    checkpoint = save_with_tokenizer(folder / "checkpoint")
+    build(request_for(checkpoint, folder / "bundle"), SilentReporter())
+    return folder / "bundle"
+
+
+def copy_bundle(bundle: Path, folder: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(bundle, folder / "bundle"))

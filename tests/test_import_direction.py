@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data goes one way: a later part may import an earlier one, never the reverse."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "tc_export"
+
+ORDER = [
+    {"__init__", "errors"},
+    {"config"},
+    {"ops", "tasks"},
+    {"model"},
+    {"checkpoint"},
+    {"graph"},
+    {"engine"},
+    {"parity"},
+    {"bundle"},
+    {"stages"},
+    {"runtime"},
+    {"training"},
+    {"pipeline"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
+
+ALLOWED_UPWARDS = {("ops/native.py", "engine")}
+"""The kernels' loader is asked by whoever registers them, at its request; see its docstring."""
+
+
+def part_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(file: Path) -> set[str]:
+    """The parts of the package that a file imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{file}: imports are absolute"
+            if node.module == "tc_export":
+                names |= {f"tc_export.{alias.name}" for alias in node.names}
+            else:
+                names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("tc_export.")} & RANK.keys()
+
+
+def test_every_part_has_its_place() -> None:
+    parts = {part_of(file) for file in PACKAGE.rglob("*.py")}
+    assert parts <= RANK.keys(), f"say where these stand: {parts - RANK.keys()}"
+
+
+@pytest.mark.parametrize(
+    "file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE))
+)
+def test_imports_go_one_way(file: Path) -> None:
+    own = part_of(file)
+    upwards = {part for part in imported_parts(file) if RANK[part] > RANK[own]}
+    sideways = {part for part in imported_parts(file) if RANK[part] == RANK[own]} - {own}
+    relative = str(file.relative_to(PACKAGE))
+    allowed = {part for name, part in ALLOWED_UPWARDS if name == relative}
+    assert not (upwards - allowed), f"{relative} imports later parts: {upwards}"
+    assert not sideways, f"{relative} imports a part beside it: {sideways}"
+
+
+def test_a_devices_runtime_needs_no_exporter() -> None:
+    """What answers questions does not import the tracer or the builders."""
+    for folder in ("runtime", "bundle", "engine"):
+        for file in (PACKAGE / folder).rglob("*.py"):
+            assert not imported_parts(file) & {"graph", "parity", "pipeline", "training"}, file
