@@ -29,9 +29,6 @@ ORDER = [
 ]
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 
-ALLOWED_UPWARDS = {("ops/native.py", "engine")}
-"""The kernels' loader is asked by whoever registers them, at its request; see its docstring."""
-
 
 def part_of(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -64,10 +61,8 @@ def test_imports_go_one_way(file: Path) -> None:
     own = part_of(file)
     upwards = {part for part in imported_parts(file) if RANK[part] > RANK[own]}
     sideways = {part for part in imported_parts(file) if RANK[part] == RANK[own]} - {own}
-    relative = str(file.relative_to(PACKAGE))
-    allowed = {part for name, part in ALLOWED_UPWARDS if name == relative}
-    assert not (upwards - allowed), f"{relative} imports later parts: {upwards}"
-    assert not sideways, f"{relative} imports a part beside it: {sideways}"
+    assert not upwards, f"{file} imports later parts: {upwards}"
+    assert not sideways, f"{file} imports a part beside it: {sideways}"
 
 
 def test_a_devices_runtime_needs_no_exporter() -> None:
