@@ -215,7 +215,7 @@ def _temporal(
             f"temporal settings contradict {file}:\n" + "\n".join(contradictions),
             hint="leave the flags out, or change `temporal` in a copy of the checkpoint's config",
         )
-    # The checkpoint's word last: it counts over the flags.
+    # What both state is equal by now, so the order does not matter.
     merged = flags.model_dump(exclude_unset=True) | stated.model_dump(exclude_unset=True)
     origins = {
         f"temporal.{name}": Origin.CHECKPOINT

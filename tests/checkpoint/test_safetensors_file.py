@@ -55,14 +55,17 @@ def test_places_and_values_equal_the_library(tmp_path: Path) -> None:
         assert loaded.flatten().view(torch.uint8).equal(tensor.flatten().view(torch.uint8))
 
 
-def test_a_tensor_off_its_alignment_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("padding", range(4))
+def test_a_tensor_off_its_alignment_is_read(tmp_path: Path, padding: int) -> None:
     header = {
         "odd": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
         "weight": {"dtype": "F32", "shape": [2], "data_offsets": [3, 11]},
     }
+    raw = json.dumps(header).encode() + b" " * padding
     values = np.array([1.5, -2.0], dtype=np.float32)
-    file = write(tmp_path / "a", header, b"abc" + values.tobytes())
-    loaded = read_header(file)["weight"].as_tensor()
+    loaded = read_header(write(tmp_path / "a", raw, b"abc" + values.tobytes()))[
+        "weight"
+    ].as_tensor()
     assert loaded.tolist() == [1.5, -2.0]
     assert loaded.data_ptr() % 4 == 0
 
