@@ -179,7 +179,9 @@ inline void complete_mma(void** lanes) {
     for (int e = 0; e < 8; ++e) {
       a[g + 8 * (e / 2 % 2)][2 * t + 8 * (e / 4) + e % 2] = half_of<T>(from.a[e / 2], e % 2);
     }
-    for (int e = 0; e < 4; ++e) b[2 * t + 8 * (e / 2) + e % 2][g] = half_of<T>(from.b[e / 2], e % 2);
+    for (int e = 0; e < 4; ++e) {
+      b[2 * t + 8 * (e / 2) + e % 2][g] = half_of<T>(from.b[e / 2], e % 2);
+    }
   }
   for (int lane = 0; lane < kWarpSize; ++lane) {
     const auto& to = *static_cast<const MmaArgument*>(lanes[lane]);

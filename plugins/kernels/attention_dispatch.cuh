@@ -16,24 +16,20 @@ using HeadSize = std::integral_constant<int, D>;
 
 // Calls `function(T{}, HeadSize<D>{})` with the type and head size of the arguments.
 template <class Function>
-tc_status dispatch_head_size(int64_t head_dim, Function function) {
-  switch (head_dim) {
-    case 64: return function(HeadSize<64>{});
-    case 80: return function(HeadSize<80>{});
-    case 96: return function(HeadSize<96>{});
-    case 128: return function(HeadSize<128>{});
-    case 256: return function(HeadSize<256>{});
-    default: return TC_UNSUPPORTED;
-  }
-}
-
-template <class Function>
 tc_status dispatch(const tc_attention_args& args, Function function) {
+  auto of_type = [&](auto type) {
+    switch (args.head_dim) {
+      case 64: return function(type, HeadSize<64>{});
+      case 80: return function(type, HeadSize<80>{});
+      case 96: return function(type, HeadSize<96>{});
+      case 128: return function(type, HeadSize<128>{});
+      case 256: return function(type, HeadSize<256>{});
+      default: return TC_UNSUPPORTED;
+    }
+  };
   switch (args.dtype) {
-    case TC_FLOAT16:
-      return dispatch_head_size(args.head_dim, [&](auto d) { return function(Half{}, d); });
-    case TC_BFLOAT16:
-      return dispatch_head_size(args.head_dim, [&](auto d) { return function(BFloat16{}, d); });
+    case TC_FLOAT16: return of_type(Half{});
+    case TC_BFLOAT16: return of_type(BFloat16{});
     default: return TC_UNSUPPORTED;
   }
 }

@@ -25,7 +25,8 @@ constexpr int kM = 16, kN = 8, kK = 16;
 
 struct Nothing {};
 
-float a[kM * kK], b[kN * kK], c[kM * kN];  // column-major, as CuTe counts: element (m, k) at m + M k
+// Column-major, as CuTe counts: element (m, k) of a at m + M k.
+float a[kM * kK], b[kN * kK], c[kM * kN];
 std::uint16_t rows[32][8];
 std::uint32_t loaded[2][32][4];
 
