@@ -136,7 +136,7 @@ def block_causal_attention(
     key = write_cache(past_key, k, slots).contiguous()
     value = write_cache(past_value, v, slots).contiguous()
     # Rows that no query of the call sees are left out: a cache is mostly empty at first.
-    seen = min(max(1, int(kv_end.max())), key.shape[2])
+    seen = max(1, int(kv_end.max()))
     y = attend_to_prefix(q, key[:, :, :seen], value[:, :, :seen], kv_end, scale)
     return y.contiguous(), key, value
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tc_export.config import RopeConfig, TemporalConfig
+from tc_export.model.decoder import RmsNorm
 from tc_export.model.positions import Layout, lay_out, pad
 from tc_export.model.tc_llava import TcLlava
 from tests.model.brute_force import MASKS, READINGS, Run
@@ -153,6 +155,16 @@ def test_conversion_keeps_the_frequencies(dtype: torch.dtype) -> None:
     bound = 16 * torch.finfo(dtype).eps * exact.abs().max()
     assert found.dtype == dtype
     assert (found.double() - exact).abs().max() <= bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_the_norm_is_wide_inside(dtype: torch.dtype) -> None:
+    """300 squared is past float16's largest number."""
+    x = 300 * torch.randn((3, 5, 24), generator=torch.Generator().manual_seed(4)).to(dtype)
+    ours, theirs = RmsNorm(24, 1e-5).to(dtype), LlamaRMSNorm(24, 1e-5).to(dtype)
+    for norm in (ours, theirs):
+        norm.weight.data = torch.linspace(0.5, 2, 24, dtype=dtype)
+    assert torch.equal(ours(x), theirs(x))
 
 
 def test_frame_block_says_what_it_needs() -> None:

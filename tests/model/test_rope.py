@@ -60,6 +60,18 @@ ROPES: dict[str, dict[str, Any]] = {
         "theta": 150000.0,
         "original_max_position_embeddings": 4096,
     },
+    "yarn, ramp that begins before the first channel": {
+        "rope_type": "yarn",
+        "factor": 2.0,
+        "original_max_position_embeddings": 6,
+    },
+    "yarn, ramp that ends past the last channel": {
+        "rope_type": "yarn",
+        "factor": 2.0,
+        "theta": 10.0,
+        "beta_fast": 300.0,
+        "original_max_position_embeddings": 4096,
+    },
     "yarn, one channel of ramp": {
         "rope_type": "yarn",
         "factor": 2.0,

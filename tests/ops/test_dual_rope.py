@@ -117,19 +117,21 @@ def test_rounded_frequencies_are_refused() -> None:
 
 def test_inputs_in_any_memory_order() -> None:
     call = arguments(CASES["odd sizes"])
-    x = call[0].transpose(1, 2).contiguous().transpose(1, 2)
     position = call[1].repeat_interleave(2, dim=1)[:, ::2]
-    assert not x.is_contiguous()
-    assert not position.is_contiguous()
-    found = ops.dual_rope(x, position, *call[2:])
-    assert found.is_contiguous()
-    assert torch.equal(found, ops.dual_rope(*call))
+    tokens_first = call[0].transpose(1, 2).contiguous().transpose(1, 2)
+    heads_last = call[0].contiguous(memory_format=torch.channels_last)
+    for x in (tokens_first, heads_last):
+        assert not x.is_contiguous()
+        found = ops.dual_rope(x, position, *call[2:])
+        assert found.is_contiguous()
+        assert torch.equal(found, ops.dual_rope(*call))
 
 
 @pytest.mark.parametrize("name", ["usual", "an odd channel is left", "one of everything"])
 def test_opcheck(name: str) -> None:
     x, *rest = arguments(CASES[name], torch.float32)
-    for each in (x, x.clone().requires_grad_(), x.transpose(0, 1).clone().transpose(0, 1)):
+    heads_last = x.contiguous(memory_format=torch.channels_last)
+    for each in (x, x.clone().requires_grad_(), heads_last):
         torch.library.opcheck(torch.ops.tc.dual_rope.default, (each, *rest))
 
 
