@@ -74,7 +74,8 @@ class Expression final : public nvinfer1::IDimensionExpr {
   Impl impl_;
 };
 
-// Makes shapes in which -1 is a size that is known at run time only.
+// Makes shapes in which -1 is a size that is known at run time only: asked for its value all the
+// same, each gives another number that means nothing.
 class ExpressionBuilder final : public nvinfer1::IExprBuilder {
  public:
   ExpressionBuilder() { mImpl = &impl_; }
@@ -83,7 +84,9 @@ class ExpressionBuilder final : public nvinfer1::IExprBuilder {
     nvinfer1::DimsExprs shape{};
     shape.nbDims = static_cast<int32_t>(sizes.size());
     for (size_t i = 0; i < sizes.size(); ++i) {
-      shape.d[i] = impl_.Make(sizes[i], sizes[i] >= 0);
+      const bool is_known = sizes[i] >= 0;
+      const auto nonsense = static_cast<int64_t>(1000 + impl_.pool.size());
+      shape.d[i] = impl_.Make(is_known ? sizes[i] : nonsense, is_known);
     }
     return shape;
   }
