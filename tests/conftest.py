@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.bundled import build_small
 from tests.exported import Exported, export_small
+
+
+# How long an example takes says nothing of it on a busy machine.
+settings.register_profile(
+    "no-deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)

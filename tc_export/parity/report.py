@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -115,7 +116,7 @@ def _verdict(passed: bool) -> str:
 def write_report(result: ParityResult, folder: Path) -> None:
     """Write `report.json`, and the table as `report.html`."""
     (folder / REPORT_JSON).write_text(json.dumps(as_json(result), indent=2) + "\n")
-    console = Console(record=True, width=140, quiet=True)
+    console = Console(record=True, width=140, file=io.StringIO())
     console.print(as_table(result))
     _print_lines(console, failures(result))
     console.save_html(str(folder / REPORT_HTML))

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real pipeline: skip what is done, resume after a kill, publish nothing that is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from tc_export import pipeline
+from tc_export.bundle import read_manifest, verify
+from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
+from tc_export.errors import CheckFailed, UsageError
+from tc_export.pipeline import build, choose_profile
+from tc_export.stages import SilentReporter
+from tests.bundled import MAX_FRAMES, MAX_LENGTH, copy_bundle, request_for, save_with_tokenizer
+
+
+class Watching(SilentReporter):
+    """Notes which stages ran."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.skipped_: list[str] = []
+
+    def started(self, stage) -> None:  # type: ignore[no-untyped-def]
+        self.ran.append(stage.name)
+
+    def skipped(self, stage) -> None:  # type: ignore[no-untyped-def]
+        self.skipped_.append(stage.name)
+
+
+@pytest.fixture
+def checkpoint(bundle: Path) -> Path:
+    return bundle.parent / "checkpoint"
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path: record.sha256 for path, record in read_manifest(folder).files.items()}
+
+
+def test_the_bundle_says_what_it_is(bundle: Path) -> None:
+    assert verify(bundle) == []
+    manifest = read_manifest(bundle)
+    assert manifest.profile.max_frames == MAX_FRAMES
+    assert manifest.precision_realised == {"vision": "float32", "decoder": "float32"}
+    config = json.loads((bundle / "config.json").read_text())
+    assert config["temporal"] == {
+        "gamma": 1.0,
+        "mask": "frame_block_causal",
+        "after_clip": "restart",
+    }
+    assert config["builder_config"]["max_length"] == MAX_LENGTH
+    assert json.loads((bundle / "parity" / "report.json").read_text())["passed"]
+    assert "greedy answer" in (bundle / "parity" / "report.html").read_text()
+
+
+def test_building_again_does_nothing_again(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    again = copy_bundle(bundle, tmp_path)
+    watching = Watching()
+    build(request_for(checkpoint, again), watching)
+    assert watching.ran == []
+    assert len(watching.skipped_) == 7
+    assert hashes(again) == hashes(bundle)
+
+
+def test_only_what_is_damaged_is_made_again(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    damaged = copy_bundle(bundle, tmp_path)
+    (damaged / "embedding.safetensors").write_bytes(b"")
+    watching = Watching()
+    build(request_for(checkpoint, damaged), watching)
+    assert watching.ran == ["embedding"]
+    assert hashes(damaged) == hashes(bundle)
+
+
+def test_a_killed_build_resumes(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Killed while the decoder is exported: what had ended is kept, and the result is the same."""
+    output = tmp_path / "bundle"
+    command = [sys.executable, "-m", "tc_export", "build", "--checkpoint", str(checkpoint)]
+    command += ["--output", str(output), "--max-frames", str(MAX_FRAMES)]
+    command += ["--max-length", str(MAX_LENGTH)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if b"export the decoder graph" in line:
+                process.kill()
+                break
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not output.exists()
+    watching = Watching()
+    build(request_for(checkpoint, output), watching)
+    assert watching.skipped_ == ["weights", "assets", "embedding", "vision"]
+    assert hashes(output).keys() == hashes(bundle).keys()
+    for path, digest in hashes(output).items():
+        if not path.startswith("parity/"):  # a report's last digits depend on the threads
+            assert digest == hashes(bundle)[path], path
+    assert verify(output) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_an_engine_that_is_wrong_is_not_published(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pipeline.export_decoder
+
+    def doubled(checkpoint: Checkpoint, dtype, folder: Path, advance):  # type: ignore[no-untyped-def]
+        report = real(checkpoint, dtype, folder, advance)
+        model = onnx.load(folder / "model.onnx", load_external_data=False)
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "gamma":
+                    attribute.f *= 2
+        onnx.save(model, folder / "model.onnx")
+        return report
+
+    monkeypatch.setattr(pipeline, "export_decoder", doubled)
+    output = tmp_path / "bundle"
+    with pytest.raises(CheckFailed, match="one clip: decoder, step 0: logits"):
+        build(request_for(checkpoint, output), SilentReporter())
+    assert not output.exists()
+
+
+def test_another_checkpoint_is_told_apart(bundle: Path, tmp_path: Path) -> None:
+    other = save_with_tokenizer(tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["temporal"] = {"gamma": 0.25}
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Exception, match=r"not the checkpoint|contradict"):
+        pipeline.check_bundle(bundle, other)
+
+
+class TestProfile:
+    @pytest.fixture
+    def opened(self, checkpoint: Path) -> Checkpoint:
+        return open_checkpoint(checkpoint)
+
+    def test_default_length_is_within_the_context(self, opened: Checkpoint) -> None:
+        assert choose_profile(opened, 16, None).max_length == 256
+
+    def test_frames_must_leave_room_for_text(self, opened: Checkpoint) -> None:
+        assert choose_profile(opened, 63, None).max_frames == 63
+        with pytest.raises(UsageError) as raised:
+            choose_profile(opened, 64, None)
+        assert raised.value.hint == "use at most --max-frames 63"
+
+    def test_length_is_bounded_by_the_context(self, opened: Checkpoint) -> None:
+        assert choose_profile(opened, 1, 256).max_length == 256
+        with pytest.raises(UsageError, match="context of 256"):
+            choose_profile(opened, 1, 257)
+
+    def test_not_even_one_frame(self, opened: Checkpoint) -> None:
+        with pytest.raises(UsageError) as raised:
+            choose_profile(opened, 1, 4)
+        assert "not one frame fits" in str(raised.value.hint)
+
+
+def test_weights_are_not_copied_where_they_can_be_linked(bundle: Path, checkpoint: Path) -> None:
+    shard = checkpoint / "model.safetensors"
+    for graph in ("vision", "decoder"):
+        assert (bundle / graph / "model.safetensors").samefile(shard)
+
+
+def test_a_folder_of_somebody_is_never_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError):
+        build(request_for(checkpoint, tmp_path / "theirs"), SilentReporter())
+    assert (tmp_path / "theirs" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_moved_bundle_is_whole(bundle: Path, tmp_path: Path) -> None:
+    """Nothing in it points out of it."""
+    moved = Path(shutil.copytree(bundle, tmp_path / "elsewhere"))
+    assert verify(moved) == []
+    assert not any(path.is_symlink() for path in moved.rglob("*"))
