@@ -140,6 +140,10 @@ def test_a_tied_head_is_the_embedding(tmp_path: Path, stored: bool) -> None:
     assert_same_weights(model, theirs)
     assert model.decoder.lm_head.weight is model.embed_tokens.weight
     assert checkpoint.tensors["decoder.lm_head.weight"].name == embedding
+    totals: list[int] = []
+    checkpoint.check_values(lambda _, total: totals.append(total))
+    stored = {location.name: location.nbytes for location in checkpoint.tensors.values()}
+    assert totals[-1] == sum(stored.values()), "the tied head is read once"
 
 
 def test_a_head_that_is_stored_apart_but_tied_by_the_config_is_an_error(tmp_path: Path) -> None:
