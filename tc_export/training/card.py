@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model card of a trained demonstration model, written from what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from tc_export.model.tc_llava import TcLlava
+from tc_export.tasks import Kind
+from tc_export.training.curves import draw_curves
+from tc_export.training.state import Run
+
+CURVES_PICTURE, CURVES_DATA = "curves.png", "curves.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestResult:
+    """Accuracy on the test set, beside what guessing the commonest answer would reach."""
+
+    items_each: int
+    accuracy: Mapping[Kind, float]
+    best_guess: Mapping[Kind, float]
+
+    __test__ = False  # not a test case, whatever pytest makes of the name
+
+    @property
+    def overall(self) -> float:
+        """Mean over the kinds, which all have equally many items."""
+        return sum(self.accuracy.values()) / len(self.accuracy)
+
+    @property
+    def worst_temporal(self) -> tuple[Kind, float]:
+        """The kind that needs time on which the model does worst."""
+        temporal = [(kind, share) for kind, share in self.accuracy.items() if kind.needs_time]
+        return min(temporal, key=lambda pair: pair[1])
+
+
+def card_files(model: TcLlava, run: Run, result: TestResult, command: str) -> dict[str, bytes]:
+    """The card, the curves as a picture, and the curves as data, by file name."""
+    return {
+        "README.md": _text(model, run, result, command).encode(),
+        CURVES_PICTURE: draw_curves(run.curves, run.step),
+        CURVES_DATA: (json.dumps(asdict(run.curves)) + "\n").encode(),
+    }
+
+
+def _text(model: TcLlava, run: Run, result: TestResult, command: str) -> str:
+    config = model.config
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    rows = "\n".join(
+        f"| {kind.value} | {'yes' if kind.needs_time else 'no'} | {100 * share:.1f} | "
+        f"{100 * result.best_guess[kind]:.1f} |"
+        for kind, share in result.accuracy.items()
+    )
+    worst, worst_share = result.worst_temporal
+    side = config.vision.image_size
+    return f"""\
+---
+license: apache-2.0
+pipeline_tag: video-text-to-text
+tags: [tc-llava, synthetic]
+---
+# tc-llava-tiny
+
+A LLaVA of {parameters / 1e6:.2f} million parameters that watches: it answers questions about short
+generated clips, most of which no single frame can answer. It exists so that an export can be judged
+by its answers; it knows nothing of the real world.
+
+- Architecture: LLaVA (CLIP-type vision tower, projector, LLaMA-type decoder) with TC-LLaVA's
+  temporal dual RoPE (gamma {config.temporal.gamma:g}) and the mask `{config.temporal.mask}`.
+- Input: 8 frames of {side} x {side} pixels, sampled uniformly; {config.tokens_per_frame} tokens a
+  frame.
+- Prompt: `USER: <video>\\n{{question}} ASSISTANT:`; the answer is one word.
+
+## Accuracy on the test set
+
+{result.items_each * len(result.accuracy)} items, {result.items_each} of each kind in three grades
+of difficulty, on combinations that are not in the training set. An answer counts when it is exactly
+the right word. Overall **{100 * result.overall:.1f} %**; worst kind that needs time: {worst.value},
+{100 * worst_share:.1f} %.
+
+| kind | needs time | % right | % by always giving the commonest answer |
+|---|---|---|---|
+{rows}
+
+## Training
+
+From scratch, on clips that are drawn on the way (`tc_export.tasks`, split `train`), by next-token
+loss on the answer: {run.step} steps of {run.config.batch_size} items, seed {run.config.seed},
+Muon for the matrices and AdamW for the rest, {run.seconds / 60:.0f} minutes of wall time on
+{run.config.threads} CPU thread(s).
+
+    {command}
+
+![training loss, and validation accuracy by kind]({CURVES_PICTURE})
+
+Limits: figures of four shapes and six colours on dark backgrounds, the questions of
+`tc_export.tasks`, and English only. Asked anything else, it still answers with one of its words.
+"""
