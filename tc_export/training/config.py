@@ -18,7 +18,7 @@ from tc_export.config import (
 class TrainingConfig(Config):
     """How long, how fast and on what to train."""
 
-    steps: int = Field(default=2400, gt=0)
+    steps: int = Field(default=3600, gt=0)
     seed: int = Field(default=0, ge=0)
     batch_size: int = Field(default=32, gt=0)
     matrix_rate: float = Field(default=2e-3, gt=0)  # learning rate of Muon, for linear layers

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from tc_export.config import ModelConfig
 from tc_export.errors import InputError, UsageError
 from tc_export.model.tc_llava import TcLlava
+from tc_export.tasks import Kind
 from tc_export.training.batches import Batcher
 from tc_export.training.config import TrainingConfig
 from tc_export.training.state import Run, has_run
@@ -128,6 +130,15 @@ def test_grades_come_in_by_and_by() -> None:
         {item.grade for item in step_items(settings, step)} for step in (0, 99, 150, 200, 999)
     ]
     assert grades == [{1}, {1}, {1, 2}, {1, 2, 3}, {1, 2, 3}]
+
+
+def test_what_needs_time_comes_after_what_does_not() -> None:
+    settings = TrainingConfig(steps=600, batch_size=60)
+    early = [item.kind for step in (0, 99) for item in step_items(settings, step)]
+    assert not any(kind.needs_time for kind in early)
+    late = Counter(item.kind for step in range(100, 130) for item in step_items(settings, step))
+    assert set(late) == set(Kind)
+    assert late[Kind.FLASHES] > 2 * late[Kind.SPEED]  # three times as often, but for luck
 
 
 def test_every_parameter_has_one_optimiser(config: ModelConfig) -> None:
