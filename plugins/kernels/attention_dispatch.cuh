@@ -5,6 +5,7 @@
 #ifndef TC_ATTENTION_DISPATCH_CUH
 #define TC_ATTENTION_DISPATCH_CUH
 
+#include <algorithm>
 #include <type_traits>
 
 #include "attention_tile.cuh"
@@ -39,6 +40,20 @@ inline int64_t packed_rows(const tc_attention_args& args) {
 }
 
 inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// At most so many packed rows of a group go the way of decoding, which reads all keys once for
+// every 16 of them.
+inline bool goes_to_decode(const tc_attention_args& args) { return packed_rows(args) <= 64; }
+
+// Parts that decoding cuts the keys into: more while there are fewer blocks than two for each SM
+// of the largest GPUs, and keys enough to give each part two tiles. Shapes alone decide, not the
+// device: the same call gives the same bits everywhere.
+inline int decode_splits(const tc_attention_args& args) {
+  constexpr int64_t kBlocksWanted = 264, kMinKeys = 128;
+  const int64_t blocks = args.batch * args.kv_heads * ceil_divide(packed_rows(args), 16);
+  const int64_t splits = std::min(kBlocksWanted / blocks, args.cache_rows / kMinKeys);
+  return static_cast<int>(std::max<int64_t>(1, splits));
+}
 
 template <class T>
 AttentionParams<T> make_params(const tc_attention_args& args, int rows_per_block) {

@@ -20,7 +20,7 @@ struct DecodeShape {
   static constexpr int kWarps = 4;
   static constexpr int kKeysPerWarp = 16;
   static constexpr int kKeys = kWarps * kKeysPerWarp;
-  static constexpr int kStages = D <= 128 ? 4 : 2;
+  static constexpr int kStages = 2;  // more blocks an SM keep more bytes on their way than stages
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kRingBytes = kStages * kKeys * D * 2;
   // A row of float32 sums; eight more put the eight rows of a fragment into different banks.

@@ -14,17 +14,9 @@
 namespace tc {
 namespace {
 
-// Kernels index blocks, rows and channels of a head with 32 bits.
-constexpr int64_t kMaxIndex = 0x7fffffff;
-
-// At most so many packed rows of a group go the way of decoding, which reads all keys once for
-// every 16 of them.
-constexpr int64_t kMaxDecodeRows = 64;
-
-// Parts are added while there are fewer blocks than this (two for each SM of the largest GPUs),
-// and keys enough to give each part four tiles of 64.
-constexpr int64_t kDecodeBlocks = 264;
-constexpr int64_t kMinKeysPerSplit = 256;
+// Kernels count blocks, rows and channels with 32 bits, and may count to the end of a last tile
+// that is not full.
+constexpr int64_t kMaxIndex = 0x7ffff000;
 
 template <class... Sizes>
 bool all_positive(Sizes... sizes) {
@@ -44,16 +36,6 @@ bool all_aligned(Pointers... pointers) {
 // Upper bound of the blocks of any kernel: one for each packed row.
 bool fits_grid(int64_t batch, int64_t heads, int64_t tokens) {
   return batch * heads <= kMaxIndex && batch * heads * tokens <= kMaxIndex;
-}
-
-bool goes_to_decode(const tc_attention_args& args) { return packed_rows(args) <= kMaxDecodeRows; }
-
-// Depends on shapes only, not on the device: the same call gives the same bits everywhere.
-int decode_splits(const tc_attention_args& args) {
-  const int64_t blocks = args.batch * args.kv_heads * ceil_divide(packed_rows(args), 16);
-  const int64_t wanted = kDecodeBlocks / blocks;
-  const int64_t possible = args.cache_rows / kMinKeysPerSplit;
-  return static_cast<int>(std::max<int64_t>(1, std::min(wanted, possible)));
 }
 
 tc_status check_sizes(const tc_attention_args& args) {
@@ -113,10 +95,14 @@ tc_status write_cache(const tc_attention_args& args, void* stream) {
   return launch_rotate_and_store(store, stream);
 }
 
-tc_status check_rotation(int64_t head_dim, int64_t half, const void* position_ids,
-                         const void* temporal_ids, const void* inv_freq) {
-  const bool valid = half > 0 && 2 * half <= head_dim && head_dim <= kMaxIndex;
-  return valid && !any_null(position_ids, temporal_ids, inv_freq) ? TC_OK : TC_INVALID_ARGUMENT;
+// What the plain and the fused rotation have in common; `heads` counts all that the kernel visits.
+tc_status check_rotation(const tc_rope_and_store_args& args, int64_t heads) {
+  if (any_null(args.q, args.q_rotated, args.position_ids, args.temporal_ids, args.inv_freq) ||
+      !all_positive(args.batch, heads, args.tokens, args.head_dim, args.rotary_half) ||
+      2 * args.rotary_half > args.head_dim) {
+    return TC_INVALID_ARGUMENT;
+  }
+  return fits_grid(args.batch, heads, args.tokens) ? TC_OK : TC_UNSUPPORTED;
 }
 
 }  // namespace
@@ -149,14 +135,7 @@ tc_status tc_cuda_block_causal_attention(const tc_attention_args* args, void* wo
 }
 
 tc_status tc_cuda_dual_rope(const tc_dual_rope_args* args, void* stream) {
-  if (args == nullptr || tc::any_null(args->x, args->y) ||
-      !tc::all_positive(args->batch, args->heads, args->tokens)) {
-    return TC_INVALID_ARGUMENT;
-  }
-  const tc_status status = tc::check_rotation(args->head_dim, args->rotary_half,
-                                              args->position_ids, args->temporal_ids,
-                                              args->inv_freq);
-  if (status != TC_OK) return status;
+  if (args == nullptr) return TC_INVALID_ARGUMENT;
   tc_rope_and_store_args rope{};
   rope.dtype = args->dtype;
   rope.batch = args->batch;
@@ -171,21 +150,18 @@ tc_status tc_cuda_dual_rope(const tc_dual_rope_args* args, void* stream) {
   rope.temporal_ids = args->temporal_ids;
   rope.inv_freq = args->inv_freq;
   rope.q_rotated = args->y;
-  return tc::launch_rotate_and_store(rope, stream);
+  const tc_status status = tc::check_rotation(rope, args->heads);
+  return status == TC_OK ? tc::launch_rotate_and_store(rope, stream) : status;
 }
 
 tc_status tc_cuda_rope_and_store(const tc_rope_and_store_args* args, void* stream) {
   if (args == nullptr ||
-      tc::any_null(args->q, args->k, args->v, args->slots, args->q_rotated, args->key_cache,
-                   args->value_cache) ||
-      !tc::all_positive(args->batch, args->q_heads, args->kv_heads, args->tokens,
-                        args->cache_rows) ||
+      tc::any_null(args->k, args->v, args->slots, args->key_cache, args->value_cache) ||
+      !tc::all_positive(args->q_heads, args->kv_heads, args->cache_rows) ||
       args->q_heads % args->kv_heads != 0) {
     return TC_INVALID_ARGUMENT;
   }
-  const tc_status status = tc::check_rotation(args->head_dim, args->rotary_half,
-                                              args->position_ids, args->temporal_ids,
-                                              args->inv_freq);
+  const tc_status status = tc::check_rotation(*args, args->q_heads + 2 * args->kv_heads);
   return status == TC_OK ? tc::launch_rotate_and_store(*args, stream) : status;
 }
 }

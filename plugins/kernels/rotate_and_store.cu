@@ -51,6 +51,7 @@ tc_status launch_width(const tc_rope_and_store_args& args, void* stream) {
   const int64_t groups = (p.heads() + kRotateHeads - 1) / kRotateHeads;
   const int64_t items = args.batch * groups * args.tokens * pieces;
   const int64_t blocks = (items + kRotateThreads - 1) / kRotateThreads;
+  if (blocks > 0x7fffffff) return TC_UNSUPPORTED;  // more than a grid has
   return launch(&rotate_and_store<T, Width>, blocks, kRotateThreads, 0, stream, p);
 }
 

@@ -167,6 +167,8 @@ void run_bad_arguments() {
   expect("null inv_freq", bad, TC_INVALID_ARGUMENT);
   bad = good, bad.heads = -2;
   expect("negative heads", bad, TC_INVALID_ARGUMENT);
+  bad = good, bad.batch = bad.heads = 1 << 20;
+  expect("more rows than are counted", bad, TC_UNSUPPORTED);
   bad = good, bad.dtype = static_cast<tc_dtype>(9);
   expect("no such type", bad, TC_UNSUPPORTED);
 }
