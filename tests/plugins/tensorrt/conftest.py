@@ -31,6 +31,17 @@ def host_build() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cuda_plugin() -> Path:
+    """The plugin library with CUDA code, for one SM."""
+    need("cmake", "g++", "make", package="cmake g++ make")
+    need("nvcc", package="nvidia-cuda-toolkit, or NVIDIA's own package")
+    folder = REPOSITORY / "build" / "tensorrt-cuda"
+    headers = f"-DTENSORRT_ROOT={fetched('tensorrt-headers')}"
+    build(folder, "tc_tensorrt", "--preset", "cuda", "-DCMAKE_CUDA_ARCHITECTURES=89-real", headers)
+    return folder / "tensorrt" / "libtc_tensorrt.so"
+
+
+@pytest.fixture(scope="session")
 def emulated_build() -> Path:
     """A build folder with the plugin over the emulated CUDA kernels, and its tests."""
     return build_on_host("tensorrt_emulated_tests")

@@ -15,6 +15,7 @@ import onnx
 import pytest
 
 from tc_export.ops import BLOCK_CAUSAL_ATTENTION, CONTRACTS
+from tests.plugins.tensorrt.elf import needed
 from tests.plugins.tensorrt.graphs import SIZES, Variant, one_layer
 from tests.plugins.tensorrt.native import fetched
 
@@ -80,6 +81,18 @@ def test_both_ops_become_plugin_layers_and_engines(
         assert engine["errors"] == []
         assert engine["engine_bytes"] > 0
         check_realised_layers(engine["layers"], in_log)
+
+
+@pytest.mark.slow
+def test_the_library_with_cuda_code_needs_no_gpu_to_build(
+    cuda_plugin: Path, tmp_path: Path
+) -> None:
+    assert not any("cuda" in library for library in needed(cuda_plugin))
+    report = rtx(cuda_plugin, tmp_path, Variant(float_type="float16"))
+    assert report["said"] == ""
+    for engine in report["engines"].values():
+        assert engine["errors"] == []
+        check_realised_layers(engine["layers"], "Half")
 
 
 def check_realised_layers(lines: list[str], float_type: str) -> None:
