@@ -69,8 +69,10 @@ bool rotate(const tc_cpu::RopePlan& plan, int64_t task) {
   const int64_t end = smaller(a.tokens, first + plan.tokens_a_task);
   for (int64_t token = first; token < end; ++token) {
     const int64_t at = batch * a.tokens + token;
-    const float position = static_cast<float>(a.position_ids[at]) +
-                           a.gamma * static_cast<float>(a.temporal_ids[at]);
+    // Product and sum are each rounded to float, as in PyTorch. A fused multiply-add would turn far
+    // positions by another angle; volatile keeps the compiler from making one.
+    const volatile float temporal = a.gamma * static_cast<float>(a.temporal_ids[at]);
+    const float position = static_cast<float>(a.position_ids[at]) + temporal;
     for (int64_t i = 0; i < R; ++i) angles[i] = position * a.inv_freq[i];
     sines_and_cosines(angles, sines, cosines, R);
     for (int64_t i = 0; i < R; ++i) {
