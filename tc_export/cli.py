@@ -14,7 +14,7 @@ from rich.table import Table
 
 from tc_export import __version__
 from tc_export.config import AfterClip, AttentionMask
-from tc_export.errors import CheckFailed, TcExportError
+from tc_export.errors import CheckFailed, TcExportError, UsageError
 
 # Imports of a verb's own machinery stand in the verb: `--help` need not load PyTorch.
 
@@ -207,7 +207,10 @@ def _print_piece(text: str) -> None:
     sys.stdout.flush()
 
 
-@app.command(epilog="Example: tc-export parity out/llava-cpu --json")
+@app.command(
+    epilog="Examples: tc-export parity out/llava-cpu --json; "
+    "tc-export parity out/llava-cpu --tasks --items 20"
+)
 def parity(
     bundle: BundleArgument,
     checkpoint: Annotated[
@@ -217,11 +220,50 @@ def parity(
             show_default=False,
         ),
     ] = None,
+    tasks: Annotated[
+        bool,
+        typer.Option(
+            "--tasks", help="Compare answers to questions about generated clips, not tensors."
+        ),
+    ] = False,
+    items: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --tasks: items of every kind and grade. By default 10: 360 in all.",
+            show_default=False,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="With --tasks: accuracy that the engine may lose. By default 0.02.",
+            show_default=False,
+        ),
+    ] = None,
+    liveness_threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="With --tasks: how far its logits may move otherwise than PyTorch's when frames "
+            "change places, as a share of that movement. By default 0.1.",
+            show_default=False,
+        ),
+    ] = None,
     native: NativeOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare a bundle's engine with the PyTorch model; exit code 1 where they differ."""
+    asked = {"--items": items, "--threshold": threshold, "--liveness-threshold": liveness_threshold}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if tasks:
+        settings = {"checkpoint": checkpoint, "native": native, "threads": threads}
+        return _task_parity(bundle, given, settings, as_json=as_json)
+    if given:
+        raise UsageError(f"{', '.join(given)} says something of --tasks only", hint="add --tasks")
     from tc_export.parity.report import as_json as result_as_json
     from tc_export.parity.report import as_table, failures
     from tc_export.pipeline import check_bundle
@@ -234,6 +276,41 @@ def parity(
     if not result.passed:
         raise CheckFailed(
             "the engine does not compute what PyTorch computes:\n" + "\n".join(failures(result))
+        )
+
+
+def _task_parity(
+    bundle: Path, given: dict[str, Any], settings: dict[str, Any], *, as_json: bool
+) -> None:
+    """Ask both sides, and print what came out."""
+    from rich.progress import Progress
+
+    from tc_export.parity.task_accuracy import Thresholds
+    from tc_export.parity.task_report import task_failures, tasks_as_json, tasks_as_tables
+    from tc_export.task_check import DEFAULT_ITEMS_EACH, check_answers
+
+    usual = Thresholds()
+    thresholds = Thresholds(
+        loss=given.get("--threshold", usual.loss),
+        liveness=given.get("--liveness-threshold", usual.liveness),
+    )
+    items_each = given.get("--items", DEFAULT_ITEMS_EACH)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("asking both sides", total=None)
+        result = check_answers(
+            bundle,
+            items_each=items_each,
+            thresholds=thresholds,
+            advance=lambda done, total: progress.update(bar, completed=done, total=total),
+            **settings,
+        )
+    if as_json:
+        print(json.dumps(tasks_as_json(result), indent=2))
+    else:
+        Console().print(tasks_as_tables(result))
+    if not result.passed:
+        raise CheckFailed(
+            "the engine does not answer as PyTorch does:\n" + "\n".join(task_failures(result))
         )
 
 

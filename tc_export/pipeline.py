@@ -301,6 +301,18 @@ def check_bundle(
         BundleError: the bundle cannot be used.
         CheckpointError: the checkpoint is gone, or is another one.
     """
+    manifest, opened = open_with_checkpoint(bundle, checkpoint)
+    engines = load_engines(bundle, manifest.custom_nodes, native=native, threads=threads)
+    return compare_with_pytorch(engines, opened, manifest.profile)
+
+
+def open_with_checkpoint(bundle: Path, checkpoint: Path | None) -> tuple[Manifest, Checkpoint]:
+    """Read a bundle's manifest, and open the checkpoint that it was built from.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+        CheckpointError: the checkpoint is gone, or is another one.
+    """
     manifest = read_manifest(bundle)
     check_engine(bundle, manifest)
     config = read_config(bundle)
@@ -316,8 +328,7 @@ def check_bundle(
             f"{source} is not the checkpoint that {bundle} was built from, or it has changed since",
             hint="give that one with --checkpoint DIR, or build the bundle again",
         )
-    engines = load_engines(bundle, manifest.custom_nodes, native=native, threads=threads)
-    return compare_with_pytorch(engines, opened, manifest.profile)
+    return manifest, opened
 
 
 def compare_with_pytorch(

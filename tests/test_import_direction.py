@@ -24,6 +24,7 @@ ORDER = [
     {"runtime"},
     {"training"},
     {"pipeline"},
+    {"task_check"},
     {"cli"},
     {"__main__"},
 ]
