@@ -106,8 +106,11 @@ __device__ __forceinline__ void write_rows(const AttentionParams<T>& p, const Pl
   }
 }
 
+// Two blocks an SM is what every SM holds. Said so, ptxas takes the registers that this leaves;
+// left to itself it aims at 128, and spills.
 template <class T, int D>
-__global__ void __launch_bounds__(DecodeShape<D>::kThreads) decode_attention(AttentionParams<T> p) {
+__global__ void __launch_bounds__(DecodeShape<D>::kThreads, 2)
+    decode_attention(AttentionParams<T> p) {
   using Shape = DecodeShape<D>;
   constexpr int kKeys = Shape::kKeys, kKeysPerWarp = Shape::kKeysPerWarp;
   const Place at = locate(p, blockIdx.x / p.splits);
