@@ -14,6 +14,8 @@ from rich.table import Table
 
 from tc_export import __version__
 from tc_export.config import AfterClip, AttentionMask
+from tc_export.device_commands import JsonOption
+from tc_export.device_commands import app as device_commands
 from tc_export.errors import CheckFailed, TcExportError, UsageError
 
 # Imports of a verb's own machinery stand in the verb: `--help` need not load PyTorch.
@@ -25,11 +27,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Export TC-LLaVA video-language models to engines that are checked against PyTorch.",
 )
+app.add_typer(device_commands)
 console = Console(stderr=True)
 INTERRUPTED = 130
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder that `tc-export build` wrote.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 NativeOption = Annotated[
     bool | None,
     typer.Option(

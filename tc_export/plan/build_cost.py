@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory that building takes on this host, predicted before any weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tc_export.config import ModelConfig
+from tc_export.errors import EnvironmentLacks
+from tc_export.plan.host import host_memory
+from tc_export.plan.memory import BYTES, RUNTIME_BYTES
+from tc_export.plan.parameters import decoder_count, vision_count
+from tc_export.targets import Precision, Precisions, Target
+
+EXPORTER_BYTES = 700_000_000
+"""Measured on x86-64: PyTorch, its exporter, ONNX and ONNX Runtime while tracing a small model."""
+
+RTX_BASE_BYTES, RTX_BYTES_PER_WEIGHT_BYTE = 500_000_000, 3.05
+"""Fitted to two builds by TensorRT-RTX 1.7 with one profile, in float16: a decoder of 227 MB peaked
+at 1.2 GB, one of 2.06 GB at 6.8 GB."""
+
+_FLOAT64_BYTES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildCost:
+    """Peak bytes on this host, by what a build does; the steps run one after the other."""
+
+    peak_by_step: dict[str, int]
+    host_bytes: int | None  # None where the system does not say
+
+    @property
+    def peak_bytes(self) -> int:
+        """The largest of all steps."""
+        return max(self.peak_by_step.values())
+
+    @property
+    def without_parity_bytes(self) -> int:
+        """The largest of all steps but parity, which a build can leave out."""
+        return max(nbytes for step, nbytes in self.peak_by_step.items() if step != "parity")
+
+    @property
+    def fits(self) -> bool:
+        """True where this host has so much memory, or does not say."""
+        return self.host_bytes is None or self.peak_bytes <= self.host_bytes
+
+
+def build_cost(config: ModelConfig, target: Target, precisions: Precisions) -> BuildCost:
+    """Predict the steps that run on this host; an engine that is built on its device is not one."""
+    vision, decoder = vision_count(config).total, decoder_count(config).total
+    engines = vision * _loaded(precisions.vision) + decoder * _loaded(precisions.decoder)
+    truth = (vision + decoder) * _FLOAT64_BYTES
+    same_format = vision * BYTES[precisions.vision] + decoder * BYTES[precisions.decoder]
+    peaks = {
+        "export": EXPORTER_BYTES,  # weights stay on the disk
+        "parity": EXPORTER_BYTES + engines + truth + same_format,
+    }
+    if target.toolchain.engine == "onnxruntime":
+        peaks["engine"] = RUNTIME_BYTES["onnxruntime"] + engines
+    if target.toolchain.engine == "tensorrt-rtx":
+        largest = max(vision * BYTES[precisions.vision], decoder * BYTES[precisions.decoder])
+        peaks["engine"] = RTX_BASE_BYTES + RTX_BYTES_PER_WEIGHT_BYTE * largest
+    return BuildCost(
+        peak_by_step={step: round(nbytes) for step, nbytes in peaks.items()},
+        host_bytes=_host_bytes(),
+    )
+
+
+def _host_bytes() -> int | None:
+    try:
+        return host_memory().total
+    except EnvironmentLacks:
+        return None
+
+
+def _loaded(precision: Precision) -> float:
+    """Bytes of a weight in ONNX Runtime's processor kernels, which multiply float32."""
+    extra = 0.0 if precision is Precision.FLOAT32 else BYTES[Precision.FLOAT32]
+    return BYTES[precision] + extra

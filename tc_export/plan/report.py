@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plan for programs (JSON) and for people (tables)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from tc_export.plan.planner import Plan
+from tc_export.targets import Doubt
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """Everything of a plan, in JSON's types."""
+    return {
+        "target": plan.target.name,
+        "precision": plan.workload.precisions.model_dump(mode="json"),
+        "frames": plan.workload.frames,
+        "max_length": plan.workload.length,
+        "tokens_per_frame": plan.config.tokens_per_frame,
+        "fits": plan.fits,
+        "max_frames": plan.max_frames,
+        "max_frames_limited_by": plan.limited_by,
+        "bytes": plan.bytes_by_part,
+        "total_bytes": plan.total_bytes,
+        "limit_bytes": plan.limit_bytes,
+        "predicted": _predicted(plan),
+        "build": {
+            "peak_bytes": plan.build.peak_bytes,
+            "peak_bytes_without_parity": plan.build.without_parity_bytes,
+            "peak_bytes_by_step": plan.build.peak_by_step,
+            "host_bytes": plan.build.host_bytes,
+            "fits": plan.build.fits,
+        },
+        "suggestions": [asdict(suggestion) for suggestion in plan.suggestions],
+        "doubts": _doubts_as_json(_memory_doubts(plan)),
+    }
+
+
+def _predicted(plan: Plan) -> dict[str, Any] | None:
+    times = plan.times
+    if times is None:
+        return None
+    return {
+        "vision_s": times.vision_s,
+        "prefill_s": times.prefill_s,
+        "time_to_first_token_s": times.time_to_first_token_s,
+        "decode_tokens_per_s": times.decode_tokens_per_s,
+        "figures": [
+            {
+                "name": figure.name,
+                "value": figure.value,
+                "unit": figure.unit,
+                "doubts": _doubts_as_json(figure.doubts),
+            }
+            for figure in times.figures
+        ],
+    }
+
+
+def _memory_doubts(plan: Plan) -> list[Doubt]:
+    return [doubt for doubt in plan.target.doubts if doubt.field.startswith("memory.")]
+
+
+def _doubts_as_json(doubts: Iterable[Doubt]) -> list[dict[str, Any]]:
+    return [doubt.model_dump(mode="json") for doubt in doubts]
+
+
+def as_tables(plan: Plan) -> RenderableType:
+    """Memory by part, the times with the figures that they rest on, and what would help."""
+    parts: list[RenderableType] = [_memory_table(plan), _verdict(plan)]
+    if plan.times is None:
+        parts.append(
+            f"no times: the file of the target {plan.target.name} has no bandwidth or no rate"
+        )
+    else:
+        parts += [_times_table(plan)]
+    parts.append(_build_line(plan))
+    if plan.suggestions:
+        parts.append(_suggestions_table(plan))
+    notes = [f"{doubt.field}: {doubt.mark}, {doubt.reason}" for doubt in _memory_doubts(plan)]
+    return Group(*parts, *notes)
+
+
+def _memory_table(plan: Plan) -> Table:
+    ask = plan.workload
+    table = Table(
+        title=f"{plan.target.name}: {ask.frames} frames, {ask.length} tokens, "
+        f"vision {ask.precisions.vision}, decoder {ask.precisions.decoder}"
+    )
+    table.add_column("part")
+    table.add_column("memory", justify="right")
+    for part, nbytes in plan.bytes_by_part.items():
+        table.add_row(part.replace("_", " "), _gb(nbytes))
+    table.add_section()
+    table.add_row("all", _gb(plan.total_bytes))
+    table.add_row("there is", _gb(plan.limit_bytes))
+    return table
+
+
+def _verdict(plan: Plan) -> str:
+    verdict = "it fits" if plan.fits else "it does not fit"
+    if not plan.max_frames:
+        return f"{verdict}; not one frame does"
+    return f"{verdict}; the most frames: {plan.max_frames} (the {plan.limited_by} ends there)"
+
+
+def _times_table(plan: Plan) -> Table:
+    assert plan.times is not None
+    table = Table(title="predicted from the figures below; not measured")
+    for heading in ("figure", "value", "in doubt"):
+        table.add_column(heading)
+    table.add_row("time to first token", f"{plan.times.time_to_first_token_s:.2f} s")
+    table.add_row("  frames", f"{plan.times.vision_s:.2f} s")
+    table.add_row("  prompt", f"{plan.times.prefill_s:.2f} s")
+    table.add_row("decode", f"{plan.times.decode_tokens_per_s:.1f} tokens/s")
+    table.add_section()
+    for figure in plan.times.figures:
+        doubts = "; ".join(f"{doubt.mark}: {doubt.reason}" for doubt in figure.doubts)
+        table.add_row(figure.name, f"{figure.value:g} {figure.unit}".rstrip(), doubts)
+    return table
+
+
+def _build_line(plan: Plan) -> str:
+    build = plan.build
+    has = "" if build.host_bytes is None else f"; this host has {_gb(build.host_bytes)}"
+    return (
+        f"building here peaks at about {_gb(build.peak_bytes)}, or "
+        f"{_gb(build.without_parity_bytes)} with --no-parity{has}"
+    )
+
+
+def _suggestions_table(plan: Plan) -> Table:
+    table = Table(title="what would help")
+    for heading in ("change", "memory", "most frames"):
+        table.add_column(heading)
+    for suggestion in plan.suggestions:
+        table.add_row(suggestion.change, _gb(suggestion.total_bytes), str(suggestion.max_frames))
+    return table
+
+
+def _gb(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB"

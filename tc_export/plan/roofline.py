@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long answering takes, predicted: bytes and operations against bandwidth and rate.
+
+A step takes as long as the slower of moving its bytes and doing its operations, each at a share of
+what the device's makers state. Nothing here was measured on a device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tc_export.config import AttentionMask, ModelConfig
+from tc_export.plan.memory import (
+    BYTES,
+    FRAMES_A_CALL,
+    Workload,
+    kv_cache_bytes,
+    prefill_calls,
+)
+from tc_export.plan.parameters import decoder_count, head_matrix, vision_count
+from tc_export.targets import Doubt, Mark, Precision, Target
+
+BANDWIDTH_SHARE, RATE_SHARE = 0.7, 0.5
+
+_SHARE_DOUBT = (
+    Doubt(field="share", mark=Mark.ASSUMED, reason="what good kernels reach; not measured here"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A number that a prediction rests on."""
+
+    name: str
+    value: float
+    unit: str
+    doubts: tuple[Doubt, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Predicted for a prompt that fills the profile, the longest that it takes."""
+
+    vision_s: float
+    prefill_s: float
+    decode_tokens_per_s: float
+    figures: tuple[Figure, ...]
+
+    @property
+    def time_to_first_token_s(self) -> float:
+        """Frames, then the prompt; decoding the video file is not in it."""
+        return self.vision_s + self.prefill_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one step moves and computes."""
+
+    nbytes: float
+    operations: float
+
+
+def vision_work(config: ModelConfig, workload: Workload) -> Work:
+    """All frames through the vision engine: weights are read once a call."""
+    vision, count = config.vision, vision_count(config)
+    patches = vision.grid**2 + 1
+    pairs = vision.layers_used * patches**2 * vision.hidden_size
+    calls = -(-workload.frames // FRAMES_A_CALL)
+    return Work(
+        nbytes=calls * count.total * BYTES[workload.precisions.vision],
+        operations=workload.frames * (2 * count.matrices * patches + 4 * pairs),
+    )
+
+
+def prefill_work(config: ModelConfig, workload: Workload) -> Work:
+    """The longest prompt through the decoder; logits of its last token only."""
+    text = config.text
+    head = head_matrix(config)
+    per_token = 2 * (decoder_count(config).matrices - head)
+    channels = text.num_hidden_layers * text.num_attention_heads * text.head_dim
+    calls = list(prefill_calls(config, workload))
+    pairs = visible_pairs(config, workload.frames, workload.length)
+    return Work(
+        nbytes=len(calls) * decoder_weight_bytes(config, workload),
+        operations=workload.length * per_token + len(calls) * 2 * head + 4 * channels * pairs,
+    )
+
+
+def decode_work(config: ModelConfig, workload: Workload) -> Work:
+    """One token when the cache is full."""
+    text = config.text
+    channels = text.num_hidden_layers * text.num_attention_heads * text.head_dim
+    return Work(
+        nbytes=decoder_weight_bytes(config, workload) + kv_cache_bytes(config, workload),
+        operations=2 * decoder_count(config).matrices + 4 * channels * workload.length,
+    )
+
+
+def visible_pairs(config: ModelConfig, frames: int, length: int) -> int:
+    """Pairs of a query and a key that it sees: a clip of `frames`, then text up to `length`."""
+    causal = length * (length + 1) // 2
+    m = config.tokens_per_frame
+    later_in_frame = m * (m - 1) // 2
+    match config.temporal.mask:
+        case AttentionMask.FRAME_BLOCK_CAUSAL:
+            return causal + frames * later_in_frame
+        case AttentionMask.FULL_VISUAL:
+            return causal + frames * m * (frames * m - 1) // 2
+        case AttentionMask.FRAME_BLOCK:
+            earlier_frames = frames * (frames - 1) // 2 * m * m
+            return causal + frames * later_in_frame - earlier_frames
+        case _:
+            return causal
+
+
+def decoder_weight_bytes(config: ModelConfig, workload: Workload) -> float:
+    """What one pass over the decoder's weights reads."""
+    count = decoder_count(config)
+    matrices = workload.decoder_weights or workload.precisions.decoder
+    return count.matrices * BYTES[matrices] + count.rest * BYTES[workload.precisions.decoder]
+
+
+def predict_times(config: ModelConfig, target: Target, workload: Workload) -> Times | None:
+    """Times on the target; None where its file states no bandwidth or no rate."""
+    bandwidth = target.memory.bandwidth_gb_s
+    stated = target.rates.model_dump(exclude_none=True)
+    vision, decoder = workload.precisions.vision, workload.precisions.decoder
+    if bandwidth is None or vision not in stated or decoder not in stated:
+        return None
+    rates: dict[Precision, float] = {name: stated[name] for name in (vision, decoder)}
+
+    def seconds(work: Work, precision: Precision) -> float:
+        moving = work.nbytes / (bandwidth * 1e9 * BANDWIDTH_SHARE)
+        computing = work.operations / (rates[precision] * 1e12 * RATE_SHARE)
+        return max(moving, computing)
+
+    return Times(
+        vision_s=seconds(vision_work(config, workload), vision),
+        prefill_s=seconds(prefill_work(config, workload), decoder),
+        decode_tokens_per_s=1 / seconds(decode_work(config, workload), decoder),
+        figures=_figures(target, bandwidth, rates),
+    )
+
+
+def _figures(target: Target, bandwidth: float, rates: dict[Precision, float]) -> tuple[Figure, ...]:
+    def doubts(field: str) -> tuple[Doubt, ...]:
+        return target.doubts_about(field)
+
+    return (
+        Figure(
+            name="memory bandwidth",
+            value=bandwidth,
+            unit="GB/s",
+            doubts=doubts("memory.bandwidth_gb_s"),
+        ),
+        *(
+            Figure(name=f"{p} rate", value=rates[p], unit="TFLOP/s", doubts=doubts(f"rates.{p}"))
+            for p in sorted(rates)
+        ),
+        Figure(name="share of the bandwidth", value=BANDWIDTH_SHARE, unit="", doubts=_SHARE_DOUBT),
+        Figure(name="share of the rate", value=RATE_SHARE, unit="", doubts=_SHARE_DOUBT),
+    )

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fits or not, how many frames, how fast, and what would help: against brute force and by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tc_export.config import ModelConfig
+from tc_export.errors import EnvironmentLacks, UsageError
+from tc_export.plan.chart import draw_chart
+from tc_export.plan.host import host_memory
+from tc_export.plan.memory import Workload, memory_by_part
+from tc_export.plan.planner import make_plan, most_frames, profile_length
+from tc_export.plan.report import as_json
+from tc_export.targets import Precisions, Target, load_target, read_precisions
+from tests.plan.configs import model_configs, vicuna
+
+PARTS = {
+    "vision_weights",
+    "decoder_weights",
+    "kv_cache",
+    "vision_activations",
+    "decoder_activations",
+    "plugin_workspace",
+    "embedding",
+    "runtime",
+    "os_reserve",
+}
+
+
+def precisions_of(target: Target) -> Precisions:
+    return read_precisions(None, target)
+
+
+def total(config: ModelConfig, target: Target, frames: int, max_length: int | None) -> int:
+    length = profile_length(config, frames, max_length)
+    asked = Workload(frames=frames, length=length, precisions=precisions_of(target))
+    return sum(memory_by_part(config, target, asked).values())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    model_configs(),
+    st.sampled_from(["cpu", "orin-nano", "l4"]),
+    st.none() | st.integers(2, 5000),
+    st.integers(0, 4_000_000),
+)
+def test_the_most_frames_are_the_largest_that_fit(
+    config: ModelConfig, name: str, max_length: int | None, room: int
+) -> None:
+    target = load_target(name)
+    context = config.text.max_position_embeddings
+    max_length = None if max_length is None else min(max_length, context)
+    possible = ((max_length or context) - 1) // config.tokens_per_frame
+    counts = range(1, min(possible, 400) + 1)
+    totals = [total(config, target, frames, max_length) for frames in counts]
+    limit = min(totals, default=0) + room
+    asked = Workload(frames=1, length=1, precisions=precisions_of(target))
+    most, limited_by = most_frames(config, target, asked, max_length, limit)
+    fitting = [frames for frames, used in zip(counts, totals, strict=True) if used <= limit]
+    assert min(most, 400) == max(fitting, default=0)
+    assert limited_by == ("context" if most == possible else "memory")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ModelConfig:
+    return vicuna(tmp_path)
+
+
+def test_a_7b_fits_an_orin_and_no_nano(config: ModelConfig) -> None:
+    orin, nano = load_target("orin"), load_target("orin-nano")
+    assert make_plan(config, orin, precisions_of(orin), 16).fits
+    plan = make_plan(config, nano, precisions_of(nano), 16)
+    assert not plan.fits
+    assert plan.max_frames == 0
+
+
+def test_memory_of_a_7b_by_hand(config: ModelConfig) -> None:
+    target = load_target("orin")
+    plan = make_plan(config, target, precisions_of(target), 16)
+    assert plan.workload.length == 16 * 144 + 512
+    parts = plan.bytes_by_part
+    assert parts.keys() == PARTS
+    layer = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096
+    assert parts["decoder_weights"] == 2 * (32 * layer + 32064 * 4096 + 4096)
+    assert parts["kv_cache"] == 2816 * 512 * 1024
+    assert parts["os_reserve"] == 2_500_000_000
+    assert plan.limit_bytes == 64_000_000_000
+    assert plan.total_bytes == sum(parts.values())
+
+
+def test_times_of_a_7b_by_hand(config: ModelConfig) -> None:
+    """Decoding moves every weight and the whole cache once a token, at 70 % of 205 GB/s."""
+    target = load_target("orin")
+    plan = make_plan(config, target, precisions_of(target), 16)
+    assert plan.times is not None
+    parts = plan.bytes_by_part
+    moved = parts["decoder_weights"] + parts["kv_cache"]
+    assert plan.times.decode_tokens_per_s == pytest.approx(0.7 * 205e9 / moved)
+    layer = 4 * 4096**2 + 3 * 4096 * 11008
+    pairs = 2816 * 2817 // 2 + 16 * 144 * 143 // 2
+    operations = 2 * 2816 * 32 * layer + 4 * 32 * 4096 * pairs + 2 * 3 * 32064 * 4096
+    assert plan.times.prefill_s == pytest.approx(operations / (0.5 * 43e12))
+    # CLIP-L without its last layer: 23 layers over 577 patches, and the projector.
+    matrices = 23 * 12 * 1024**2 + 3 * 14**2 * 1024 + 1024 * 4096 + 4096**2
+    operations = 16 * (2 * 577 * matrices + 4 * 23 * 1024 * 577**2)
+    assert plan.times.vision_s == pytest.approx(operations / (0.5 * 43e12))
+    assert plan.times.time_to_first_token_s == plan.times.vision_s + plan.times.prefill_s
+
+
+def test_figures_carry_their_doubts(config: ModelConfig) -> None:
+    target = load_target("l4")
+    report = as_json(make_plan(config, target, precisions_of(target), 4))
+    figures = {figure["name"]: figure for figure in report["predicted"]["figures"]}
+    assert figures["float16 rate"]["value"] == 121
+    assert [d["mark"] for d in figures["float16 rate"]["doubts"]] == ["uncertain"]
+    assert figures["memory bandwidth"]["doubts"] == []
+    assert [d["mark"] for d in figures["share of the rate"]["doubts"]] == ["assumed"]
+    assert "memory.os_reserve_gb" in {doubt["field"] for doubt in report["doubts"]}
+
+
+def test_the_cpu_has_no_times_unless_its_figures_are_given(
+    config: ModelConfig, tmp_path: Path
+) -> None:
+    cpu = load_target("cpu")
+    assert make_plan(config, cpu, precisions_of(cpu), 1).times is None
+    own = tmp_path / "mine.toml"
+    shipped = Path(__file__).parents[2] / "engines/targets/cpu.toml"
+    text = shipped.read_text().replace('"cpu"', '"mine"')
+    text = text.replace("[memory]", "[memory]\ntotal_gb = 64\nbandwidth_gb_s = 40")
+    own.write_text(text + "\n[rates]\nfloat32 = 0.4\n")
+    mine = load_target(str(own))
+    plan = make_plan(config, mine, precisions_of(mine), 1)
+    assert plan.times is not None
+    assert plan.limit_bytes == 64_000_000_000
+
+
+def test_suggestions_are_computed(config: ModelConfig) -> None:
+    """Each one, applied, really takes what it says, and one frame more than its most does not."""
+    target = load_target("orin-nx")
+    plan = make_plan(config, target, precisions_of(target), 28)
+    assert not plan.fits
+    found = {suggestion.change: suggestion for suggestion in plan.suggestions}
+    assert "fewer frames" not in found  # 13.2 GB of weights: none fits
+    int4 = found["INT4 weights in the decoder"]
+    assert int4.fits
+    matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 32064 * 4096
+    saved = round(matrices * (2 - 0.5 - 2 / 128))
+    assert int4.total_bytes == plan.total_bytes - saved
+    assert int4.max_frames == 28
+    both = found["INT4 weights and KV cache in 8 bits"]
+    assert both.total_bytes == int4.total_bytes - plan.bytes_by_part["kv_cache"] // 2
+
+
+def test_fewer_frames_are_suggested_where_they_fit(config: ModelConfig) -> None:
+    target = load_target("orin-nx").model_copy(
+        update={"memory": load_target("orin-nx").memory.model_copy(update={"total_gb": 18.0})}
+    )
+    plan = make_plan(config, target, precisions_of(target), 28)
+    found = {suggestion.change: suggestion for suggestion in plan.suggestions}
+    assert 0 < plan.max_frames < 28
+    fewer = found["fewer frames"]
+    assert (fewer.max_frames, fewer.fits) == (plan.max_frames, False)
+    assert fewer.total_bytes <= plan.limit_bytes < total(config, target, plan.max_frames + 1, None)
+    assert make_plan(config, target, precisions_of(target), plan.max_frames).fits
+
+
+def test_what_fits_needs_no_suggestion(config: ModelConfig) -> None:
+    target = load_target("h100")
+    assert make_plan(config, target, precisions_of(target), 16).suggestions == ()
+
+
+def test_the_build_of_an_rtx_engine_is_predicted_from_measured_builds(config: ModelConfig) -> None:
+    rtx, orin = (
+        make_plan(config, target, precisions_of(target), 4)
+        for target in (load_target("rtx4090"), load_target("orin"))
+    )
+    weights = rtx.bytes_by_part["decoder_weights"]
+    assert rtx.build.peak_by_step["engine"] == pytest.approx(0.5e9 + 3.05 * weights)
+    assert "engine" not in orin.build.peak_by_step  # it is built on the device
+    assert orin.build.peak_bytes > 8 * weights / 2  # parity holds the model in float64
+
+
+def test_json_is_json(config: ModelConfig) -> None:
+    target = load_target("orin-nano")
+    report = json.loads(json.dumps(as_json(make_plan(config, target, precisions_of(target), 2))))
+    assert set(report["bytes"]) == PARTS
+    assert report["fits"] is False
+    assert report["suggestions"]
+
+
+@pytest.mark.parametrize(
+    ("frames", "length", "words"),
+    [
+        (16, 9000, "context of 4096"),
+        (16, 2304, "2304 tokens are all"),
+        (29, None, "29 frames of 144"),
+    ],
+)
+def test_impossible_profiles(
+    config: ModelConfig, frames: int, length: int | None, words: str
+) -> None:
+    target = load_target("orin")
+    with pytest.raises(UsageError, match=words):
+        make_plan(config, target, precisions_of(target), frames, length)
+
+
+def test_the_chart_is_a_picture(config: ModelConfig, tmp_path: Path) -> None:
+    target = load_target("orin-nx")
+    plan = make_plan(config, target, precisions_of(target), 16)
+    draw_chart(plan, tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UsageError, match="cannot be written"):
+        draw_chart(plan, tmp_path / "none" / "plan.png")
+
+
+class TestHostMemory:
+    def meminfo(self, folder: Path, text: str) -> Any:
+        (folder / "meminfo").write_text(text)
+        return folder / "meminfo"
+
+    def test_reads_what_linux_says(self, tmp_path: Path) -> None:
+        file = self.meminfo(tmp_path, "MemTotal: 1000 kB\nMemAvailable: 300 kB\nHugePages: 0\n")
+        found = host_memory(file, [tmp_path / "none"])
+        assert (found.total, found.available) == (1_024_000, 307_200)
+
+    @pytest.mark.parametrize(
+        ("limit", "total"), [("500000", 500_000), ("max", 1_024_000), ("9" * 18, 1_024_000)]
+    )
+    def test_a_container_may_have_less(self, tmp_path: Path, limit: str, total: int) -> None:
+        file = self.meminfo(tmp_path, "MemTotal: 1000 kB\nMemAvailable: 900 kB\n")
+        (tmp_path / "limit").write_text(limit)
+        found = host_memory(file, [tmp_path / "limit"])
+        assert found.total == total
+        assert found.available == min(total, 921_600)
+
+    @pytest.mark.parametrize("text", ["", "MemTotal: many kB\nMemAvailable: 1 kB\n"])
+    def test_a_system_that_does_not_say(self, tmp_path: Path, text: str) -> None:
+        file = self.meminfo(tmp_path, text)
+        for path in (file, tmp_path / "none"):
+            with pytest.raises(EnvironmentLacks, match="does not say"):
+                host_memory(path, [])
