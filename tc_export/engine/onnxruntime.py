@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from tc_export.engine.interface import Buffer, Engine, TensorInfo
-from tc_export.errors import BundleError, EnvironmentLacks
+from tc_export.errors import BundleError
 from tc_export.ops.contract import DOMAIN
 
 _NUMPY_TYPES: dict[str, np.dtype[np.generic]] = {
@@ -20,7 +20,8 @@ _NUMPY_TYPES: dict[str, np.dtype[np.generic]] = {
     "tensor(int64)": np.dtype(np.int64),
     "tensor(int32)": np.dtype(np.int32),
 }
-_DEVICES = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
+# In order of preference.
+_DEVICES = {"CUDAExecutionProvider": "cuda", "CPUExecutionProvider": "cpu"}
 _ERRORS_ONLY = 3
 
 
@@ -53,8 +54,8 @@ class OrtEngine(Engine):
         native_library: Path | None = None,
         threads: int | None = None,
     ) -> None:
-        self._provider = preferred_provider()
-        self._session = _open_session(model_path, self._provider, native_library, threads)
+        self._session = _open_session(model_path, native_library, threads)
+        self._provider = self._session.get_providers()[0]
         self.backend = f"ONNX Runtime {ort.__version__}, {self._provider.split('Execution')[0]}"
         self.inputs = {x.name: _tensor_info(x) for x in self._session.get_inputs()}
         self.outputs = {x.name: _tensor_info(x) for x in self._session.get_outputs()}
@@ -105,24 +106,14 @@ class OrtEngine(Engine):
             self._output_order.append(name)
 
 
-def preferred_provider() -> str:
-    """CUDA where this build of ONNX Runtime has it and a GPU answers, else the CPU."""
-    available = ort.get_available_providers()
-    return "CUDAExecutionProvider" if _cuda_answers(available) else "CPUExecutionProvider"
-
-
-def _cuda_answers(available: Sequence[str]) -> bool:
-    # A GPU build on a machine without a GPU lists the provider too.
-    return "CUDAExecutionProvider" in available and any(
-        device.device.type == ort.OrtHardwareDeviceType.GPU
-        and device.ep_name == "CUDAExecutionProvider"
-        for device in ort.get_ep_devices()
-    )
-
-
 def _open_session(
-    model_path: Path, provider: str, native_library: Path | None, threads: int | None
+    model_path: Path, native_library: Path | None, threads: int | None
 ) -> ort.InferenceSession:
+    """Open a session on the best device; `get_providers()[0]` then says which it is.
+
+    A GPU build on a machine without a GPU lists the CUDA provider, and quietly takes the CPU.
+    """
+    providers = [name for name in _DEVICES if name in ort.get_available_providers()]
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -131,17 +122,12 @@ def _open_session(
     if native_library is not None:
         options.register_custom_ops_library(str(native_library))
     try:
-        session = ort.InferenceSession(str(model_path), options, providers=[provider])
+        session = ort.InferenceSession(str(model_path), options, providers=providers)
     except Exception as error:  # ONNX Runtime raises its own classes, without a common base.
         raise BundleError(
             f"ONNX Runtime {ort.__version__} cannot load {model_path}: {error}",
             hint="tc-export verify BUNDLE names files that are changed or missing",
         ) from error
-    # Asked for a provider that cannot start, ONNX Runtime falls back to the CPU without raising.
-    if session.get_providers()[0] != provider:
-        raise EnvironmentLacks(
-            f"ONNX Runtime took {session.get_providers()[0]} instead of {provider}"
-        )
     return session
 
 
