@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import onnxruntime as ort
 import torch
@@ -141,9 +141,18 @@ def measure_memory(who: str, length: int, dtype: str, phase: str) -> int:
         call = make_ours(length, DTYPES[dtype], phase)
     else:
         call = make_peer(who, length, DTYPES[dtype])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at the current size
+    before = peak_bytes()
     call()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024
+    return peak_bytes() - before
+
+
+def peak_bytes() -> int:
+    """Largest resident size of this process, from the kernel's own count."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no VmHWM: memory is measured on Linux only")
 
 
 def compare(length: int, dtype: str, phase: str, peer: str, args: argparse.Namespace) -> Row:
