@@ -9,6 +9,7 @@ from tc_export.config import (
     Config,
     ModelConfig,
     PoolingConfig,
+    RopeConfig,
     TemporalConfig,
     TextConfig,
     VisionConfig,
@@ -18,7 +19,7 @@ from tc_export.config import (
 class TrainingConfig(Config):
     """How long, how fast and on what to train."""
 
-    steps: int = Field(default=3600, gt=0)
+    steps: int = Field(default=6000, gt=0)
     seed: int = Field(default=0, ge=0)
     batch_size: int = Field(default=32, gt=0)
     matrix_rate: float = Field(default=2e-3, gt=0)  # learning rate of Muon, for linear layers
@@ -56,6 +57,8 @@ def tiny_model(vocabulary: int, temporal: TemporalConfig | None = None) -> Model
             head_dim=32,
             max_position_embeddings=2048,
             tie_word_embeddings=True,
+            # The usual base of 10,000 spends half of the channels on texts of thousands of tokens.
+            rope=RopeConfig(theta=1000.0),
         ),
         temporal=temporal or TemporalConfig(),
     )

@@ -27,19 +27,18 @@ from tc_export.training.state import Optimisers, Run, restore_run, save_run
 
 LOSS_EVERY = 50  # steps between two points of the loss curve
 INITIAL_STD = 0.02
-# Of the places in a frame: as large as what a patch shows, else places are learnt late.
-INITIAL_PLACE_STD = 0.5
+INITIAL_PLACE_STD = 0.1  # of the places in a frame: with less, they are learnt late
 BETAS = (0.9, 0.98)
 GRADE_SHARE = 0.1  # share of the training after which the next grade comes in
-STATIC_SHARE = 1 / 6  # share of the training in which to learn to see, before time comes in
-# How often a kind comes after that: those that are learnt slowly come more often.
+# How often a kind comes: those that are learnt slowly come more often.
 WEIGHTS = dict.fromkeys(Kind, 1) | {
     Kind.DIRECTION: 2,
     Kind.ORDER: 2,
-    Kind.FIRST_LAST: 3,
+    Kind.FIRST_LAST: 2,
     Kind.FLASHES: 3,
-    Kind.BEFORE_AFTER: 3,
-    Kind.SHAPE: 2,
+    Kind.BEFORE_AFTER: 2,
+    Kind.COLOUR: 2,
+    Kind.SHAPE: 3,
     Kind.POSITION: 2,
 }
 
@@ -62,12 +61,10 @@ def new_model(config: ModelConfig, seed: int) -> TcLlava:
 
 
 def step_items(config: TrainingConfig, step: int) -> list[Item]:
-    """The training items of a step: first what needs no time, and harder grades by and by."""
+    """The training items of a step: kinds by weight, and harder grades by and by."""
     rng = random.Random(f"{config.seed}/{step}")
-    share = step / config.steps
-    kinds = [kind for kind in Kind if not (kind.needs_time and share < STATIC_SHARE)]
-    chosen = rng.choices(kinds, [WEIGHTS[kind] for kind in kinds], k=config.batch_size)
-    grades = GRADES[: 1 + int(share / GRADE_SHARE)]
+    chosen = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=config.batch_size)
+    grades = GRADES[: 1 + int(step / config.steps / GRADE_SHARE)]
     first = (config.seed << 40) + step * config.batch_size
     return [
         make_item(kind, rng.choice(grades), Split.TRAIN, first + number)

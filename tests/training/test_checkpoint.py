@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from tc_export.checkpoint.reader import open_checkpoint
+from tc_export.config import AttentionMask, ModelConfig, PoolingConfig, TemporalConfig
 from tc_export.errors import UsageError
 from tc_export.model.tc_llava import TcLlava
 from tc_export.tasks import Kind
@@ -20,6 +21,7 @@ from tc_export.training.card import TestResult, card_files
 from tc_export.training.config import TrainingConfig
 from tc_export.training.folder import write_checkpoint
 from tc_export.training.state import Curves, Run
+from tc_export.training.trainer import new_model
 
 RESULT = TestResult(
     items_each=60,
@@ -29,8 +31,13 @@ RESULT = TestResult(
 
 
 def test_our_reader_gets_the_same_model(
-    model: TcLlava, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    config: ModelConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
+    unusual = {
+        "temporal": TemporalConfig(gamma=0.5, mask=AttentionMask.CAUSAL),
+        "pooling": PoolingConfig(stride=4, mode="max", before_projector=True),
+    }
+    model = new_model(config.model_copy(update=unusual), seed=3)
     write_checkpoint(model, tokenizer, tmp_path / "tiny", card={"README.md": b"# card\n"})
     checkpoint = open_checkpoint(tmp_path / "tiny")
     assert checkpoint.config.model == model.config
