@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tc_export import __version__
@@ -380,23 +381,17 @@ def main(arguments: list[str] | None = None) -> None:
     except TcExportError as error:
         if debug:
             raise
-        console.print(f"[red]error:[/red] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         if error.hint:
-            console.print(f"  [dim]{_escape(error.hint)}[/dim]", highlight=False, soft_wrap=True)
+            console.print(f"  [dim]{escape(error.hint)}[/dim]", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except Exception as error:
         if debug:
             raise
         console.print(
-            f"[red]internal error:[/red] {_escape(f'{type(error).__name__}: {error}')}",
+            f"[red]internal error:[/red] {escape(f'{type(error).__name__}: {error}')}",
             highlight=False,
             soft_wrap=True,
         )
         console.print("  [dim]run it again with --debug, and report what it prints[/dim]")
         sys.exit(TcExportError.exit_code)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
