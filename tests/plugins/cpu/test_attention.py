@@ -162,3 +162,19 @@ def test_large_logits_do_not_overflow(kernels: NativeKernels) -> None:
     case = replace(case, q=case.q * 1000, k=case.k * 1000)
     y, *_ = kernels.block_causal_attention(*case.inputs(), case.scale)
     assert error_of(y, expected_attention(case)) <= 1e-2  # logits of 1e6 keep four digits
+
+
+def test_an_unseen_key_of_a_huge_logit_does_not_matter(kernels: NativeKernels) -> None:
+    """Were it to count in the maximum, all weights that are seen would vanish beside it."""
+    case = random_case(batch=1, heads=(1, 1), tokens=40, rows=40, head_dim=32, past=0)
+    case.k[:, :, -1] *= 500
+    y, *_ = kernels.block_causal_attention(*case.inputs(), case.scale)
+    assert error_of(y, expected_attention(case)) <= 1e-5
+
+
+def test_parts_of_far_logits_are_joined(kernels: NativeKernels) -> None:
+    """One part of a split decode outweighs the others by more than float32 can hold."""
+    case = random_case(batch=1, heads=(2, 1), tokens=1, rows=1600, head_dim=64, past=1590)
+    case.past_key[:, :, 1500:1550] *= 300
+    y, *_ = kernels.block_causal_attention(*case.inputs(), case.scale)
+    assert error_of(y, expected_attention(case)) <= 1e-3  # logits of 300 keep five digits
