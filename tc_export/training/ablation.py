@@ -88,7 +88,13 @@ def run_setting(temporal: TemporalConfig, training: TrainingConfig) -> AblationR
 def training_of(steps: int, seed: int, threads: int) -> TrainingConfig:
     """The budget of one run: the demonstration model's settings, over fewer steps."""
     return TrainingConfig(
-        steps=steps, seed=seed, threads=threads, validate_every=steps, save_every=steps
+        steps=steps,
+        seed=seed,
+        threads=threads,
+        # Only the end counts, and the test set judges that.
+        validate_every=steps,
+        validation_items_each=1,
+        save_every=steps,
     )
 
 

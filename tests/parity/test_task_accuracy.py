@@ -130,8 +130,6 @@ def test_a_broken_engine_is_caught(
 ) -> None:
     broken = check_answers(with_fault(demo, tmp_path, fault), items_each=1, native=False, threads=1)
     assert not broken.passed
-    limit = broken.thresholds.liveness
-    assert all(not movement.passes(limit) for movement in broken.movements.values())
     assert any("move otherwise" in line for line in task_failures(broken))
     # PyTorch's side is untouched by what is wrong with the engine.
     assert [pair.pytorch for pair in broken.pairs] == [pair.pytorch for pair in right.pairs]
