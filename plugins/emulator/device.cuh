@@ -35,9 +35,16 @@ using emulator::kWarpSize;
 using std::max;
 using std::min;
 
+// The compiler's own type, for its conversions. In C++, GCC has _Float16 on aarch64 from 13 on.
+#if defined(__aarch64__)
+using CompilerHalf = __fp16;
+#else
+using CompilerHalf = _Float16;
+#endif
+
 inline float to_float(float value) { return value; }
 inline float to_float(Half value) {
-  _Float16 half;
+  CompilerHalf half;
   std::memcpy(&half, &value.bits, sizeof half);
   return static_cast<float>(half);
 }
@@ -55,7 +62,7 @@ inline T from_float(float value) {
   if constexpr (std::is_same_v<T, float>) {
     result = value;
   } else if constexpr (std::is_same_v<T, Half>) {
-    const auto half = static_cast<_Float16>(value);
+    const auto half = static_cast<CompilerHalf>(value);
     std::memcpy(&result.bits, &half, sizeof half);
   } else {
     std::uint32_t bits;

@@ -50,6 +50,13 @@ inline double unit_roundoff(tc_dtype dtype) {
 
 inline std::size_t bytes_of(tc_dtype dtype) { return dtype == TC_FLOAT32 ? 4 : 2; }
 
+// In C++, GCC has _Float16 on aarch64 from 13 on.
+#if defined(__aarch64__)
+using CompilerHalf = __fp16;
+#else
+using CompilerHalf = _Float16;
+#endif
+
 // A tensor of any of the three types, on the heap at exactly its size, 16-byte aligned.
 class Tensor {
  public:
@@ -69,7 +76,7 @@ class Tensor {
 
   double get(std::size_t i) const {
     if (dtype_ == TC_FLOAT32) return static_cast<const float*>(data_)[i];
-    if (dtype_ == TC_FLOAT16) return static_cast<double>(static_cast<const _Float16*>(data_)[i]);
+    if (dtype_ == TC_FLOAT16) return static_cast<const CompilerHalf*>(data_)[i];
     const std::uint32_t wide = std::uint32_t{static_cast<const std::uint16_t*>(data_)[i]} << 16;
     float value;
     std::memcpy(&value, &wide, sizeof value);
@@ -79,7 +86,7 @@ class Tensor {
     if (dtype_ == TC_FLOAT32) {
       static_cast<float*>(data_)[i] = value;
     } else if (dtype_ == TC_FLOAT16) {
-      static_cast<_Float16*>(data_)[i] = static_cast<_Float16>(value);
+      static_cast<CompilerHalf*>(data_)[i] = static_cast<CompilerHalf>(value);
     } else {  // truncation: any number of the type will do
       std::uint32_t wide;
       std::memcpy(&wide, &value, sizeof wide);
