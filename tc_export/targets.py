@@ -22,7 +22,7 @@ from tc_export.errors import InputError, UsageError
 _PACKAGE = Path(__file__).resolve().parent
 
 SHIPPED_FOLDERS = (
-    _PACKAGE / "engine_targets",  # installed by a wheel
+    _PACKAGE / "engines" / "targets",  # installed by a wheel
     _PACKAGE.parent / "engines" / "targets",  # a source checkout
 )
 
