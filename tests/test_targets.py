@@ -222,3 +222,11 @@ class TestPrecisions:
         with pytest.raises(UsageError, match=re.escape(words)) as raised:
             read_precisions(text, load_target(target))
         assert hint in str(raised.value.hint)
+
+
+def test_the_example_in_the_docs_is_a_target(tmp_path: Path) -> None:
+    page = (FOLDER.parents[1] / "docs" / "adding-a-target.md").read_text()
+    found = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert found
+    (tmp_path / "my-board.toml").write_text(found[1])
+    assert load_target(str(tmp_path / "my-board.toml")).sm == 87
