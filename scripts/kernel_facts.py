@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tc_export.targets import Target, list_targets
+
 
 @dataclass(frozen=True, kw_only=True)
 class SmLimits:
@@ -35,34 +37,17 @@ LIMITS = {
 }
 
 
-@dataclass(frozen=True)
-class Target:
-    """A device: dense 16-bit rate and bandwidth. `doubtful`: a source is weak or they conflict."""
-
-    name: str
-    sm: int
-    tflops: float
-    gigabytes_per_second: float
-    doubtful: bool = False
+def cuda_targets() -> list[Target]:
+    """The devices that kernels are compiled for, from the slowest memory to the fastest."""
+    found = [target for target in list_targets() if target.sm is not None]
+    return sorted(found, key=lambda target: (target.memory.bandwidth_gb_s or 0, target.name))
 
 
-TARGETS = (
-    Target("orin-nano-4gb", 87, 8, 51),
-    Target("orin-nano", 87, 17, 102),
-    Target("orin-nx", 87, 19, 102),
-    Target("orin-32gb", 87, 27, 205),
-    Target("orin", 87, 43, 205),
-    Target("thor-t4000", 110, 150, 273),
-    Target("thor", 110, 258, 273),
-    Target("a100", 80, 312, 2039),
-    Target("l4", 89, 121, 300, doubtful=True),
-    Target("l40s", 89, 362, 864, doubtful=True),
-    Target("rtx4090", 89, 165, 1008),
-    Target("h100", 90, 989, 3350),
-    Target("h200", 90, 989, 4800),
-    Target("b200", 100, 2250, 7700),
-    Target("rtx5090", 120, 210, 1792),
-)
+def is_doubtful(target: Target) -> bool:
+    """Whether the sources of a figure that the roofline uses are weak or conflict."""
+    used = ("rates.float16", "memory.bandwidth_gb_s")
+    return any(doubt.mark == "uncertain" for field in used for doubt in target.doubts_about(field))
+
 
 # The workload: one layer, batch 1, 16 frames of 144 tokens after 32 tokens of text and before 32.
 TEXT, FRAMES, FRAME_TOKENS = 32, 16, 144
@@ -116,17 +101,17 @@ class Bound:
 def roofline(sm: int, work: Work) -> list[Bound]:
     """The bound on each target that has this SM."""
     bounds = []
-    for target in TARGETS:
+    for target in cuda_targets():
         if target.sm != sm:
             continue
-        arithmetic_us = work.operations / target.tflops / 1e6
-        memory_us = work.bytes / target.gigabytes_per_second / 1e3
+        arithmetic_us = work.operations / float(target.rates.float16 or 0) / 1e6
+        memory_us = work.bytes / float(target.memory.bandwidth_gb_s or 0) / 1e3
         bounds.append(
             Bound(
                 target=target.name,
                 least_us=round(max(arithmetic_us, memory_us), 2),
                 bound="arithmetic" if arithmetic_us > memory_us else "memory",
-                doubtful_figures=target.doubtful,
+                doubtful_figures=is_doubtful(target),
             )
         )
     return bounds

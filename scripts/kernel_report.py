@@ -24,9 +24,10 @@ from kernel_facts import (
     KV_HEADS,
     LIMITS,
     Q_HEADS,
-    TARGETS,
     TOKENS,
     Bound,
+    cuda_targets,
+    is_doubtful,
     occupancy,
     roofline,
     work_of,
@@ -208,14 +209,14 @@ def roofline_table(rows: list[Row]) -> list[str]:
     kernels.append("rotate_and_store<float16, 8>")
     names = " | ".join(f"`{kernel}`" for kernel in kernels)
     lines = [f"| target | SM | {names} |", "|---" * (len(kernels) + 2) + "|"]
-    for target in TARGETS:
+    for target in cuda_targets():
         found = {row.kernel: row.roofline for row in rows if row.sm == target.sm}
         cells = []
         for kernel in kernels:
             bound = next(b for b in found[kernel] if b.target == target.name)
             digits = 0 if bound.least_us >= 100 else 1
             cells.append(f"{bound.least_us:,.{digits}f} {bound.bound[0]}")
-        doubt = "?" if target.doubtful else ""
+        doubt = "?" if is_doubtful(target) else ""
         lines.append(f"| {target.name}{doubt} | {target.sm} | {' | '.join(cells)} |")
     return lines
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The C interface of the two native ops: what every binding (TensorRT, ONNX Runtime, PyTorch) calls.
- * Raw pointers, a stream or a thread pool, an error code; no framework. The meaning of each argument
- * is the contract in tc_export/ops/.
+ * The C interface of the two native ops: what every binding (TensorRT, ONNX Runtime, PyTorch)
+ * calls. Raw pointers, a stream or a thread pool, an error code; no framework. The meaning of each
+ * argument is the contract in tc_export/ops/.
  *
  * All tensors are contiguous in the order that their comment gives. B batch, H query heads,
  * K key/value heads (H a multiple of K), S tokens of this call, C cache rows, D head size,
@@ -40,7 +40,9 @@ TC_API const char* tc_status_message(tc_status status);
 
 /* y = attention of q over rows [0, kv_end) of the cache, after k and v are written to rows `slots`.
  * Slot -1 is padding: its k and v may be left unwritten. kv_end <= 0 gives y = 0; kv_end > C is C.
- * present_key may equal past_key (and present_value past_value): then nothing is copied. */
+ * present_key may equal past_key (and present_value past_value): then nothing is copied.
+ * scale is positive and finite. CUDA: the 16-bit types only, 16-byte aligned, and a slot outside
+ * [0, C) is left unwritten, since seeing it would mean reading device memory back. */
 typedef struct {
   tc_dtype dtype; /* of every tensor but kv_end and slots */
   int64_t batch, q_heads, kv_heads, tokens, cache_rows, head_dim;

@@ -10,7 +10,7 @@ import pytest
 
 from tc_export.engine.native_library import NativeLibrary, load_native_library
 from tc_export.ops.native import NativeKernels
-from tests.plugins.tensorrt.native import REPOSITORY, build, need
+from tests.plugins.native import REPOSITORY, build, need
 
 BUILD = REPOSITORY / "build" / "cpu"
 ISAS = {"portable": 1, "avx2": 2, "avx512": 3, "avx512_bf16": 4}

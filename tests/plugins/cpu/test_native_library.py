@@ -16,7 +16,7 @@ from tc_export.engine.native_library import (
     require_native_library,
 )
 from tc_export.errors import EnvironmentLacks
-from tests.plugins.tensorrt.native import need, run
+from tests.plugins.native import need, run
 
 
 def test_the_first_folder_that_has_it_wins(library: NativeLibrary, tmp_path: Path) -> None:

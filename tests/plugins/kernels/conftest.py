@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.plugins.kernels.fetching import wheel
-from tests.plugins.tensorrt.native import REPOSITORY, alone, build, need
+from tests.plugins.native import REPOSITORY, alone, build, need
 
 CUTLASS = "nvidia-cutlass==4.2.0.0"
 SANITIZED = ("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1", "-DTC_SANITIZE=address,undefined")

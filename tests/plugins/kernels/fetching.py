@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.tensorrt.native import REPOSITORY, alone
+from tests.plugins.native import REPOSITORY, alone
 
 
 def wheel(requirement: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.plugins.tensorrt.native import REPOSITORY, need, run
+from tests.plugins.native import REPOSITORY, need, run
 
 SMS = ("80", "120")
 SCRIPTS = REPOSITORY / "scripts"

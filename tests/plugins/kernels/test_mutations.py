@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.tensorrt.native import PLUGINS, REPOSITORY, alone, need, run
+from tests.plugins.native import PLUGINS, REPOSITORY, alone, need, run
 
 ATTENTION, ROTATE = "tc_kernels_attention_test", "tc_kernels_rotate_test"
 CHUNKS, SPLIT = "in chunks, then decode float16 D=64", "split decode of different lengths"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.tensorrt.native import build, need, run
+from tests.plugins.native import build, need, run
 
 
 def test_kernels_agree_with_float64_under_every_schedule(emulated_build: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.tensorrt.native import REPOSITORY, build, fetched, need
+from tests.plugins.native import REPOSITORY, build, fetched, need
 
 
 def build_on_host(target: str) -> Path:

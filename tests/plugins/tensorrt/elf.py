@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.plugins.tensorrt.native import run
+from tests.plugins.native import run
 
 
 def needed(library: Path) -> set[str]:

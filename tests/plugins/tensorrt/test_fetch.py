@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.plugins.tensorrt.native import PLUGINS
+from tests.plugins.native import PLUGINS
 
 Pip = Callable[[Path], None]  # what pip does to its target folder
 

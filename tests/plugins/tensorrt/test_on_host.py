@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.plugins.tensorrt.elf import functions, needed
-from tests.plugins.tensorrt.native import run
+from tests.plugins.native import run
 
 ENTRY_POINTS = {"getCreators", "getPluginCreators", "setLoggerFinder"}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tc_export.ops import CONTRACTS
 from tc_export.ops.contract import PLUGIN_NAMESPACE, PLUGIN_VERSION
 from tests.plugins.tensorrt.graphs import ATTRIBUTES
-from tests.plugins.tensorrt.native import fetched
+from tests.plugins.native import fetched
 
 
 def test_the_registry_creates_both_plugins(host_plugin: Path) -> None:
