@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, settings
 from tests.bundled import build_small
 from tests.exported import Exported, export_small
 
-
 # How long an example takes says nothing of it on a busy machine.
 settings.register_profile(
     "no-deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -27,7 +27,7 @@ from tc_export.stages import SilentReporter
 from tc_export.task_check import check_answers
 from tc_export.tasks import Item, Kind, Split, make_items
 from tc_export.tasks.clips import STEPS
-from tc_export.training.batches import Batcher
+from tc_export.training.batches import Batcher, predict
 from tc_export.training.evaluation import accuracy
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "tc-llava-tiny"
@@ -112,12 +112,19 @@ def test_pytorch_answers_what_the_training_measures(right: TaskResult) -> None:
     items = make_items(Split.TEST, 1)
     for kind, share in accuracy(model, batcher, items).items():
         assert right.by_kind[kind].pytorch == right.by_kind[kind].engine == pytest.approx(share)
+    batch = batcher(items)
+    with torch.no_grad():
+        logits = predict(model, batch, batcher.visual_token)
+    gaps = logits.topk(2).values.diff().abs().flatten(1).min(1).values.tolist()
+    for pair, gap in zip(right.pairs, gaps, strict=True):
+        if pair.pytorch_right:  # else the tokens before are not those that were predicted
+            assert pair.pytorch_margin == pytest.approx(gap, abs=1e-4)
+            assert pair.engine_margin == pytest.approx(gap, abs=1e-4)
     for probe in Probe:
         under = [probed(item, probe) for item in items if item.kind.needs_time]
         expected = accuracy(model, batcher, under)
-        pairs = right.probed[probe]
         for kind, share in expected.items():
-            marks = [pair.pytorch_right for pair in pairs if pair.item.kind is kind]
+            marks = [x.pytorch_right for x in right.probed[probe] if x.item.kind is kind]
             assert sum(marks) / len(marks) == pytest.approx(share), (probe, kind)
 
 
@@ -232,6 +239,8 @@ def test_loss_on_temporal_kinds_is_not_diluted_by_static_ones(right: TaskResult)
     assert result_of(right, pairs, loss=0.1).passed
     failing = result_of(right, pairs, loss=0.05)
     assert not failing.passed
+    low, high = failing.interval
+    assert low < -high < 0  # the engine is worse
     (line,) = task_failures(failing)
     assert line.startswith("kinds that need time: the engine answers 90.0% right, PyTorch 100.0%")
     assert [line.split(":")[0] for line in task_failures(result_of(right, pairs, loss=0.01))] == [

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.tensorrt.elf import functions, machine, needed, newest_version
 from tests.plugins.native import PLUGINS, REPOSITORY, build, fetched, need, run
+from tests.plugins.tensorrt.elf import functions, machine, needed, newest_version
 from tests.plugins.tensorrt.test_on_host import ENTRY_POINTS, passed
 
 pytestmark = pytest.mark.slow

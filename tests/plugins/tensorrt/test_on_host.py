@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.tensorrt.elf import functions, needed
 from tests.plugins.native import run
+from tests.plugins.tensorrt.elf import functions, needed
 
 ENTRY_POINTS = {"getCreators", "getPluginCreators", "setLoggerFinder"}
 

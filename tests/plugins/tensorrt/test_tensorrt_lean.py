@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tc_export.ops import CONTRACTS
 from tc_export.ops.contract import PLUGIN_NAMESPACE, PLUGIN_VERSION
-from tests.plugins.tensorrt.graphs import ATTRIBUTES
 from tests.plugins.native import fetched
+from tests.plugins.tensorrt.graphs import ATTRIBUTES
 
 
 def test_the_registry_creates_both_plugins(host_plugin: Path) -> None:

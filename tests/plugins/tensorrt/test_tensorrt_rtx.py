@@ -15,9 +15,9 @@ import onnx
 import pytest
 
 from tc_export.ops import BLOCK_CAUSAL_ATTENTION, CONTRACTS
+from tests.plugins.native import fetched
 from tests.plugins.tensorrt.elf import needed
 from tests.plugins.tensorrt.graphs import SIZES, Variant, one_layer
-from tests.plugins.native import fetched
 
 MOST_TOKENS = 40
 SMS = ("SM86", "SM89", "SM120")
