@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from tc_export.model.tc_llava import TcLlava
 from tc_export.tasks import Kind
@@ -39,10 +39,11 @@ class TestResult:
 
 def card_files(model: TcLlava, run: Run, result: TestResult, command: str) -> dict[str, bytes]:
     """The card, the curves as a picture, and the curves as data, by file name."""
+    measured = {"loss": run.curves.loss, "validation": run.curves.validation}
     return {
         "README.md": _text(model, run, result, command).encode(),
         CURVES_PICTURE: draw_curves(run.curves, run.step),
-        CURVES_DATA: (json.dumps(asdict(run.curves)) + "\n").encode(),
+        CURVES_DATA: (json.dumps(measured) + "\n").encode(),
     }
 
 

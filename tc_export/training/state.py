@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,38 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tc_export.errors import InputError, UsageError
+from tc_export.tasks import Kind
 from tc_export.training.config import TrainingConfig
 
 Optimisers = tuple[torch.optim.Optimizer, ...]
 
 LAST, NEW, OLD = "last", "last.new", "last.old"
 MODEL, OPTIMISERS, RUN = "model.safetensors", "optimisers.safetensors", "run.json"
+LOSS_EVERY = 50  # steps between two points of the loss curve
 SEPARATOR = "/"  # between a parameter's name and what an optimiser keeps of it
 
 
 @dataclass
 class Curves:
-    """What was measured on the way: (step, training loss) and (step, accuracy by kind)."""
+    """What was measured on the way: (step, mean training loss) and (step, accuracy by kind)."""
 
     loss: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
+    """Losses since the last point of the loss curve."""
+
+    def add_loss(self, step: int, loss: float) -> None:
+        """Take in a step's loss; every so many steps their mean becomes a point."""
+        self.recent.append(loss)
+        if step % LOSS_EVERY == 0:
+            self.loss.append((step, round(sum(self.recent) / len(self.recent), 5)))
+            self.recent.clear()
+
+    def add_validation(self, step: int, by_kind: Mapping[Kind, float]) -> None:
+        """Take in the accuracy on the validation set."""
+        self.validation.append(
+            (step, {kind.value: round(share, 4) for kind, share in by_kind.items()})
+        )
 
 
 @dataclass
@@ -99,6 +117,7 @@ def restore_run(
             curves=Curves(
                 loss=[(step, loss) for step, loss in document["curves"]["loss"]],
                 validation=[(step, by_kind) for step, by_kind in document["curves"]["validation"]],
+                recent=document["curves"]["recent"],
             ),
         )
         _check_same(TrainingConfig.read(document["config"], where=str(last / RUN)), config)

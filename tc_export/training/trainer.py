@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,7 +25,6 @@ from tc_export.training.config import TrainingConfig
 from tc_export.training.evaluation import accuracy
 from tc_export.training.state import Optimisers, Run, restore_run, save_run
 
-LOSS_EVERY = 50  # steps between two points of the loss curve
 INITIAL_STD = 0.02
 INITIAL_PLACE_STD = 0.1  # of the places in a frame: with less, they are learnt late
 BETAS = (0.9, 0.98)
@@ -128,31 +127,17 @@ def train(
     last = min(config.steps, stop_after or config.steps)
     validation = make_items(Split.VALIDATION, config.validation_items_each)
     model.train()
-    recent: list[float] = []
     begun = time.monotonic() - run.seconds
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as progress:
+    with Progress() as progress:
         bar = progress.add_task("training", total=config.steps, completed=run.step)
         while run.step < last:
-            recent.append(train_step(model, optimisers, batcher, config, run.step))
+            loss = train_step(model, optimisers, batcher, config, run.step)
             run.step += 1
             run.seconds = time.monotonic() - begun
-            if run.step % LOSS_EVERY == 0:
-                mean = sum(recent) / len(recent)
-                recent.clear()
-                run.curves.loss.append((run.step, round(mean, 5)))
-                progress.update(bar, description=f"training, loss {mean:.3f}")
-            progress.update(bar, completed=run.step)
+            run.curves.add_loss(run.step, loss)
+            progress.update(bar, completed=run.step, description=f"training, loss {loss:.3f}")
             if run.step % config.validate_every == 0 or run.step == config.steps:
-                by_kind = accuracy(model, batcher, validation)
-                run.curves.validation.append(
-                    (run.step, {kind.value: round(share, 4) for kind, share in by_kind.items()})
-                )
+                run.curves.add_validation(run.step, accuracy(model, batcher, validation))
                 progress.console.print(summary(run))
             if run.step % config.save_every == 0 or run.step == last:
                 save_run(folder, run, model, optimisers)

@@ -18,7 +18,7 @@ from tc_export.model.tc_llava import TcLlava
 from tc_export.tasks import Kind
 from tc_export.training.batches import Batcher
 from tc_export.training.config import TrainingConfig
-from tc_export.training.state import Run, has_run
+from tc_export.training.state import Curves, Run, has_run
 from tc_export.training.trainer import (
     new_model,
     new_optimisers,
@@ -50,10 +50,19 @@ def test_resumed_run_equals_one_in_one_go(
     assert resumed.step == run.step == 4
     assert resumed.curves == run.curves
     assert [step for step, _ in run.curves.validation] == [2, 4]
+    assert len(run.curves.recent) == 4
     for (name, one), two in zip(whole.named_parameters(), parts.parameters(), strict=True):
         assert torch.equal(one, two), name
     before = dict(new_model(config, seed=1).named_parameters())
     assert not torch.equal(before["embed_tokens.weight"], whole.embed_tokens.weight)
+
+
+def test_loss_curve_has_the_mean_of_each_stretch() -> None:
+    curves = Curves()
+    for step in range(1, 121):
+        curves.add_loss(step, float(step))
+    assert curves.loss == [(50, 25.5), (100, 75.5)]
+    assert curves.recent == [float(step) for step in range(101, 121)]
 
 
 def test_training_learns(config: ModelConfig, batcher: Batcher) -> None:
