@@ -124,12 +124,20 @@ bool run(tc_parallel_for parallel_for, void* context, int64_t n, const Task& tas
   return shared.done;
 }
 
+// The caller's thread alone, for work that is smaller than waking another.
+void on_this_thread(void*, size_t n, void (*task)(void* data, size_t i), void* data) {
+  for (size_t i = 0; i < n; ++i) task(data, i);
+}
+
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Brings the cache from past to present, a stretch of rows of one head a task: copied unless it is
 // the same buffer, then overwritten with the rows of this call. Slot -1 is left unwritten.
 bool write_cache(const tc_attention_args& a, tc_parallel_for parallel_for, void* context) {
   constexpr int64_t kStretch = 4096;
+  constexpr int64_t kFewTokens = 64;
+  const bool copied = a.past_key != a.present_key || a.past_value != a.present_value;
+  if (!copied && a.tokens <= kFewTokens) parallel_for = on_this_thread;
   const int64_t row_bytes = a.head_dim * bytes(a.dtype);
   const int64_t stretches = ceil_divide(a.cache_rows, kStretch);
   const auto one = [&](int64_t head, int64_t begin, int64_t end, const void* from, const void* past,
@@ -207,7 +215,7 @@ tc_status tc_cpu_block_causal_attention_on(tc_cpu_isa isa, const tc_attention_ar
   bool done = run(parallel_for, context, tiles * plan.splits,
                   [&](int64_t task) { return found->kernels->attend(plan, task); });
   if (done && plan.splits > 1) {
-    done = run(parallel_for, context, tiles,
+    done = run(on_this_thread, nullptr, tiles,
                [&](int64_t tile) { return found->kernels->combine(plan, tile); });
   }
   return done ? TC_OK : TC_OUT_OF_MEMORY;
