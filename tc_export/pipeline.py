@@ -43,14 +43,12 @@ from tc_export.graph.export import GraphReport, export_decoder, export_embedding
 from tc_export.parity.check import ParityResult, Side, check_parity
 from tc_export.parity.report import failures, write_report
 from tc_export.parity.scenario import standard_scenarios
+from tc_export.plan.planner import profile_length
 from tc_export.runtime.video_language_model import check_engine
 from tc_export.stages import Reporter, Stage, StageContext, run_stages
 
 PRECISION = "float32"
 DEFAULT_MAX_FRAMES = 16
-TEXT_ROOM_TOKENS = 512
-"""Tokens that the default profile leaves for the question, the answer and the template."""
-
 ASSETS = (
     "generation_config.json",
     "preprocessor_config.json",
@@ -122,24 +120,7 @@ def choose_profile(checkpoint: Checkpoint, max_frames: int, max_length: int | No
     Raises:
         UsageError: the frames do not fit the length, or the length exceeds the model's context.
     """
-    model = checkpoint.config.model
-    context = model.text.max_position_embeddings
-    visual = max_frames * model.tokens_per_frame
-    length = min(visual + TEXT_ROOM_TOKENS, context) if max_length is None else max_length
-    if length > context:
-        raise UsageError(
-            f"--max-length {length} exceeds the model's context of {context} tokens",
-            hint=f"use at most --max-length {context}",
-        )
-    if visual >= length:
-        fitting = (length - 1) // model.tokens_per_frame
-        raise UsageError(
-            f"{max_frames} frames of {model.tokens_per_frame} tokens are {visual} tokens, and "
-            f"{length} tokens are all that there is room for, text included",
-            hint=f"use at most --max-frames {fitting}"
-            if fitting
-            else "not one frame fits: use a larger --max-length",
-        )
+    length = profile_length(checkpoint.config.model, max_frames, max_length)
     return Profile(max_frames=max_frames, max_length=length)
 
 

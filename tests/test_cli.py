@@ -20,7 +20,7 @@ from tests.bundled import MAX_FRAMES, copy_bundle, save_with_tokenizer
 from tests.checkpoint.families import edit_weights
 from tests.runtime.clips import write_clip, write_sound
 
-VERBS = ("build", "ask", "parity", "inspect", "verify")
+VERBS = ("build", "ask", "parity", "inspect", "verify", "targets", "plan", "doctor")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

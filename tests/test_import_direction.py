@@ -13,11 +13,14 @@ PACKAGE = Path(__file__).parents[1] / "tc_export"
 ORDER = [
     {"__init__", "errors"},
     {"config"},
+    {"targets"},
     {"ops", "tasks"},
     {"model"},
     {"checkpoint"},
     {"graph"},
     {"engine"},
+    {"plan", "target_table"},
+    {"doctor"},
     {"parity"},
     {"bundle"},
     {"stages"},
@@ -25,6 +28,7 @@ ORDER = [
     {"training"},
     {"pipeline"},
     {"task_check"},
+    {"device_commands"},
     {"cli"},
     {"__main__"},
 ]

@@ -52,7 +52,7 @@ def test_the_commands_of_make_demo_and_of_the_readme(checkout: Path) -> None:
     demo = [line for line in recipe("demo") if "pip install" not in line]
     assert any("tc-export build" in line for line in demo)
     assert any("tc-export ask" in line for line in demo)
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 8
     right_answer = ""
     for line in demo:
         question = checkout / "engines" / "out" / "demo.txt"

@@ -91,8 +91,8 @@ inline void store_weights(Pair* weights, Vec first, Vec second) {
 
 // S[key][row] = scale * K[key] . Q[row], in units where weights are powers of two.
 template <class E>
-__attribute__((noinline)) void score_block(float* scores, const E* keys, const E* queries, int64_t n, int64_t steps,
-                        float scale) {
+__attribute__((noinline)) void score_block(float* scores, const E* keys, const E* queries,
+                                           int64_t n, int64_t steps, float scale) {
   for (int64_t first = 0; first < n; first += kBlockRows) {
     with_count<kBlockRows>(smaller(kBlockRows, n - first), [&](auto rows) {
       Vec sums[rows.value][kPanelVectors];
@@ -108,8 +108,9 @@ __attribute__((noinline)) void score_block(float* scores, const E* keys, const E
 
 // O[d][row] = O[d][row] * correction[row] + sum over keys of V[key][d] P[key][row].
 template <class E>
-__attribute__((noinline)) void value_block(float* out, const Vec (&correction)[kPanelVectors], const E* values,
-                        const E* weights, int64_t steps, int64_t D) {
+__attribute__((noinline)) void value_block(float* out, const Vec (&correction)[kPanelVectors],
+                                           const E* values, const E* weights, int64_t steps,
+                                           int64_t D) {
   for (int64_t first = 0; first < D; first += kBlockRows) {
     with_count<kBlockRows>(smaller(kBlockRows, D - first), [&](auto rows) {
       Vec sums[rows.value][kPanelVectors];

@@ -32,9 +32,9 @@ struct Task {
     const int64_t heads = p.args.batch * p.args.kv_heads;
     const int64_t head = task / p.splits % heads;
     locate(head * p.tiles + (p.tiles - 1 - task / p.splits / heads));
-    const int64_t bytes_free_offset = head * p.args.cache_rows * p.args.head_dim;
-    key = static_cast<const T*>(p.args.present_key) + bytes_free_offset;
-    value = static_cast<const T*>(p.args.present_value) + bytes_free_offset;
+    const int64_t cache_offset = head * p.args.cache_rows * p.args.head_dim;
+    key = static_cast<const T*>(p.args.present_key) + cache_offset;
+    value = static_cast<const T*>(p.args.present_value) + cache_offset;
     int64_t longest = 0;
     for (int64_t row = 0; row < rows; ++row) {
       ends[row] = row_end(row);

@@ -116,6 +116,8 @@ def _open_session(
     providers = [name for name in _DEVICES if name in ort.get_available_providers()]
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
+    # A pattern is kept for each shape: a prompt's would hold a second copy of its activations.
+    options.enable_mem_pattern = False
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if threads is not None:
         options.intra_op_num_threads = threads

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -23,7 +22,6 @@ from tc_export.plan.memory import (
     prefill_calls,
 )
 from tc_export.plan.parameters import decoder_count, head_matrix, vision_count
-from tc_export.plan.planner import TEXT_ROOM_TOKENS, profile_length
 from tc_export.plan.roofline import visible_pairs
 from tc_export.targets import Precision, Precisions, load_target
 from tests.plan.configs import model_configs, vicuna
@@ -122,33 +120,10 @@ def test_a_mask_that_looks_ahead_is_prefilled_at_once(tmp_path: Path) -> None:
     assert list(prefill_calls(ahead, workload(length=3000))) == [(3000, 3000)]
 
 
-def test_constants_are_those_of_the_runtime_and_the_build() -> None:
-    from tc_export import pipeline
+def test_constants_are_those_of_the_runtime() -> None:
     from tc_export.runtime import video_language_model
 
     assert video_language_model.FRAMES_A_CALL == memory.FRAMES_A_CALL
-    assert pipeline.TEXT_ROOM_TOKENS == TEXT_ROOM_TOKENS
-
-
-@QUICK
-@given(model_configs(), st.integers(1, 60), st.none() | st.integers(2, 6000))
-def test_the_length_is_what_a_build_chooses(
-    config: ModelConfig, frames: int, max_length: int | None
-) -> None:
-    from types import SimpleNamespace
-    from typing import Any
-
-    from tc_export.errors import UsageError
-    from tc_export.pipeline import choose_profile
-
-    checkpoint: Any = SimpleNamespace(config=SimpleNamespace(model=config))
-    try:
-        expected = choose_profile(checkpoint, frames, max_length).max_length
-    except UsageError:
-        with pytest.raises(UsageError):
-            profile_length(config, frames, max_length)
-    else:
-        assert profile_length(config, frames, max_length) == expected
 
 
 def test_the_kernels_split_as_the_planner_says() -> None:

@@ -227,7 +227,8 @@ void test_attention(tc_cpu_isa isa, tc_dtype dtype) {
     Attention t(c, dtype, 7);
     int32_t threads = 2;
     tc_attention_args args = t.args();
-    tc_status status = tc_cpu_block_causal_attention_on(isa, &args, tc_cpu_run_on_threads, &threads);
+    tc_status status =
+        tc_cpu_block_causal_attention_on(isa, &args, tc_cpu_run_on_threads, &threads);
     CHECK(status == TC_OK, "%s, type %d: %s", c.name, dtype, tc_status_message(status));
     // bfloat16 weights of the dot product are rounded to 8 bits each: two units more.
     const double bound = dtype == TC_FLOAT32 ? 8 : 3;
