@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finding and loading the compiled ops (`libtc_ops`): the CPU kernels and ONNX Runtime's bindings.
 
-The library is looked for in two places: inside the installed package, where a wheel carries it,
-and in the build folder of a source checkout. A library of another version is refused, since its
+The library is looked for inside the installed package, where a wheel carries it, and in the build
+folders of a source checkout. A library of another version is refused, since its
 ops may compute another contract.
 """
 
@@ -20,9 +20,11 @@ from tc_export.errors import EnvironmentLacks
 _PACKAGE = Path(__file__).resolve().parents[1]
 _FILE_NAME = {"darwin": "libtc_ops.dylib", "win32": "tc_ops.dll"}.get(sys.platform, "libtc_ops.so")
 
+_BUILD = _PACKAGE.parent / "build"
 SEARCH_FOLDERS = (
     _PACKAGE / "native",  # installed by a wheel
-    _PACKAGE.parent / "build" / "native" / "cpu",  # `cmake --preset native` in a checkout
+    _BUILD / "native" / "cpu",  # `cmake --preset native` in a checkout
+    _BUILD / "editable" / "cpu",  # `pip install -e`, which may have another generator
 )
 
 _BUILD_HINT = (
