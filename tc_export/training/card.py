@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tc_export.model.tc_llava import TcLlava
 from tc_export.tasks import Kind
+from tc_export.tasks.clips import STEPS
 from tc_export.training.curves import draw_curves
 from tc_export.training.state import Run
 
@@ -48,15 +49,19 @@ def card_files(model: TcLlava, run: Run, result: TestResult, command: str) -> di
 
 
 def _text(model: TcLlava, run: Run, result: TestResult, command: str) -> str:
-    config = model.config
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    temporal = model.config.temporal
+    million = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     rows = "\n".join(
         f"| {kind.value} | {'yes' if kind.needs_time else 'no'} | {100 * share:.1f} | "
         f"{100 * result.best_guess[kind]:.1f} |"
         for kind, share in result.accuracy.items()
     )
-    worst, worst_share = result.worst_temporal
-    side = config.vision.image_size
+    each, items = result.items_each, result.items_each * len(result.accuracy)
+    overall = f"{100 * result.overall:.1f} %"
+    worst, share = result.worst_temporal[0].value, f"{100 * result.worst_temporal[1]:.1f} %"
+    side, tokens = model.config.vision.image_size, model.config.tokens_per_frame
+    batch, seed, threads = run.config.batch_size, run.config.seed, run.config.threads
+    minutes = f"{run.seconds / 60:.0f} minutes"
     return f"""\
 ---
 license: apache-2.0
@@ -65,22 +70,20 @@ tags: [tc-llava, synthetic]
 ---
 # tc-llava-tiny
 
-A LLaVA of {parameters / 1e6:.2f} million parameters that watches: it answers questions about short
-generated clips, most of which no single frame can answer. It exists so that an export can be judged
-by its answers; it knows nothing of the real world.
+A LLaVA of {million:.2f} million parameters that watches: it answers questions about short generated
+clips, most of which no single frame can answer. It exists so that an export can be judged by its
+answers; it knows nothing of the real world.
 
 - Architecture: LLaVA (CLIP-type vision tower, projector, LLaMA-type decoder) with TC-LLaVA's
-  temporal dual RoPE (gamma {config.temporal.gamma:g}) and the mask `{config.temporal.mask}`.
-- Input: 8 frames of {side} x {side} pixels, sampled uniformly; {config.tokens_per_frame} tokens a
-  frame.
+  temporal dual RoPE (gamma {temporal.gamma:g}) and the mask `{temporal.mask}`.
+- Input: {STEPS} frames of {side} x {side} pixels, sampled uniformly; {tokens} tokens a frame.
 - Prompt: `USER: <video>\\n{{question}} ASSISTANT:`; the answer is one word.
 
 ## Accuracy on the test set
 
-{result.items_each * len(result.accuracy)} items, {result.items_each} of each kind in three grades
-of difficulty, on combinations that are not in the training set. An answer counts when it is exactly
-the right word. Overall **{100 * result.overall:.1f} %**; worst kind that needs time: {worst.value},
-{100 * worst_share:.1f} %.
+{items} items, {each} of each kind in three grades of difficulty, on combinations that are not in
+the training set. An answer counts when it is exactly the right word.
+Overall **{overall}**; worst kind that needs time: {worst}, {share}.
 
 | kind | needs time | % right | % by always giving the commonest answer |
 |---|---|---|---|
@@ -89,9 +92,8 @@ the right word. Overall **{100 * result.overall:.1f} %**; worst kind that needs 
 ## Training
 
 From scratch, on clips that are drawn on the way (`tc_export.tasks`, split `train`), by next-token
-loss on the answer: {run.step} steps of {run.config.batch_size} items, seed {run.config.seed},
-Muon for the matrices and AdamW for the rest, {run.seconds / 60:.0f} minutes of wall time on
-{run.config.threads} CPU thread(s).
+loss on the answer: {run.step} steps of {batch} items, seed {seed}, Muon for the matrices and AdamW
+for the rest, {minutes} of wall time on {threads} CPU thread(s).
 
     {command}
 

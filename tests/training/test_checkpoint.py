@@ -86,7 +86,7 @@ def test_card_states_what_was_measured(model: TcLlava) -> None:
     run = Run(config=TrainingConfig(steps=100, seed=7), step=100, seconds=120.0, curves=curves)
     files = card_files(model, run, RESULT, "python train.py")
     text = files["README.md"].decode()
-    assert "Overall **92.2 %**; worst kind that needs time: direction,\n90.0 %" in text
+    assert "Overall **92.2 %**; worst kind that needs time: direction, 90.0 %" in text
     assert "| speed | yes | 92.0 | 16.7 |" in text
     assert "| position | no | 94.4 | 25.0 |" in text
     assert "100 steps of 32 items, seed 7" in text
