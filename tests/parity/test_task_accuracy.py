@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -19,15 +22,30 @@ from transformers import PreTrainedTokenizerFast
 
 from tc_export.checkpoint.reader import open_checkpoint
 from tc_export.cli import main
+from tc_export.config import ModelConfig
+from tc_export.engine.interface import Buffer, Engine
+from tc_export.model.positions import Clip, Text
+from tc_export.parity.liveness import Movement
 from tc_export.parity.probes import Probe, probed
-from tc_export.parity.task_accuracy import Pair, TaskResult, Thresholds
+from tc_export.parity.task_accuracy import (
+    LONGEST_ANSWER,
+    VISUAL_PLACE,
+    Language,
+    Pair,
+    Question,
+    Respondent,
+    TaskResult,
+    Thresholds,
+)
 from tc_export.parity.task_report import task_failures, tasks_as_json
+from tc_export.parity.torch_engine import TorchBuffer
 from tc_export.pipeline import BuildRequest, build
 from tc_export.stages import SilentReporter
 from tc_export.task_check import check_answers
 from tc_export.tasks import Item, Kind, Split, make_items
 from tc_export.tasks.clips import STEPS
 from tc_export.training.batches import Batcher, predict
+from tc_export.training.config import tiny_model
 from tc_export.training.evaluation import accuracy
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "tc-llava-tiny"
@@ -247,6 +265,74 @@ def test_loss_on_temporal_kinds_is_not_diluted_by_static_ones(right: TaskResult)
         "all items",
         "kinds that need time",
     ]
+
+
+def test_an_engine_that_answers_right_and_moves_otherwise_fails(right: TaskResult) -> None:
+    still = Movement(logits=1.0, pytorch=1.0, engine=0.0, difference=1.0, product=0.0)
+    fails = replace(right, movements={**right.movements, Probe.FROZEN: still})
+    assert not fails.passed
+    (line,) = task_failures(fails)
+    assert line.startswith("frames frozen: the engine's logits move otherwise")
+    assert not replace(right, movements={}).passed, "nothing was judged"
+
+
+class Scripted(Engine):
+    """Gives the same features always, and one row of logits after the other."""
+
+    inputs: ClassVar = {}
+
+    def __init__(self, config: ModelConfig, *rows: list[float]) -> None:
+        shape = (STEPS, config.tokens_per_frame, config.text.hidden_size)
+        self._features = np.zeros(shape, dtype=np.float32)
+        self._rows = iter(np.array(rows, dtype=np.float32))
+
+    def allocate(self, name: str, shape: Sequence[int]) -> Buffer:
+        return TorchBuffer(torch.zeros(1))
+
+    def bind(self, name: str, buffer: Buffer) -> None:
+        pass
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if "pixel_values" in feeds:
+            return {"visual_features": self._features}
+        return {"logits": next(self._rows)[None, None]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "text", "margin"),
+    [
+        # Token 3 ends the answer, and its own margin counts.
+        ([[0, 9, 0, 0], [0, 0, 7, 5], [0, 0, 0, 1.5]], "1 2", 1.5),
+        ([[0, 0, 0, 4], [9, 0, 0, 0]], "", 4.0),
+        # One that does not end is cut.
+        ([[2, 0, 1, 0]] * 99, " ".join("0" * LONGEST_ANSWER), 1.0),
+    ],
+)
+def test_an_answer_ends(rows: list[list[float]], text: str, margin: float) -> None:
+    config = tiny_model(vocabulary=4)
+    engine = Scripted(config, *rows)
+    clip = Clip(STEPS, config.tokens_per_frame)
+    question = Question(
+        pixel_values=np.zeros((STEPS, 3, 32, 32), dtype=np.float32),
+        segments=(Text(1), clip, Text(1)),
+        token_ids=np.array([1, *[VISUAL_PLACE] * clip.length, 2]),
+    )
+    language = Language(
+        prepare=lambda frames, words: question,
+        decode=lambda tokens: " ".join(map(str, tokens)),
+        end_tokens=[3],
+    )
+    table = np.zeros((4, config.text.hidden_size), dtype=np.float32)
+    side = Respondent(
+        name="scripted",
+        config=config,
+        vision=engine,
+        decoder=engine,
+        embed=lambda token_ids: table[token_ids],
+    )
+    (reply,) = side.replies(question, [range(STEPS)], language)
+    assert (reply.text, reply.margin) == (text, margin)
+    assert reply.first_logits.tolist() == rows[0]
 
 
 def test_json_is_valid_where_an_engine_gives_no_numbers(right: TaskResult) -> None:
