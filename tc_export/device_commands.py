@@ -106,3 +106,39 @@ def doctor(
         print(json.dumps(report_as_json(report), indent=2))
     else:
         Console().print(as_tables(report))
+
+
+plugins_app = typer.Typer(no_args_is_help=True, help="Native code for a device's TensorRT.")
+app.add_typer(plugins_app, name="plugins")
+
+
+@plugins_app.command("build", epilog="Example: tc-export plugins build --target rtx4090")
+def build_plugins(
+    target: Annotated[str, typer.Option(help="Device, or the path of a target's file.")],
+    tensorrt_root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of TensorRT's headers. By default those of the package registry.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile the TensorRT plugins for a device; done once for each state of their sources."""
+    from dataclasses import asdict
+
+    from tc_export.plugins import build_plugins as run_build
+    from tc_export.targets import load_target
+
+    device = load_target(target)
+    console = Console(stderr=True)
+    with console.status(f"plugins for {device.name}") as status:
+        library = run_build(
+            device,
+            tensorrt_root=tensorrt_root,
+            on_step=lambda phrase: status.update(f"plugins for {device.name}: {phrase}"),
+        )
+    if as_json:
+        print(json.dumps({**asdict(library), "path": str(library.path)}, indent=2))
+    else:
+        print(f"{library.path} ({'unchanged' if library.cached else 'built'})")

@@ -14,6 +14,7 @@ ORDER = [
     {"__init__", "errors"},
     {"config"},
     {"targets"},
+    {"plugins"},
     {"ops", "tasks"},
     {"model"},
     {"checkpoint"},

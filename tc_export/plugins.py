@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build the TensorRT plugin library for a target, once for each state of its sources.
+
+The target's file decides the SM and the processor, and nothing else does. A library is kept under
+the hash of all that it is made from: the sources, the SM, the processor and the compiler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tc_export.errors import EnvironmentLacks, UsageError
+from tc_export.targets import Target
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = "plugins"
+LIBRARY = "libtc_tensorrt.so"
+CMAKE_TARGET = "tc_tensorrt"
+CROSS_COMPILER = "aarch64-linux-gnu-g++"
+LAST_LINES = 15  # of a failed build's log, in the message
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginLibrary:
+    """A built library. `cached` says that it was there already."""
+
+    path: Path
+    target: str
+    sm: int
+    architecture: str
+    cached: bool
+
+
+def build_plugins(
+    target: Target,
+    *,
+    tensorrt_root: Path | None = None,
+    root: Path = ROOT,
+    on_step: Callable[[str], None] = lambda phrase: None,
+) -> PluginLibrary:
+    """Compile the plugin library for `target`, or find it.
+
+    Args:
+        target: the device.
+        tensorrt_root: folder of TensorRT's headers; by default those of the package registry.
+        root: a source checkout.
+        on_step: called with a phrase before each step.
+
+    Raises:
+        UsageError: the target has no GPU.
+        EnvironmentLacks: no sources, no compiler, no headers, or the compiler failed.
+    """
+    architecture = target.toolchain.architecture
+    if target.sm is None or architecture is None:
+        raise UsageError(
+            f"{target.name} has no GPU, and needs no plugins",
+            hint="its ops are in the library that comes with tc-export: see tc-export doctor",
+        )
+    sources = root / SOURCES
+    if not (sources / "CMakeLists.txt").is_file():
+        raise EnvironmentLacks(
+            f"the plugins' sources are not at {sources}: an installed package does not have them",
+            hint="run this in a source checkout of tc-export",
+        )
+    cross = architecture != platform.machine()
+    compiler = _check_tools(cross)
+    key = _hash(sources, target.sm, architecture, compiler)
+    folder = root / "build" / "plugins" / f"sm{target.sm}-{architecture}-{key[:16]}"
+    path = folder / LIBRARY
+    cached = path.is_file()
+    if not cached:
+        options = _options(sources, target.sm, cross, tensorrt_root, on_step)
+        _compile(sources, folder, options, on_step)
+    return PluginLibrary(
+        path=path, target=target.name, sm=target.sm, architecture=architecture, cached=cached
+    )
+
+
+def _check_tools(cross: bool) -> str:
+    """See that the compilers are there; return what nvcc says of itself."""
+    needed = ["cmake", "nvcc", CROSS_COMPILER if cross else "g++"]
+    missing = [name for name in needed if shutil.which(name) is None]
+    if missing:
+        raise EnvironmentLacks(
+            f"building the plugins needs {', '.join(missing)}, not found on the PATH",
+            hint="docs/native-code.md says where each comes from; tc-export doctor lists them",
+        )
+    return subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def _hash(sources: Path, sm: int, architecture: str, compiler: str) -> str:
+    """Hash everything that the library is made from; tests are not part of it."""
+    digest = hashlib.sha256(f"{sm}\n{architecture}\n{compiler}\n".encode())
+    for file in sorted(sources.rglob("*")):
+        relative = file.relative_to(sources)
+        if file.is_file() and relative.parts[0] != "tests":
+            digest.update(f"{relative.as_posix()}\n{file.stat().st_size}\n".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _options(
+    sources: Path,
+    sm: int,
+    cross: bool,
+    tensorrt_root: Path | None,
+    on_step: Callable[[str], None],
+) -> list[str]:
+    """CMake's options: a preset, the one SM, and where the headers are."""
+    headers = tensorrt_root or _fetched(sources, "tensorrt-headers", on_step)
+    options = ["--preset", "jetson-cross" if cross else "cuda"]
+    options += [f"-DCMAKE_CUDA_ARCHITECTURES={sm}-real", f"-DTENSORRT_ROOT={headers}"]
+    if cross:
+        options.append(f"-DTC_CUDA_AARCH64={_fetched(sources, 'cuda-aarch64', on_step)}")
+    return options
+
+
+def _fetched(sources: Path, name: str, on_step: Callable[[str], None]) -> Path:
+    """The folder of a pinned package of the registry, which is downloaded the first time."""
+    on_step(f"fetch {name}")
+    ended = subprocess.run(
+        [sys.executable, str(sources / "tensorrt" / "fetch.py"), name],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ended.returncode != 0:
+        raise EnvironmentLacks(
+            f"{name} could not be fetched from the package registry:\n{ended.stderr.strip()}",
+            hint="where the headers are on this machine, give --tensorrt-root",
+        )
+    return Path(ended.stdout.strip())
+
+
+def _compile(
+    sources: Path, folder: Path, options: Sequence[str], on_step: Callable[[str], None]
+) -> None:
+    """Configure and build beside the library's place, then put it there at once."""
+    work = folder.with_name(f".{folder.name}.building")
+    work.mkdir(parents=True, exist_ok=True)
+    log = work / "build.log"
+    commands = {
+        "configure": ["cmake", "-S", str(sources), "-B", str(work), *options],
+        "compile": ["cmake", "--build", str(work), "--target", CMAKE_TARGET, "--parallel"],
+    }
+    with log.open("w") as file:
+        for phrase, command in commands.items():
+            on_step(phrase)
+            ended = subprocess.run(
+                command, cwd=sources, stdout=file, stderr=subprocess.STDOUT, check=False
+            )
+            if ended.returncode != 0:
+                lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+                raise EnvironmentLacks(
+                    f"to {phrase} the plugins failed:\n" + "\n".join(f"  {x}" for x in lines),
+                    hint=f"the whole log is {log}",
+                )
+    built = next(work.rglob(LIBRARY), None)
+    if built is None:
+        raise EnvironmentLacks(f"the build ended without {LIBRARY}", hint=f"the whole log is {log}")
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{LIBRARY}.{os.getpid()}"
+    shutil.copyfile(built, partial)
+    partial.replace(folder / LIBRARY)
+    shutil.rmtree(work)
