@@ -175,8 +175,8 @@ class Thresholds:
 
     `loss` is the accuracy that it may lose, over all items and over those that need time.
     `liveness` is how far its logits may move otherwise than PyTorch's, as a share of that movement.
-    The default is twice what rounding to bfloat16 makes on the demonstration model (float16: a
-    tenth of that); losing the mask makes half as much again.
+    On the demonstration model rounding to bfloat16 makes 0.03 of it (float16: 0.004), and losing
+    the mask 0.36 or more: the default stands between.
     """
 
     loss: float = 0.02

@@ -185,11 +185,14 @@ def _liveness_table(result: TaskResult) -> Table:
 
 
 def _margin_table(result: TaskResult) -> Table:
-    table = Table(title="decode margins: smallest gap between first and second choice, in logits")
+    table = Table(
+        title="decode margins: smallest gap between first and second choice, in logits",
+        caption="smallest of all answers, and percentiles",
+    )
     sides = margins(result)
     table.add_column("")
     for heading in sides["engine"]:
-        table.add_column(heading.replace("percentile_", "percent\n"), justify="right")
+        table.add_column(heading.removeprefix("percentile_"), justify="right")
     for side, name in (("pytorch", "PyTorch"), ("engine", "engine")):
         table.add_row(name, *(f"{gap:.3g}" for gap in sides[side].values()))
     return table
