@@ -193,7 +193,7 @@ def ask(
     else:
         print()
         console.print(
-            f"{report['new_tokens']} tokens; first after {report['time_to_first_token_s']:.2f} s"
+            f"{report['new_tokens']} token(s); first after {report['time_to_first_token_s']:.2f} s"
             + (
                 f", then {report['decode_tokens_per_s']:.1f} tokens/s"
                 if report["decode_tokens_per_s"]

@@ -173,19 +173,24 @@ class VideoLanguageModel:
             session, logits, self._embed_token, self.config.eos_token_ids, generation
         ):
             times.append(time.perf_counter())
-            text += (piece := stream.push(token))
-            on_text(piece)
-        text += (rest := stream.finish())
-        on_text(rest)
+            text = self._say(text, stream.push(token), on_text)
+        text = self._say(text, stream.finish(), on_text)
         times = times or [time.perf_counter()]
         seconds = times[-1] - times[0]
         return Answer(
-            text=text.strip(),
+            text=text.rstrip(),
             prompt_tokens=prompt.length,
             new_tokens=len(times),
             time_to_first_token_s=times[0] - start,
             decode_tokens_per_s=(len(times) - 1) / seconds if seconds else None,
         )
+
+    @staticmethod
+    def _say(text: str, piece: str, on_text: Callable[[str], None]) -> str:
+        """Hand out a piece of the answer, which does not begin with white space; return it all."""
+        piece = piece if text else piece.lstrip()
+        on_text(piece)
+        return text + piece
 
     def _embed_token(self, token: int) -> NDArray[np.float32]:
         embed: NDArray[np.float32] = self._embedding(np.array([token]))[0]

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from tc_export.config import ModelConfig
-from tc_export.model.positions import Clip, Text, lay_out, pad
+from tc_export.model.positions import TEXT, Clip, Text, lay_out, pad
 from tc_export.model.tc_llava import TcLlava
 from tc_export.tasks import Item, render_distinct
 from tc_export.training.tokenizer import EOS, PAD, PROMPT, VIDEO, token_id
@@ -36,6 +37,7 @@ class Batch:
     position_ids: Tensor  # [B, S] int64
     temporal_ids: Tensor  # [B, S] int64
     kv_end: Tensor  # [B, S] int32
+    key_frame_ids: Tensor  # [B, S + 1] int64: the frame of each cache row, -1 for text and padding
     logits_indices: Tensor  # [B, L] int64: the tokens before those that are to be predicted
     targets: Tensor  # [B, L] int64: the answer and the end token
 
@@ -91,6 +93,8 @@ class Batcher:
             position_ids=torch.from_numpy(layout.position_ids),
             temporal_ids=torch.from_numpy(layout.temporal_ids),
             kv_end=torch.from_numpy(layout.kv_end),
+            # A token's cache row is its position; the spare row at the end takes the padding.
+            key_frame_ids=F.pad(torch.from_numpy(layout.frame_ids), (0, 1), value=TEXT),
             logits_indices=torch.from_numpy(wanted),
             targets=torch.tensor(targets),
         )
@@ -113,6 +117,7 @@ def predict(model: TcLlava, batch: Batch, visual_token: int) -> Tensor:
         batch.kv_end,
         batch.logits_indices,
         model.new_cache(count, length + 1),  # the spare row takes the padding
+        batch.key_frame_ids,
     )
     out: Tensor = logits
     return out

@@ -9,13 +9,15 @@ from PIL import Image
 from torch.testing import assert_close
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
-from tc_export.config import ModelConfig
+from tc_export.config import AttentionMask, ModelConfig, TemporalConfig
 from tc_export.model.positions import Clip, Text, lay_out
 from tc_export.model.tc_llava import TcLlava
 from tc_export.tasks import Item, Kind, Split, make_item, make_items, render
 from tc_export.training.batches import Batcher, normalise, predict
+from tc_export.training.config import tiny_model
 from tc_export.training.evaluation import accuracy
 from tc_export.training.tokenizer import EOS, PROMPT, VIDEO
+from tc_export.training.trainer import new_model
 
 
 def logits_of_one(
@@ -41,14 +43,18 @@ def logits_of_one(
         torch.from_numpy(batch.kv_end),
         torch.arange(len(tokens))[None],
         model.new_cache(1, len(tokens)),
+        torch.from_numpy(batch.frame_ids),
     )
     return logits[0], tokens
 
 
+@pytest.mark.parametrize("mask", AttentionMask)
 @torch.no_grad()
 def test_batch_equals_items_one_by_one(
-    model: TcLlava, batcher: Batcher, tokenizer: PreTrainedTokenizerFast
+    mask: AttentionMask, tokenizer: PreTrainedTokenizerFast
 ) -> None:
+    config = tiny_model(len(tokenizer), TemporalConfig(mask=mask))
+    model, batcher = new_model(config, seed=1), Batcher(config, tokenizer)
     items = make_items(Split.TRAIN, 1)
     batch = batcher(items)
     together = predict(model, batch, batcher.visual_token)
