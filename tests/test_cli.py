@@ -237,7 +237,7 @@ class TestBadInput:
         ("options", "code", "words"),
         [
             (("--target", "toaster"), 2, "toaster"),
-            (("--max-frames", 1000), 2, "--max-frames"),
+            (("--max-frames", 1000), 2, "are 4000 tokens"),
             (("--max-length", 100_000), 2, "context of 256 tokens"),
             (("--gamma", -1), 2, "gamma"),
         ],

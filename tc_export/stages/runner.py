@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from types import FrameType
 
 from tc_export.bundle import Description, Facts, Manifest, StageRecord, Staging
 from tc_export.errors import TcExportError
@@ -28,20 +32,57 @@ def run_stages(
     staging.prune([stage.name for stage in stages], outputs)
     reporter.planned(stages)
     ended: dict[str, StageRecord] = {}
-    for stage in stages:
-        key = stage.effective_key(ended)
-        record = staging.reuse(stage.name, key, stage.outputs)
-        if record is not None:
-            reporter.skipped(stage)
-        else:
-            reporter.started(stage)
-            record = _run(staging, stage, key, outputs, reporter)
-            reporter.finished(stage, record.seconds)
-        staging.keep(stage.name, record)
-        ended[stage.name] = record
+    with _interrupts_remembered() as was_interrupted:
+        for stage in stages:
+            ended[stage.name] = _bring_up_to_date(staging, stage, ended, outputs, reporter)
+            if was_interrupted():
+                raise KeyboardInterrupt
     manifest = Manifest.assemble(description, ended)
     staging.publish(manifest)
     return manifest
+
+
+def _bring_up_to_date(
+    staging: Staging,
+    stage: Stage,
+    ended: Mapping[str, StageRecord],
+    outputs: Sequence[str],
+    reporter: Reporter,
+) -> StageRecord:
+    """Run one stage, or find that it need not be."""
+    key = stage.effective_key(ended)
+    record = staging.reuse(stage.name, key, stage.outputs)
+    if record is not None:
+        reporter.skipped(stage)
+    else:
+        reporter.started(stage)
+        record = _run(staging, stage, key, outputs, reporter)
+        reporter.finished(stage, record.seconds)
+    staging.keep(stage.name, record)
+    return record
+
+
+@contextmanager
+def _interrupts_remembered() -> Iterator[Callable[[], bool]]:
+    """Remember that the user interrupted: a library may swallow the exception on its way.
+
+    PyTorch's exporter does. Only the main thread may handle signals; elsewhere nothing changes.
+    """
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield lambda: interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _run(
