@@ -91,9 +91,31 @@ def moving(
     way = [begin + travel * step / (STEPS - 1) for step in range(STEPS)]
     if direction in ("left", "up"):
         way.reverse()
+    return _in_lane(rng, shape, colour, lane, way, row=direction in ("left", "right"))
+
+
+def swinging(
+    rng: random.Random, shape: Shape, colour: Colour, lane: float, travel: float, *, row: bool
+) -> Track:
+    """A figure that goes to and fro on its way, by `travel` in all.
+
+    At every step all places are equally likely, so where a figure is says nothing of its speed.
+    """
+    length = WAY[1] - WAY[0]
+    phase = rng.uniform(0, 2 * length)
+    way = []
+    for step in range(STEPS):
+        along = (phase + travel * step / (STEPS - 1)) % (2 * length)
+        way.append(WAY[0] + min(along, 2 * length - along))
+    return _in_lane(rng, shape, colour, lane, way, row=row)
+
+
+def _in_lane(
+    rng: random.Random, shape: Shape, colour: Colour, lane: float, way: list[float], *, row: bool
+) -> Track:
     across = lane + rng.uniform(-JITTER, JITTER)
     radius = rng.uniform(*RADII)
-    if direction in ("left", "right"):
+    if row:
         return [Figure(shape, colour, along, across, radius) for along in way]
     return [Figure(shape, colour, across, along, radius) for along in way]
 

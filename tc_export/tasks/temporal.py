@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks that need time: no single frame answers them.
+"""Tasks that need time: one frame may make an answer likelier, but none gives it.
 
 Each function draws a clip and a question for a given answer. In grade 1 there is nothing but what
 is asked about; grade 2 adds scenery or uneven timing; grade 3 adds others that take part, and
@@ -29,6 +29,7 @@ from tc_export.tasks.scenes import (
     shown,
     spread,
     still,
+    swinging,
 )
 
 
@@ -174,15 +175,14 @@ def flashes(rng: random.Random, grade: int, answer: str) -> Draft:
 def speed(rng: random.Random, grade: int, answer: str) -> Draft:
     """Which of two figures in neighbouring lanes moves faster."""
     fast, slow = Colour(answer), other(rng, Colour(answer))
-    shape = rng.choice(SHAPES)
-    ways = DIRECTIONS[:2] if rng.random() < 0.5 else DIRECTIONS[2:]
+    shape, row = rng.choice(SHAPES), rng.random() < 0.5
     travel = rng.uniform(0.45, 0.58)
     ratio = {1: 4.0, 2: 3.0, 3: 2.5}[grade]
     lanes = [NEAR, FAR]
     rng.shuffle(lanes)
     tracks = [
-        moving(rng, shape, fast, rng.choice(ways), lanes[0], travel),
-        moving(rng, shape, slow, rng.choice(ways), lanes[1], travel / ratio),
+        swinging(rng, shape, fast, lanes[0], travel, row=row),
+        swinging(rng, shape, slow, lanes[1], travel / ratio, row=row),
     ]
     question = rng.choice(
         (f"What colour is the faster {shape}?", f"Which colour does the faster {shape} have?")
@@ -190,29 +190,35 @@ def speed(rng: random.Random, grade: int, answer: str) -> Draft:
     return Draft(
         clip=clip_of(rng, grade, *tracks),
         question=question,
-        combination=(fast, slow, shape, ways[0], place_name(lanes[0])),
+        combination=(fast, slow, shape, "row" if row else "column", place_name(lanes[0])),
     )
 
 
 def state_change(rng: random.Random, grade: int, answer: str) -> Draft:
-    """Which colour a figure takes on."""
+    """Which colour a figure that changes once has at first, or takes on."""
     shape, places = rng.choice(SHAPES), quadrants(rng)
-    start, change = other(rng, Colour(answer)), rng.randint(2, STEPS - 2)
-    before = figure(rng, shape, start, places[0])
-    after = before._replace(colour=Colour(answer))
+    colours = [other(rng, Colour(answer)), Colour(answer)]
+    asks_first = rng.random() < 0.5
+    if asks_first:
+        colours.reverse()
+    change = rng.randint(2, STEPS - 2)
+    before = figure(rng, shape, colours[0], places[0])
+    after = before._replace(colour=colours[1])
     tracks = [one_after_another((before, after), (range(change), range(change, STEPS)))]
     if grade > 1:
         tracks.insert(0, scenery(rng, places[1]))
     if grade == 3:
-        colour = rng.choice([c for c in COLOURS if c not in (start, answer)])
+        colour = rng.choice([c for c in COLOURS if c not in colours])
         tracks.insert(0, still(figure(rng, other_shape(rng, shape), colour, places[2])))
     question = rng.choice(
-        (f"What colour does the {shape} become?", f"Which colour does the {shape} turn to?")
+        (f"What colour is the {shape} at first?", f"Which colour does the {shape} lose?")
+        if asks_first
+        else (f"What colour does the {shape} become?", f"Which colour does the {shape} turn to?")
     )
     return Draft(
         clip=clip_of(rng, grade, *tracks),
         question=question,
-        combination=(start, answer, shape, place_name(*places[0])),
+        combination=(*colours, shape, place_name(*places[0])),
     )
 
 

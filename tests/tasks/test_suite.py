@@ -160,15 +160,38 @@ def test_how_long_a_figure_is_seen_does_not_give_its_flashes_away() -> None:
         assert min(count.values()) > 70  # of 300: a third each, and five deviations of luck
 
 
+def fastest_step(item: Item) -> dict[Colour, float]:
+    """The longest way from one step to the next, of each of two moving figures."""
+    longest: dict[Colour, float] = {}
+    for now, then in zip(item.clip.frames[1:], item.clip.frames[:-1], strict=True):
+        for one, two in zip(now, then, strict=True):
+            assert (one.colour, one.shape) == (two.colour, two.shape)
+            way = abs(one.x - two.x) + abs(one.y - two.y)
+            longest[one.colour] = max(way, longest.get(one.colour, 0.0))
+    return longest
+
+
 @given(of_kind(Kind.SPEED))
 def test_speed_is_true(item: Item) -> None:
-    way = {
-        f.colour: abs(f.x - g.x) + abs(f.y - g.y)
-        for f, g in zip(item.clip.frames[0], item.clip.frames[-1], strict=True)
-    }
+    way = fastest_step(item)
     slow, fast = sorted(way, key=lambda colour: way[colour])
     assert item.answer == fast
     assert way[fast] > 2 * way[slow]
+    assert way[fast] > 0.44 / (STEPS - 1)  # two pixels a step in a picture of 32
+
+
+@pytest.mark.parametrize("step", [0, 4, 7])
+def test_where_a_figure_is_does_not_give_its_speed_away(step: int) -> None:
+    from_centre: dict[bool, list[float]] = {True: [], False: []}
+    for item in make_items(Split.TRAIN, 900, kinds=[Kind.SPEED], grades=[1]):
+        along = "x" if item.clip.frames[0][0].x != item.clip.frames[1][0].x else "y"
+        for figure in item.clip.frames[step]:
+            is_fast = figure.colour == item.answer
+            from_centre[is_fast].append(abs(getattr(figure, along) - 0.5))
+    fast, slow = (sum(values) / len(values) for values in from_centre.values())
+    # Uniform over the way: 0.15 on average; the difference has a deviation of 0.004.
+    assert fast == pytest.approx(0.15, abs=0.016)
+    assert slow == pytest.approx(fast, abs=0.016)
 
 
 @given(of_kind(Kind.STATE_CHANGE))
@@ -176,8 +199,10 @@ def test_state_change_is_true(item: Item) -> None:
     colours = [figure.colour for figure in asked(item) if figure is not None]
     assert len(colours) == STEPS
     change = next(step for step in range(STEPS) if colours[step] != colours[0])
-    assert set(colours[change:]) == {item.answer}
-    assert set(colours[:change]) != {item.answer}
+    assert change >= 2
+    assert len(set(colours[:change])) == len(set(colours[change:])) == 1
+    asks_first = bool(words(item) & {"first", "lose"})
+    assert item.answer == (colours[0] if asks_first else colours[-1])
 
 
 @given(of_kind(Kind.PART))
