@@ -176,7 +176,7 @@ def speed(rng: random.Random, grade: int, answer: str) -> Draft:
     """Which of two figures in neighbouring lanes moves faster."""
     fast, slow = Colour(answer), other(rng, Colour(answer))
     shape, row = rng.choice(SHAPES), rng.random() < 0.5
-    travel = rng.uniform(0.45, 0.58)
+    travel = rng.uniform(0.9, 1.2)
     ratio = {1: 4.0, 2: 3.0, 3: 2.5}[grade]
     lanes = [NEAR, FAR]
     rng.shuffle(lanes)
