@@ -20,6 +20,7 @@ ORDER = [
     {"checkpoint"},
     {"graph"},
     {"engine"},
+    {"builder"},
     {"plan", "target_table"},
     {"doctor"},
     {"parity"},
@@ -73,6 +74,6 @@ def test_imports_go_one_way(file: Path) -> None:
 
 def test_a_devices_runtime_needs_no_exporter() -> None:
     """What answers questions does not import the tracer or the builders."""
-    for folder in ("runtime", "bundle", "engine"):
+    for folder in ("runtime", "bundle", "engine", "builder"):
         for file in (PACKAGE / folder).rglob("*.py"):
             assert not imported_parts(file) & {"graph", "parity", "pipeline", "training"}, file

@@ -14,6 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+FRAMES_A_CALL = 8
+"""Most frames that go through the vision engine at once: bounds its memory, costs no speed."""
+
+LOGITS_A_CALL = 64
+"""Most tokens of a call whose logits are asked for: generation wants one, a comparison more."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:

@@ -20,7 +20,7 @@ from polygraphy.logger import G_LOGGER
 
 from tc_export.config import ModelConfig
 from tc_export.engine.decoder_session import DecoderSession, bind_cache, position_feeds
-from tc_export.engine.interface import Engine
+from tc_export.engine.interface import LOGITS_A_CALL, Engine
 from tc_export.errors import EnvironmentLacks
 from tc_export.model.positions import TEXT, Layout, Text, frame_chunks, lay_out
 from tc_export.model.tc_llava import TcLlava
@@ -28,9 +28,6 @@ from tc_export.parity.runners import EngineRunner
 from tc_export.parity.scenario import DECODE_STEPS, Scenario
 from tc_export.parity.tolerance import TensorComparison, compare
 from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
-
-MAX_LOGITS_ROWS = 64
-"""Prompt tokens whose logits are compared: all of a short prompt, evenly spread over a long one."""
 
 Feed = dict[str, np.ndarray]
 
@@ -251,7 +248,8 @@ class _ScenarioCheck:
         return [self._feed(embeds[a:b], layout, a, b) for a, b in spans]
 
     def _feed(self, embeds: np.ndarray, layout: Layout, start: int, stop: int) -> Feed:
-        rows = min(stop - start, MAX_LOGITS_ROWS)
+        rows = min(stop - start, LOGITS_A_CALL)
+        # All of a short call, evenly spread over a long one.
         wanted = np.linspace(0, stop - start - 1, rows).round().astype(np.int64)
         dtype = self._sides[2].decoder.inputs["inputs_embeds"].dtype
         feed = {"inputs_embeds": embeds[None].astype(dtype), "logits_indices": wanted[None]}

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 
 from tc_export.config import ModelConfig
 from tc_export.engine.decoder_session import DEFAULT_CHUNK_TOKENS
+from tc_export.engine.interface import FRAMES_A_CALL
 from tc_export.plan.parameters import Count, decoder_count, vision_count
 from tc_export.targets import Precision, Precisions, Target
-
-FRAMES_A_CALL = 8
-"""Frames that go through the vision engine at once, as the runtime has it (a test compares)."""
 
 BYTES = {
     Precision.FLOAT32: 4.0,

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tc_export.config import AttentionMask, ModelConfig
+from tc_export.engine.interface import FRAMES_A_CALL
 from tc_export.plan.memory import (
     BYTES,
-    FRAMES_A_CALL,
     Workload,
     kv_cache_bytes,
     prefill_calls,

@@ -19,15 +19,13 @@ from tc_export.bundle import EngineState, Manifest, read_manifest
 from tc_export.checkpoint.hf_config import CheckpointConfig, read_config
 from tc_export.checkpoint.safetensors_file import read_header
 from tc_export.engine.decoder_session import DecoderSession
+from tc_export.engine.interface import FRAMES_A_CALL
 from tc_export.engine.loading import EMBEDDING_FILE, ONNX_RUNTIME, Engines, load_engines
 from tc_export.errors import BundleError, UsageError
 from tc_export.model.positions import Clip
 from tc_export.runtime.generation import GenerationConfig, generate
 from tc_export.runtime.preprocess import preprocess, read_preprocess_config
 from tc_export.runtime.prompt import Prompt, PromptBuilder, TextStream
-
-FRAMES_A_CALL = 8
-"""Frames that go through the vision engine at once: bounds its memory, costs no speed."""
 
 _VISUAL_PLACE = -1
 

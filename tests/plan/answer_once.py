@@ -10,9 +10,9 @@ import numpy as np
 
 from tc_export.checkpoint.hf_config import read_config
 from tc_export.engine.decoder_session import DecoderSession
+from tc_export.engine.interface import FRAMES_A_CALL
 from tc_export.engine.loading import load_engines
 from tc_export.model.positions import Clip, Text
-from tc_export.runtime.video_language_model import FRAMES_A_CALL
 
 
 def peak_bytes() -> int:

@@ -120,12 +120,6 @@ def test_a_mask_that_looks_ahead_is_prefilled_at_once(tmp_path: Path) -> None:
     assert list(prefill_calls(ahead, workload(length=3000))) == [(3000, 3000)]
 
 
-def test_constants_are_those_of_the_runtime() -> None:
-    from tc_export.runtime import video_language_model
-
-    assert video_language_model.FRAMES_A_CALL == memory.FRAMES_A_CALL
-
-
 def test_the_kernels_split_as_the_planner_says() -> None:
     source = (Path(__file__).parents[2] / "plugins/kernels/attention_dispatch.cuh").read_text()
     found = re.search(r"kBlocksWanted = (\d+), kMinKeys = (\d+)", source)
