@@ -242,6 +242,17 @@ class Precisions(Config):
     vision: Precision
     decoder: Precision
 
+    @classmethod
+    def both(cls, precision: Precision | str) -> Self:
+        """One format for both engines."""
+        return cls(vision=Precision(precision), decoder=Precision(precision))
+
+    def __str__(self) -> str:
+        """As a person reads it: one format, or each engine's."""
+        if self.vision == self.decoder:
+            return self.vision
+        return f"vision {self.vision}, decoder {self.decoder}"
+
 
 def read_precisions(text: str | None, target: Target) -> Precisions:
     """Read `--precision`: one format for both engines, or `vision=fp16,decoder=bf16`.

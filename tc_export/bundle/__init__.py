@@ -8,6 +8,7 @@ from tc_export.bundle.files import Digests, link_or_copy
 from tc_export.bundle.manifest import (
     BundlePath,
     Description,
+    EngineBuild,
     EngineRecord,
     EngineState,
     Facts,
@@ -25,6 +26,7 @@ __all__ = [
     "Damage",
     "Description",
     "Digests",
+    "EngineBuild",
     "EngineRecord",
     "EngineState",
     "Facts",

@@ -24,7 +24,7 @@ from tc_export.config import Config
 from tc_export.errors import BundleError
 
 FORMAT = "tc-export bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 _HEADER = ("format", "format_version", "seal")
@@ -83,22 +83,33 @@ class EngineRecord(Config):
         return self
 
 
+class EngineBuild(Config):
+    """One engine, as its builder's log describes it."""
+
+    builder: str  # its name and version
+    sm: int | None  # compute capability that it was built for
+    precision: str
+    layers: int = Field(ge=0)
+    plugin_layers: dict[str, int]  # by op: those that our plugins serve
+
+
 class Description(Config):
     """What is known of a bundle before it is built."""
 
     target: str
     checkpoint_digest: Sha256
     profile: Profile
-    precision_asked: str
+    precision_asked: dict[str, str]  # by engine
     tools: dict[str, str]  # version of every tool that builds, by name
 
 
 class Facts(Config):
     """What a stage finds out while it runs."""
 
-    # Both by graph; the nodes then by op.
+    # By graph; the nodes then by op.
     precision_realised: dict[str, str] = Field(default_factory=dict)
     custom_nodes: dict[str, dict[str, int]] = Field(default_factory=dict)
+    engine_builds: dict[str, EngineBuild] = Field(default_factory=dict)
     engine: EngineRecord | None = None
 
     @staticmethod
@@ -106,13 +117,18 @@ class Facts(Config):
         """All facts in one; of two about the same graph or engine, the later one."""
         precision_realised: dict[str, str] = {}
         custom_nodes: dict[str, dict[str, int]] = {}
+        engine_builds: dict[str, EngineBuild] = {}
         engine = None
         for part in parts:
             precision_realised |= part.precision_realised
             custom_nodes |= part.custom_nodes
+            engine_builds |= part.engine_builds
             engine = part.engine or engine
         return Facts(
-            precision_realised=precision_realised, custom_nodes=custom_nodes, engine=engine
+            precision_realised=precision_realised,
+            custom_nodes=custom_nodes,
+            engine_builds=engine_builds,
+            engine=engine,
         )
 
 

@@ -51,10 +51,12 @@ class OrtEngine(Engine):
         self,
         model_path: Path,
         *,
+        rewritten: bytes | None = None,
         native_library: Path | None = None,
         threads: int | None = None,
     ) -> None:
-        self._session = _open_session(model_path, native_library, threads)
+        """Load the graph at `model_path`, or its `rewritten` form, which shares its weights."""
+        self._session = _open_session(model_path, rewritten, native_library, threads)
         self._provider = self._session.get_providers()[0]
         self.backend = f"ONNX Runtime {ort.__version__}, {self._provider.split('Execution')[0]}"
         self.inputs = {x.name: _tensor_info(x) for x in self._session.get_inputs()}
@@ -107,7 +109,7 @@ class OrtEngine(Engine):
 
 
 def _open_session(
-    model_path: Path, native_library: Path | None, threads: int | None
+    model_path: Path, rewritten: bytes | None, native_library: Path | None, threads: int | None
 ) -> ort.InferenceSession:
     """Open a session on the best device; `get_providers()[0]` then says which it is.
 
@@ -123,8 +125,13 @@ def _open_session(
         options.intra_op_num_threads = threads
     if native_library is not None:
         options.register_custom_ops_library(str(native_library))
+    if rewritten is not None:
+        folder = str(model_path.parent)
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", folder
+        )
     try:
-        session = ort.InferenceSession(str(model_path), options, providers=providers)
+        session = ort.InferenceSession(rewritten or str(model_path), options, providers=providers)
     except Exception as error:  # ONNX Runtime raises its own classes, without a common base.
         raise BundleError(
             f"ONNX Runtime {ort.__version__} cannot load {model_path}: {error}",

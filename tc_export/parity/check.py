@@ -19,8 +19,13 @@ from polygraphy.comparator import Comparator, IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 
 from tc_export.config import ModelConfig
-from tc_export.engine.decoder_session import DecoderSession, bind_cache, position_feeds
-from tc_export.engine.interface import LOGITS_A_CALL, Engine
+from tc_export.engine.decoder_session import (
+    DEFAULT_CHUNK_TOKENS,
+    DecoderSession,
+    bind_cache,
+    position_feeds,
+)
+from tc_export.engine.interface import FRAMES_A_CALL, LOGITS_A_CALL, Engine
 from tc_export.errors import EnvironmentLacks
 from tc_export.model.positions import TEXT, Layout, Text, frame_chunks, lay_out
 from tc_export.model.tc_llava import TcLlava
@@ -28,6 +33,7 @@ from tc_export.parity.runners import EngineRunner
 from tc_export.parity.scenario import DECODE_STEPS, Scenario
 from tc_export.parity.tolerance import TensorComparison, compare
 from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
+from tc_export.targets import Precisions
 
 Feed = dict[str, np.ndarray]
 
@@ -66,6 +72,17 @@ class Side:
     vision: Engine
     decoder: Engine
 
+    def features(self, pixel_values: np.ndarray) -> np.ndarray:
+        """Visual features [frames, m, E] of frames [frames, 3, size, size]."""
+        calls = [self.vision.run(feed)["visual_features"] for feed in vision_feeds(pixel_values)]
+        return np.concatenate(calls)
+
+
+def vision_feeds(pixel_values: np.ndarray) -> list[Feed]:
+    """A feed for each call of the vision engine."""
+    starts = range(0, len(pixel_values), FRAMES_A_CALL)
+    return [{"pixel_values": pixel_values[start : start + FRAMES_A_CALL]} for start in starts]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParityResult:
@@ -90,11 +107,21 @@ def torch_side(model: TcLlava) -> Side:
     return Side(name=decoder.backend, vision=TorchVisionEngine(model), decoder=decoder)
 
 
+def _torch_baseline(load_model: Callable[[torch.dtype], TcLlava], precisions: Precisions) -> Side:
+    """PyTorch in the formats of the two engines."""
+    vision, decoder = (getattr(torch, name) for name in (precisions.vision, precisions.decoder))
+    whole = torch_side(load_model(decoder))
+    if vision == decoder:
+        return whole
+    tower = TorchVisionEngine(load_model(vision))
+    return Side(name=f"{tower.backend}; {whole.name}", vision=tower, decoder=whole.decoder)
+
+
 def check_parity(
     config: ModelConfig,
     load_model: Callable[[torch.dtype], TcLlava],
     engine: Side,
-    precision: str,
+    precisions: Precisions,
     scenarios: Sequence[Scenario],
     advance: Callable[[str], None] = lambda phrase: None,
 ) -> ParityResult:
@@ -104,7 +131,7 @@ def check_parity(
         config: the model's.
         load_model: reads the reference model in a given type.
         engine: what is to be judged.
-        precision: its floating-point format.
+        precisions: the floating-point formats of its two graphs.
         scenarios: what is run.
         advance: called with a phrase after each step of a scenario.
 
@@ -117,12 +144,12 @@ def check_parity(
             hint="build with more --max-frames or a larger --max-length",
         )
     truth = torch_side(load_model(torch.float64))
-    pytorch = torch_side(load_model(getattr(torch, precision)))
+    pytorch = _torch_baseline(load_model, precisions)
     embedding = _Embedding(truth)
     tensors: list[TensorComparison] = []
     answers: list[AnswerComparison] = []
     for scenario in scenarios:
-        check = _ScenarioCheck(config, scenario, precision, truth, pytorch, engine, embedding)
+        check = _ScenarioCheck(config, scenario, precisions, truth, pytorch, engine, embedding)
         tensors += check.vision()
         advance(f"{scenario.name}: vision")
         decoded = check.decoder()
@@ -131,9 +158,9 @@ def check_parity(
         answers.append(check.answer(max(item.tolerance for item in decoded)))
         advance(f"{scenario.name}: answer")
     return ParityResult(
-        engine=engine.decoder.backend,
+        engine=engine.name,
         truth=truth.name,
-        precision=precision,
+        precision=str(precisions),
         tensors=tuple(tensors),
         answers=tuple(answers),
     )
@@ -164,7 +191,7 @@ class _ScenarioCheck:
         self,
         config: ModelConfig,
         scenario: Scenario,
-        precision: str,
+        precisions: Precisions,
         truth: Side,
         pytorch: Side,
         engine: Side,
@@ -172,7 +199,7 @@ class _ScenarioCheck:
     ) -> None:
         self._config = config
         self._scenario = scenario
-        self._precision = precision
+        self._precisions = precisions
         self._sides = (truth, pytorch, engine)
         self._embedding = embedding
         self._rows = scenario.length + DECODE_STEPS
@@ -181,13 +208,12 @@ class _ScenarioCheck:
         """Compare the visual features of all frames."""
         inputs = self._sides[2].vision.inputs
         runners = [EngineRunner(side.name, side.vision, inputs) for side in self._sides]
-        pixels = self._scenario.pixel_values
-        feed = {"pixel_values": pixels.astype(inputs["pixel_values"].dtype)}
-        return self._compare("vision", runners, [feed])
+        pixels = self._scenario.pixel_values.astype(inputs["pixel_values"].dtype)
+        return self._compare("vision", self._precisions.vision, runners, vision_feeds(pixels))
 
     def decoder(self) -> list[TensorComparison]:
         """Compare the logits of the prefill and of every teacher-forced decode step."""
-        features = self._features(self._sides[0])
+        features = self._sides[0].features(self._scenario.pixel_values)
         embeds = self._embedding.prompt(self._scenario, features)
         answer, _ = self._greedy(self._sides[0], embeds)
         fed = np.stack([self._embedding.token(token) for token in answer[:-1]])
@@ -197,13 +223,14 @@ class _ScenarioCheck:
             EngineRunner(side.name, side.decoder, inputs, partial(self._bind, side))
             for side in self._sides
         ]
-        return self._compare("decoder", runners, feeds)
+        return self._compare("decoder", self._precisions.decoder, runners, feeds)
 
     def answer(self, tolerance: float) -> AnswerComparison:
         """Compare the greedy answers, each side with its own features."""
         answers = []
         for side in (self._sides[0], self._sides[2]):
-            embeds = self._embedding.prompt(self._scenario, self._features(side))
+            features = side.features(self._scenario.pixel_values)
+            embeds = self._embedding.prompt(self._scenario, features)
             answers.append(self._greedy(side, embeds))
         (true_tokens, margins), (engine_tokens, _) = answers
         same = [a == b for a, b in zip(true_tokens, engine_tokens, strict=True)]
@@ -216,15 +243,12 @@ class _ScenarioCheck:
             tolerance=tolerance,
         )
 
-    def _features(self, side: Side) -> np.ndarray:
-        return side.vision.run({"pixel_values": self._scenario.pixel_values})["visual_features"]
-
     def _bind(self, side: Side) -> None:
         bind_cache(side.decoder, self._config, self._rows)
 
     def _greedy(self, side: Side, embeds: np.ndarray) -> tuple[list[int], list[float]]:
         """A greedy answer of a fixed length, and the margin of each token."""
-        chunk = self._scenario.chunk_tokens or self._scenario.length
+        chunk = self._scenario.chunk_tokens or DEFAULT_CHUNK_TOKENS
         session = DecoderSession(side.decoder, self._config, self._rows, chunk)
         logits = session.prefill(embeds, self._scenario.segments)
         tokens: list[int] = []
@@ -242,7 +266,9 @@ class _ScenarioCheck:
         segments = [*self._scenario.segments, Text(DECODE_STEPS)]
         layout, _ = lay_out(segments, self._config.temporal)
         prompt, mask = self._scenario.length, self._config.temporal.mask
-        chunk = self._scenario.chunk_tokens or prompt
+        chunk = self._scenario.chunk_tokens or DEFAULT_CHUNK_TOKENS
+        if not mask.allows_frame_chunks:
+            chunk = prompt
         spans = frame_chunks(layout.tokens(0, prompt), mask, chunk)
         spans += [(step, step + 1) for step in range(prompt, layout.length)]
         return [self._feed(embeds[a:b], layout, a, b) for a, b in spans]
@@ -261,7 +287,7 @@ class _ScenarioCheck:
         return feed
 
     def _compare(
-        self, stage: str, runners: list[EngineRunner], feeds: list[Feed]
+        self, stage: str, precision: str, runners: list[EngineRunner], feeds: list[Feed]
     ) -> list[TensorComparison]:
         """Run all feeds on all runners through Polygraphy, and compare step by step."""
         comparisons: list[TensorComparison] = []
@@ -282,7 +308,7 @@ class _ScenarioCheck:
                         truth=value,
                         pytorch=baseline[name],
                         engine=engine[name],
-                        precision=self._precision,
+                        precision=precision,
                     )
                     for name, value in truth.items()
                 ]

@@ -38,7 +38,7 @@ DESCRIPTION = Description(
     target="cpu",
     checkpoint_digest="0" * 64,
     profile=Profile(max_frames=16, max_length=4096),
-    precision_asked="float32",
+    precision_asked={"decoder": "float32"},
     tools={"toy": "1.0"},
 )
 

@@ -15,6 +15,7 @@ from tc_export.errors import EnvironmentLacks
 from tc_export.parity.check import Side, check_parity
 from tc_export.parity.report import failures
 from tc_export.parity.scenario import standard_scenarios
+from tc_export.targets import Precisions
 from tests.exported import Exported
 
 
@@ -37,7 +38,7 @@ def test_parity_through_the_library(exported: Exported, native: NativeLibrary) -
     side = Side(name="native", vision=engines.vision, decoder=engines.decoder)
     scenarios = standard_scenarios(exported.config, max_frames=5, max_length=200)
     load = exported.checkpoint.load_model
-    result = check_parity(exported.config, load, side, "float32", scenarios)
+    result = check_parity(exported.config, load, side, Precisions.both("float32"), scenarios)
     assert result.passed, failures(result)
 
 

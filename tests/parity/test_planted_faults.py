@@ -15,6 +15,7 @@ from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.parity.check import ParityResult, Side, check_parity
 from tc_export.parity.report import failures
 from tc_export.parity.scenario import Scenario, standard_scenarios
+from tc_export.targets import Precisions
 from tests.exported import Exported
 
 Fault = Callable[[onnx.ModelProto, Exported], None]
@@ -32,7 +33,8 @@ def check(exported: Exported, folder: Path) -> ParityResult:
         decoder=OrtEngine(folder / "decoder" / "model.onnx", threads=1),
     )
     load = exported.checkpoint.load_model
-    return check_parity(exported.config, load, side, "float32", scenarios(exported))
+    precisions = Precisions.both("float32")
+    return check_parity(exported.config, load, side, precisions, scenarios(exported))
 
 
 def insert_before(model: onnx.ModelProto, tensor: str, nodes: list[onnx.NodeProto]) -> None:

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle's graphs in ONNX Runtime, in their own formats: what can be compared without the device.
+
+An engine that was built for another device cannot run here. Its graphs can: they have the engine's
+operators, weights and number formats, but not its kernels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tc_export.engine.loading import DECODER, MODEL_FILE, VISION, Engines
+from tc_export.engine.onnxruntime import OrtEngine
+from tc_export.graph.float32_arithmetic import in_float32_arithmetic
+from tc_export.targets import Precision, Precisions
+
+
+def load_graphs(folder: Path, precisions: Precisions, *, threads: int | None = None) -> Engines:
+    """Load both graphs under `folder`, without our native library.
+
+    Raises:
+        BundleError: a graph cannot be loaded.
+    """
+
+    def load(graph: str, precision: Precision) -> OrtEngine:
+        path = folder / graph / MODEL_FILE
+        rewritten = None
+        if precision is Precision.BFLOAT16:
+            rewritten = in_float32_arithmetic(path).SerializeToString()
+        return OrtEngine(path, rewritten=rewritten, threads=threads)
+
+    return Engines(
+        vision=load(VISION, precisions.vision), decoder=load(DECODER, precisions.decoder)
+    )
