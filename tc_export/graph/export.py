@@ -24,6 +24,7 @@ from torch.export import ExportedProgram
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.config import ModelConfig
 from tc_export.errors import TcExportError
+from tc_export.graph.constant_shapes import fold_reshaped_constants
 from tc_export.graph.onnx_ops import (
     attach_functions,
     custom_node_counts,
@@ -131,6 +132,7 @@ def _to_onnx(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[
         )
     assert exported is not None
     model: ir.Model = exported.model
+    fold_reshaped_constants(model)
     attach_functions(model)
     _drop_tracer_notes(model)
     return model
