@@ -94,9 +94,13 @@ class DecoderSession:
 
 
 def bind_cache(engine: Engine, config: ModelConfig, rows: int, batch: int = 1) -> list[Buffer]:
-    """Allocate a cache, each part bound to its input and its output: it stays in place."""
+    """Allocate a cache, each part bound to its input and its output: it stays in place.
+
+    Raises:
+        UsageError: the engine was built for fewer rows.
+    """
     text = config.text
-    shape = (batch, text.num_key_value_heads, rows, text.head_dim)
+    shape = (batch, text.num_key_value_heads, cache_rows(engine, rows), text.head_dim)
     buffers = []
     for layer in range(text.num_hidden_layers):
         for part in ("key", "value"):
@@ -106,6 +110,24 @@ def bind_cache(engine: Engine, config: ModelConfig, rows: int, batch: int = 1) -
             engine.bind(f"present.{layer}.{part}", buffer)
             buffers.append(buffer)
     return buffers
+
+
+def cache_rows(engine: Engine, wanted: int) -> int:
+    """Rows of the cache: those wanted, or all where the engine was built for one size.
+
+    Raises:
+        UsageError: the engine was built for fewer.
+    """
+    match engine.inputs["past_key_values.0.key"].shape:
+        case (_, _, int(built), _):
+            if built < wanted:
+                raise UsageError(
+                    f"a cache of {wanted} tokens was asked for, and the engine holds {built}",
+                    hint="use fewer frames, or build with a larger --max-length",
+                )
+            return built
+        case _:  # dynamic
+            return wanted
 
 
 def position_feeds(layout: Layout) -> dict[str, np.ndarray]:
