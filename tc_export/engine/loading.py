@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open the two engines of a bundle's folder, with or without our native library."""
+"""Open the two engines of a bundle's folder with the backend that they were built for."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from pathlib import Path
 from tc_export.engine.interface import Engine
 from tc_export.engine.native_library import find_native_library, require_native_library
 from tc_export.engine.onnxruntime import OrtEngine
-from tc_export.errors import EnvironmentLacks
+from tc_export.engine.tensorrt_loading import EngineOrigin, open_tensorrt_engines
+from tc_export.engine.tensorrt_runtime import NAMES, TENSORRT, TENSORRT_RTX
+from tc_export.errors import BundleError, EnvironmentLacks, UsageError
 
 ONNX_RUNTIME = "onnxruntime"
+BACKENDS = (ONNX_RUNTIME, TENSORRT, TENSORRT_RTX)
 VISION = "vision"
 DECODER = "decoder"
 MODEL_FILE = "model.onnx"
@@ -36,22 +39,56 @@ def load_engines(
     folder: Path,
     custom_nodes: Mapping[str, Mapping[str, int]],
     *,
+    backend: str = ONNX_RUNTIME,
+    origins: Mapping[str, EngineOrigin] | None = None,
     native: bool | None = None,
     threads: int | None = None,
 ) -> Engines:
-    """Load the graphs under `folder` into ONNX Runtime.
+    """Load the engines under `folder`, or its graphs where ONNX Runtime runs them.
 
     Args:
         folder: a bundle, or one under construction.
         custom_nodes: how many nodes of each custom op each graph has, by graph.
-        native: True demands our native library, False leaves it out, None takes it if it is there.
-        threads: CPU threads of each engine; None is one for each core.
+        backend: who runs the engines, one of `BACKENDS`.
+        origins: TensorRT: what each engine was built with, by graph.
+        native: ONNX Runtime: True demands our native library, False leaves it out, None takes it if
+            it is there.
+        threads: ONNX Runtime: CPU threads of each engine; None is one for each core.
 
     Raises:
-        BundleError: a graph cannot be loaded.
-        EnvironmentLacks: the native library is demanded and not there, or does not serve every
-            custom node.
+        BundleError: an engine or a graph cannot be loaded.
+        EnvironmentLacks: this machine lacks what the engines need: the native library that is
+            demanded, or a GPU and the TensorRT that they were built with.
+        UsageError: TensorRT engines have no choice of library or threads.
     """
+    if backend == ONNX_RUNTIME:
+        return _load_graphs(folder, custom_nodes, native, threads)
+    if backend not in BACKENDS:
+        raise BundleError(
+            f"{folder} is for the backend {backend!r}; known here: {', '.join(BACKENDS)}",
+            hint="use the tc-export that made it",
+        )
+    if native is not None or threads is not None:
+        raise UsageError(
+            f"engines of {NAMES[backend]} have no choice of native library or threads",
+            hint="leave out --native, --no-native and --threads",
+        )
+    missing = {VISION, DECODER} - (origins or {}).keys()
+    if origins is None or missing:
+        raise BundleError(
+            f"{folder} does not say what built its engines: {', '.join(sorted(missing))}",
+            hint="build the bundle again with `tc-export build`",
+        )
+    opened = open_tensorrt_engines(folder, backend, origins, custom_nodes)
+    return Engines(vision=opened[VISION], decoder=opened[DECODER])
+
+
+def _load_graphs(
+    folder: Path,
+    custom_nodes: Mapping[str, Mapping[str, int]],
+    native: bool | None,
+    threads: int | None,
+) -> Engines:
     library = _native_library(native)
 
     def load(graph: str) -> Engine:
