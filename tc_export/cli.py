@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tc_export import __version__
-from tc_export.config import AfterClip, AttentionMask
+from tc_export.build_commands import app as build_commands
 from tc_export.device_commands import JsonOption
 from tc_export.device_commands import app as device_commands
 from tc_export.errors import CheckFailed, TcExportError, UsageError
@@ -28,9 +28,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Export TC-LLaVA video-language models to engines that are checked against PyTorch.",
 )
+app.add_typer(build_commands)
 app.add_typer(device_commands)
 console = Console(stderr=True)
-INTERRUPTED = 130
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder that `tc-export build` wrote.")]
 NativeOption = Annotated[
@@ -53,87 +53,6 @@ def _common(
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
 ) -> None:
     context.obj = debug
-
-
-@app.command(epilog="Example: tc-export build --checkpoint llava-1.5-7b-hf --output out/llava-cpu")
-def build(
-    checkpoint: Annotated[Path, typer.Option(help="Hugging Face folder of a LLaVA-family model.")],
-    output: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
-    target: Annotated[str, typer.Option(help="Device to build for.")] = "cpu",
-    max_frames: Annotated[int, typer.Option(min=1, help="Most frames of a question.")] = 16,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            help="Most tokens of a conversation: rows of the key/value cache. By default the "
-            "frames' tokens and 512 more, within the model's context.",
-            show_default=False,
-        ),
-    ] = None,
-    gamma: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Weight of the temporal position, where the checkpoint states none."
-        ),
-    ] = None,
-    mask: Annotated[
-        AttentionMask | None,
-        typer.Option(help="What a frame sees of others, where the checkpoint does not say."),
-    ] = None,
-    after_clip: Annotated[
-        AfterClip | None,
-        typer.Option(help="Temporal position after a clip, where the checkpoint does not say."),
-    ] = None,
-    parity: Annotated[
-        bool,
-        typer.Option(
-            help="Compare the engine with PyTorch; needs the model in memory, in float64."
-        ),
-    ] = True,
-) -> None:
-    """Make a bundle of engines from a checkpoint, and check it against PyTorch.
-
-    A killed build resumes where it was; a finished one does again only what has changed.
-    """
-    from tc_export.pipeline import BuildRequest
-    from tc_export.pipeline import build as run_build
-    from tc_export.stages import RichReporter
-
-    flags = {"gamma": gamma, "mask": mask, "after_clip": after_clip}
-    request = BuildRequest(
-        checkpoint=checkpoint,
-        output=output,
-        target=target,
-        max_frames=max_frames,
-        max_length=max_length,
-        temporal={name: value for name, value in flags.items() if value is not None},
-        check_parity=parity,
-    )
-    try:
-        with RichReporter(console) as reporter:
-            manifest = run_build(request, reporter, _print_settings)
-    except KeyboardInterrupt as interrupt:  # it says what is kept; typer would drop that
-        console.print(str(interrupt), highlight=False)
-        raise typer.Exit(INTERRUPTED) from None
-    engine = manifest.engine
-    assert engine is not None
-    print(f"engine: {engine.state} ({engine.backend})")
-    print(f"bundle: {output}")
-
-
-def _print_settings(checkpoint: Any, profile: Any) -> None:
-    """Say what was read, and where each temporal setting came from."""
-    model = checkpoint.config.model
-    table = Table(title=f"{checkpoint.folder.name} ({checkpoint.config.family})")
-    for heading in ("setting", "value", "from"):
-        table.add_column(heading)
-    for part, config in (("temporal", model.temporal), ("pooling", model.pooling)):
-        for name, value in config.model_dump(mode="json").items():
-            key = f"{part}.{name}"
-            table.add_row(key, str(value), str(checkpoint.config.origins[key]))
-    table.add_row("tokens per frame", str(model.tokens_per_frame), "computed")
-    table.add_row("frames, tokens at most", f"{profile.max_frames}, {profile.max_length}", "flags")
-    console.print(table)
 
 
 @app.command(epilog='Example: tc-export ask out/llava-cpu --video cat.mp4 --question "What next?"')
@@ -212,7 +131,7 @@ def _print_piece(text: str) -> None:
 
 @app.command(
     epilog="Examples: tc-export parity out/llava-cpu --json; "
-    "tc-export parity out/llava-cpu --tasks --items 20"
+    "tc-export parity out/llava-cpu --tasks --items 20; tc-export parity out/llava-orin --graphs"
 )
 def parity(
     bundle: BundleArgument,
@@ -255,6 +174,14 @@ def parity(
             show_default=False,
         ),
     ] = None,
+    graphs: Annotated[
+        bool,
+        typer.Option(
+            "--graphs",
+            help="Judge the exported graphs in ONNX Runtime instead of the engine, where its "
+            "device is not here.",
+        ),
+    ] = False,
     native: NativeOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -263,15 +190,16 @@ def parity(
     asked = {"--items": items, "--threshold": threshold, "--liveness-threshold": liveness_threshold}
     given = {name: value for name, value in asked.items() if value is not None}
     if tasks:
-        settings = {"checkpoint": checkpoint, "native": native, "threads": threads}
+        settings: dict[str, Any] = {"checkpoint": checkpoint, "graphs": graphs, "native": native}
+        settings |= {"threads": threads}
         return _task_parity(bundle, given, settings, as_json=as_json)
     if given:
         raise UsageError(f"{', '.join(given)} says something of --tasks only", hint="add --tasks")
     from tc_export.parity.report import as_json as result_as_json
     from tc_export.parity.report import as_table, failures
-    from tc_export.pipeline import check_bundle
+    from tc_export.parity_check import check_bundle
 
-    result = check_bundle(bundle, checkpoint, native=native, threads=threads)
+    result = check_bundle(bundle, checkpoint, graphs=graphs, native=native, threads=threads)
     if as_json:
         print(json.dumps(result_as_json(result), indent=2))
     else:

@@ -2,7 +2,8 @@
 """Build the TensorRT plugin library for a target, once for each state of its sources.
 
 The target's file decides the SM and the processor, and nothing else does. A library is kept under
-the hash of all that it is made from: the sources, the SM, the processor and the compiler.
+the hash of all that it is made from: the sources, the SM, the processor and the compiler. The CUDA
+compiler is the one on the PATH; where there is none, that of the package registry.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ SOURCES = "plugins"
 LIBRARY = "libtc_tensorrt.so"
 CMAKE_TARGET = "tc_tensorrt"
 CROSS_COMPILER = "aarch64-linux-gnu-g++"
+WITHOUT_REGISTRY = {  # what to do where a package cannot be fetched
+    "nvcc": "install CUDA's own package, and put nvcc on the PATH",
+    "tensorrt-headers": "where the headers are on this machine, give --tensorrt-root",
+}
 LAST_LINES = 15  # of a failed build's log, in the message
 
 
@@ -58,42 +63,75 @@ def build_plugins(
         UsageError: the target has no GPU.
         EnvironmentLacks: no sources, no compiler, no headers, or the compiler failed.
     """
-    architecture = target.toolchain.architecture
-    if target.sm is None or architecture is None:
-        raise UsageError(
-            f"{target.name} has no GPU, and needs no plugins",
-            hint="its ops are in the library that comes with tc-export: see tc-export doctor",
-        )
+    sm, architecture = _device(target)
+    sources = root / SOURCES
+    key = library_key(target, root=root, on_step=on_step)
+    folder = root / "build" / "plugins" / f"sm{sm}-{architecture}-{key[:16]}"
+    path = folder / LIBRARY
+    cached = path.is_file()
+    if not cached:
+        options = _options(sources, sm, _is_cross(architecture), tensorrt_root, on_step)
+        _compile(sources, folder, options, _find_nvcc(sources, on_step), on_step)
+    return PluginLibrary(
+        path=path, target=target.name, sm=sm, architecture=architecture, cached=cached
+    )
+
+
+def library_key(
+    target: Target,
+    *,
+    root: Path = ROOT,
+    on_step: Callable[[str], None] = lambda phrase: None,
+) -> str:
+    """Hash of all that the library for `target` is made from.
+
+    Raises:
+        UsageError: the target has no GPU.
+        EnvironmentLacks: no sources, or no compiler.
+    """
+    sm, architecture = _device(target)
     sources = root / SOURCES
     if not (sources / "CMakeLists.txt").is_file():
         raise EnvironmentLacks(
             f"the plugins' sources are not at {sources}: an installed package does not have them",
             hint="run this in a source checkout of tc-export",
         )
-    cross = architecture != platform.machine()
-    compiler = _check_tools(cross)
-    key = _hash(sources, target.sm, architecture, compiler)
-    folder = root / "build" / "plugins" / f"sm{target.sm}-{architecture}-{key[:16]}"
-    path = folder / LIBRARY
-    cached = path.is_file()
-    if not cached:
-        options = _options(sources, target.sm, cross, tensorrt_root, on_step)
-        _compile(sources, folder, options, on_step)
-    return PluginLibrary(
-        path=path, target=target.name, sm=target.sm, architecture=architecture, cached=cached
-    )
+    _check_tools(_is_cross(architecture))
+    nvcc = _find_nvcc(sources, on_step)
+    said = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=True)
+    return _hash(sources, sm, architecture, said.stdout)
 
 
-def _check_tools(cross: bool) -> str:
-    """See that the compilers are there; return what nvcc says of itself."""
-    needed = ["cmake", "nvcc", CROSS_COMPILER if cross else "g++"]
+def _device(target: Target) -> tuple[int, str]:
+    """The target's SM and processor."""
+    architecture = target.toolchain.architecture
+    if target.sm is None or architecture is None:
+        raise UsageError(
+            f"{target.name} has no GPU, and needs no plugins",
+            hint="its ops are in the library that comes with tc-export: see tc-export doctor",
+        )
+    return target.sm, architecture
+
+
+def _is_cross(architecture: str) -> bool:
+    return architecture != platform.machine()
+
+
+def _check_tools(cross: bool) -> None:
+    """See that CMake and the compiler of the host's part are there."""
+    needed = ["cmake", CROSS_COMPILER if cross else "g++"]
     missing = [name for name in needed if shutil.which(name) is None]
     if missing:
         raise EnvironmentLacks(
             f"building the plugins needs {', '.join(missing)}, not found on the PATH",
             hint="docs/native-code.md says where each comes from; tc-export doctor lists them",
         )
-    return subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def _find_nvcc(sources: Path, on_step: Callable[[str], None]) -> Path:
+    """The CUDA compiler on the PATH, else that of the package registry."""
+    on_path = shutil.which("nvcc")
+    return Path(on_path) if on_path else _fetched(sources, "nvcc", on_step) / "nvcc"
 
 
 def _hash(sources: Path, sm: int, architecture: str, compiler: str) -> str:
@@ -135,15 +173,21 @@ def _fetched(sources: Path, name: str, on_step: Callable[[str], None]) -> Path:
     if ended.returncode != 0:
         raise EnvironmentLacks(
             f"{name} could not be fetched from the package registry:\n{ended.stderr.strip()}",
-            hint="where the headers are on this machine, give --tensorrt-root",
+            hint=WITHOUT_REGISTRY.get(name),
         )
     return Path(ended.stdout.strip())
 
 
 def _compile(
-    sources: Path, folder: Path, options: Sequence[str], on_step: Callable[[str], None]
+    sources: Path,
+    folder: Path,
+    options: Sequence[str],
+    nvcc: Path,
+    on_step: Callable[[str], None],
 ) -> None:
     """Configure and build beside the library's place, then put it there at once."""
+    # CMake, and the toolchain file of the cross build, take the first nvcc that they find.
+    environment = os.environ | {"PATH": f"{nvcc.parent}{os.pathsep}{os.environ['PATH']}"}
     work = folder.with_name(f".{folder.name}.building")
     work.mkdir(parents=True, exist_ok=True)
     log = work / "build.log"
@@ -155,7 +199,12 @@ def _compile(
         for phrase, command in commands.items():
             on_step(phrase)
             ended = subprocess.run(
-                command, cwd=sources, stdout=file, stderr=subprocess.STDOUT, check=False
+                command,
+                cwd=sources,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=False,
             )
             if ended.returncode != 0:
                 lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]

@@ -233,6 +233,27 @@ def _shipped_files() -> dict[str, Path]:
     )
 
 
+def choose_release(target: Target, wanted: str | None) -> Release | None:
+    """The device's software to build for: the newest, or the one that is asked for.
+
+    `wanted` is a release's name, or its TensorRT version. None for a target without any.
+
+    Raises:
+        UsageError: the target has no such release.
+    """
+    releases = target.toolchain.releases
+    if wanted is None:
+        return releases[-1] if releases else None
+    for release in releases:
+        if wanted.lower() in (release.name.lower(), release.tensorrt):
+            return release
+    known = ", ".join(f"{release.name!r} (TensorRT {release.tensorrt})" for release in releases)
+    raise UsageError(
+        f"{target.name} has no release {wanted!r}",
+        hint=f"known: {known}" if releases else "leave --release out: this target has none",
+    )
+
+
 COMPONENTS = ("vision", "decoder")
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tc_export.bundle import Profile
 from tc_export.checkpoint.hf_config import read_config
-from tc_export.engine.loading import EMBEDDING_FILE, load_engines
+from tc_export.engine.loading import EMBEDDING_FILE
 from tc_export.errors import UsageError
 from tc_export.model.positions import Clip
 from tc_export.parity.task_accuracy import (
@@ -30,7 +30,7 @@ from tc_export.parity.task_accuracy import (
     check_tasks,
 )
 from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
-from tc_export.pipeline import open_with_checkpoint
+from tc_export.parity_check import judged_engines, open_with_checkpoint
 from tc_export.runtime.preprocess import preprocess, read_preprocess_config
 from tc_export.runtime.prompt import PromptBuilder
 from tc_export.runtime.video_language_model import EmbeddingTable
@@ -47,14 +47,15 @@ def check_answers(
     *,
     items_each: int = DEFAULT_ITEMS_EACH,
     thresholds: Thresholds | None = None,
+    graphs: bool = False,
     native: bool | None = None,
     threads: int | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> TaskResult:
     """Ask a published bundle's engine and the PyTorch model in float32 the same test items.
 
-    `items_each` is how many of every kind and grade; for `checkpoint` see
-    `tc_export.pipeline.check_bundle`.
+    `items_each` is how many of every kind and grade; for `checkpoint` and `graphs` see
+    `tc_export.parity_check.check_bundle`.
 
     Raises:
         BundleError: the bundle cannot be used.
@@ -72,7 +73,7 @@ def check_answers(
     model = opened.load_model(torch.float32)
     reference = TorchDecoderEngine(model)
     table = reference.embedding_table()
-    engines = load_engines(bundle, manifest.custom_nodes, native=native, threads=threads)
+    engines = judged_engines(bundle, manifest, graphs=graphs, native=native, threads=threads)
     return check_tasks(
         make_items(Split.TEST, items_each),
         pytorch=Respondent(

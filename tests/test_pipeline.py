@@ -13,10 +13,13 @@ from pathlib import Path
 import onnx
 import pytest
 
-from tc_export import pipeline
+from tc_export import build_stages
 from tc_export.bundle import read_manifest, verify
-from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
+from tc_export.checkpoint.hf_config import read_config
+from tc_export.checkpoint.reader import Checkpoint
+from tc_export.config import ModelConfig
 from tc_export.errors import CheckFailed, UsageError
+from tc_export.parity_check import check_bundle
 from tc_export.pipeline import build, choose_profile
 from tc_export.stages import SilentReporter
 from tests.bundled import MAX_FRAMES, MAX_LENGTH, copy_bundle, request_for, save_with_tokenizer
@@ -108,7 +111,7 @@ def test_a_killed_build_resumes(bundle: Path, checkpoint: Path, tmp_path: Path) 
 def test_an_engine_that_is_wrong_is_not_published(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = pipeline.export_decoder
+    real = build_stages.EXPORTERS["decoder"]
 
     def doubled(checkpoint: Checkpoint, dtype, folder: Path, advance):  # type: ignore[no-untyped-def]
         report = real(checkpoint, dtype, folder, advance)
@@ -120,7 +123,7 @@ def test_an_engine_that_is_wrong_is_not_published(
         onnx.save(model, folder / "model.onnx")
         return report
 
-    monkeypatch.setattr(pipeline, "export_decoder", doubled)
+    monkeypatch.setitem(build_stages.EXPORTERS, "decoder", doubled)
     output = tmp_path / "bundle"
     with pytest.raises(CheckFailed, match="one clip: decoder, step 0: logits"):
         build(request_for(checkpoint, output), SilentReporter())
@@ -133,31 +136,31 @@ def test_another_checkpoint_is_told_apart(bundle: Path, tmp_path: Path) -> None:
     config["temporal"] = {"gamma": 0.25}
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(Exception, match=r"not the checkpoint|contradict"):
-        pipeline.check_bundle(bundle, other)
+        check_bundle(bundle, other)
 
 
 class TestProfile:
     @pytest.fixture
-    def opened(self, checkpoint: Path) -> Checkpoint:
-        return open_checkpoint(checkpoint)
+    def config(self, checkpoint: Path) -> ModelConfig:
+        return read_config(checkpoint).model
 
-    def test_default_length_is_within_the_context(self, opened: Checkpoint) -> None:
-        assert choose_profile(opened, 16, None).max_length == 256
+    def test_default_length_is_within_the_context(self, config: ModelConfig) -> None:
+        assert choose_profile(config, 16, None).max_length == 256
 
-    def test_frames_must_leave_room_for_text(self, opened: Checkpoint) -> None:
-        assert choose_profile(opened, 63, None).max_frames == 63
+    def test_frames_must_leave_room_for_text(self, config: ModelConfig) -> None:
+        assert choose_profile(config, 63, None).max_frames == 63
         with pytest.raises(UsageError) as raised:
-            choose_profile(opened, 64, None)
+            choose_profile(config, 64, None)
         assert raised.value.hint == "frames that have room: 63"
 
-    def test_length_is_bounded_by_the_context(self, opened: Checkpoint) -> None:
-        assert choose_profile(opened, 1, 256).max_length == 256
+    def test_length_is_bounded_by_the_context(self, config: ModelConfig) -> None:
+        assert choose_profile(config, 1, 256).max_length == 256
         with pytest.raises(UsageError, match="context of 256"):
-            choose_profile(opened, 1, 257)
+            choose_profile(config, 1, 257)
 
-    def test_not_even_one_frame(self, opened: Checkpoint) -> None:
+    def test_not_even_one_frame(self, config: ModelConfig) -> None:
         with pytest.raises(UsageError) as raised:
-            choose_profile(opened, 1, 4)
+            choose_profile(config, 1, 4)
         assert raised.value.hint == "frames that have room: 0"
 
 

@@ -73,6 +73,7 @@ class Staging:
         digests: hashes of files, remembered over a kill.
         records: the stages that have ended, in this build or in a killed one.
         published: the manifest of the bundle that is at `output` now.
+        siblings: the manifests of the other bundles in the same folder, by their places.
     """
 
     def __init__(self, output: Path, folder: Path) -> None:
@@ -84,6 +85,7 @@ class Staging:
         self.digests = Digests(state.digests)
         self.records = dict(state.stages)
         self.published: Manifest | None = None
+        self.siblings: dict[Path, Manifest] = {}
 
     def _read_state(self) -> _State:
         try:
@@ -98,6 +100,7 @@ class Staging:
             UsageError: something is at `output` that a build may not replace.
         """
         self.published = _replaceable(self.output)
+        self.siblings = _bundles_beside(self.output)
         self.bundle.mkdir(exist_ok=True)
 
     def prune(self, stages: Collection[str], outputs: Collection[str]) -> None:
@@ -136,18 +139,21 @@ class Staging:
     def reuse(self, name: str, key: str, outputs: Collection[str]) -> StageRecord | None:
         """The record of a stage that need not run again, its outputs brought into the staging.
 
-        None when neither the killed build nor the published bundle has them whole.
+        They are those of the killed build, of the published bundle, or of a bundle beside it: what
+        two targets have in common is made once. None where none of these has them whole.
         """
         staged = self.records.get(name)
         if staged and staged.key == key and self._holds(self.bundle, outputs, staged):
             return staged
         self.discard(name, outputs)
-        record = self.published.stages.get(name) if self.published else None
-        if record is None or record.key != key or not self._holds(self.output, outputs, record):
-            return None
-        for path in record.files:
-            link_or_copy(self.output / path, self.bundle / path)
-        return record
+        published = {self.output: self.published} if self.published else {}
+        for place, manifest in (published | self.siblings).items():
+            record = manifest.stages.get(name)
+            if record and record.key == key and self._holds(place, outputs, record):
+                for path in record.files:
+                    link_or_copy(place / path, self.bundle / path)
+                return record
+        return None
 
     def _holds(self, folder: Path, outputs: Collection[str], record: StageRecord) -> bool:
         """True when the outputs in `folder` are exactly those that were recorded."""
@@ -257,6 +263,16 @@ def _checked(output: Path) -> Path:
             hint=f"make it first: mkdir -p {output.parent}",
         )
     return output
+
+
+def _bundles_beside(output: Path) -> dict[Path, Manifest]:
+    """The whole bundles in the folder of `output`, and nothing that only looks like one."""
+    found = {}
+    for path in sorted(output.parent.iterdir()):
+        if path != output and (path / MANIFEST).is_file():
+            with contextlib.suppress(BundleError):
+                found[path] = read_manifest(path)
+    return found
 
 
 def _replaceable(output: Path) -> Manifest | None:

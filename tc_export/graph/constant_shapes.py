@@ -37,8 +37,8 @@ def _constant_inputs(node: ir.Node) -> list[np.ndarray] | None:
     """The values of the node's inputs where every one is a `Constant`."""
     values = []
     for value in node.inputs:
-        producer = None if value is None else value.producer()
-        if producer is None or producer.op_type != "Constant":
+        producer = value.producer() if value is not None else None
+        if value is None or producer is None or producer.op_type != "Constant":
             return None
         tensor = ir.convenience.get_const_tensor(value)
         if tensor is None:

@@ -87,11 +87,10 @@ class VideoLanguageModel:
             EnvironmentLacks: the native library is demanded and cannot serve.
         """
         manifest = read_manifest(bundle)
-        check_engine(bundle, manifest)
         return cls(
             manifest=manifest,
             config=read_config(bundle),
-            engines=load_engines(bundle, manifest.custom_nodes, native=native, threads=threads),
+            engines=open_engines(bundle, manifest, native=native, threads=threads),
             embedding=EmbeddingTable(bundle / EMBEDDING_FILE),
             prompts=PromptBuilder.load(bundle),
             folder=bundle,
@@ -195,11 +194,14 @@ class VideoLanguageModel:
         return embed
 
 
-def check_engine(bundle: Path, manifest: Manifest) -> None:
-    """See that the bundle's engine is there and is one that this version can run.
+def open_engines(
+    bundle: Path, manifest: Manifest, *, native: bool | None = None, threads: int | None = None
+) -> Engines:
+    """Load the engines that the manifest says were built.
 
     Raises:
-        BundleError: it is not.
+        BundleError: the engine is not built yet, or cannot be loaded.
+        EnvironmentLacks: this machine cannot run it.
     """
     record = manifest.engine
     if record is None or record.state is EngineState.PENDING:
@@ -209,3 +211,4 @@ def check_engine(bundle: Path, manifest: Manifest) -> None:
         raise BundleError(
             f"{bundle} is for the backend {record.backend!r}; known here: {ONNX_RUNTIME}"
         )
+    return load_engines(bundle, manifest.custom_nodes, native=native, threads=threads)

@@ -23,8 +23,8 @@ from tc_export.stages.stage import Stage
 
 
 class Reporter(Protocol):
-    """Follows a build. `planned` comes first, then each stage in turn is skipped, or started,
-    advanced any number of times and, if all goes well, finished.
+    """Follows a build. `planned` comes first, then each stage is skipped, or started, advanced any
+    number of times and, if all goes well, finished. Several may run at once, each in its thread.
     """
 
     def planned(self, stages: Sequence[Stage]) -> None:
@@ -80,7 +80,7 @@ class RichReporter:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task: TaskID | None = None
+        self._tasks: dict[str, TaskID] = {}
         self._steps: dict[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -109,20 +109,20 @@ class RichReporter:
     def started(self, stage: Stage) -> None:
         """Show the stage; in a log, print it, since nothing else tells that it has begun."""
         if self._console.is_terminal:
-            self._task = self._progress.add_task(self._steps[stage.name], total=None)
+            task = self._progress.add_task(self._steps[stage.name], total=None)
+            self._tasks[stage.name] = task
         else:
             self._console.print(f"{self._steps[stage.name]} …", highlight=False)
 
     def advanced(self, stage: Stage, done: float, total: float | None) -> None:
         """Move the bar."""
-        if self._task is not None:
-            self._progress.update(self._task, completed=done, total=total)
+        if stage.name in self._tasks:
+            self._progress.update(self._tasks[stage.name], completed=done, total=total)
 
     def finished(self, stage: Stage, seconds: float) -> None:
         """Print the time that it took."""
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-            self._task = None
+        if stage.name in self._tasks:
+            self._progress.remove_task(self._tasks.pop(stage.name))
         self._console.print(
             f"{self._steps[stage.name]}: [green]done[/green] in {seconds:.1f} s", highlight=False
         )

@@ -23,10 +23,12 @@ class StageContext:
     Attributes:
         folder: the bundle under construction; outputs of the stages that ended are there to read.
         digests: hashes of files, each computed once.
+        facts: what the stages before this one found out.
     """
 
     folder: Path
     digests: Digests
+    facts: Facts
     on_progress: Callable[[float, float | None], None]
 
     def path(self, output: str) -> Path:
@@ -60,6 +62,7 @@ class Stage:
             files only, and never into the outputs of another.
         run: writes them, and returns what it found out, if anything.
         needs: names of earlier stages whose results it reads.
+        apart: True where the work is done in other processes, so that it may run beside others.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Stage:
     outputs: tuple[str, ...]
     run: Callable[[StageContext], Facts | None]
     needs: tuple[str, ...] = ()
+    apart: bool = False
 
     def __post_init__(self) -> None:
         _PATHS.validate_python(self.outputs)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line's verbs that make bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tc_export.config import AfterClip, AttentionMask
+
+if TYPE_CHECKING:
+    from tc_export.bundle import Manifest, Profile
+    from tc_export.checkpoint.reader import Checkpoint
+
+# Imports of a verb's own machinery stand in the verb: `--help` need not load PyTorch.
+
+app = typer.Typer()
+console = Console(stderr=True)
+INTERRUPTED = 130
+
+
+@app.command(epilog="Example: tc-export build --checkpoint llava-1.5-7b-hf --output out/llava-cpu")
+def build(
+    checkpoint: Annotated[Path, typer.Option(help="Hugging Face folder of a LLaVA-family model.")],
+    output: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Device, or a target's file; given several times, each gets a bundle of its own "
+            "below the output, and what they have in common is made once.  [default: cpu]",
+            show_default=False,
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="One format for both engines, or each: vision=fp16,decoder=bf16. By default the "
+            "target's first.",
+            show_default=False,
+        ),
+    ] = None,
+    release: Annotated[
+        str | None,
+        typer.Option(
+            help="The device's software, by name or TensorRT version. By default the newest that "
+            "the target lists.",
+            show_default=False,
+        ),
+    ] = None,
+    max_frames: Annotated[int, typer.Option(min=1, help="Most frames of a question.")] = 16,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Most tokens of a conversation: rows of the key/value cache. By default the "
+            "frames' tokens and 512 more, within the model's context.",
+            show_default=False,
+        ),
+    ] = None,
+    gamma: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Weight of the temporal position, where the checkpoint states none."
+        ),
+    ] = None,
+    mask: Annotated[
+        AttentionMask | None,
+        typer.Option(help="What a frame sees of others, where the checkpoint does not say."),
+    ] = None,
+    after_clip: Annotated[
+        AfterClip | None,
+        typer.Option(help="Temporal position after a clip, where the checkpoint does not say."),
+    ] = None,
+    parity: Annotated[
+        bool,
+        typer.Option(
+            help="Compare the engine with PyTorch; needs the model in memory, in float64."
+        ),
+    ] = True,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Stages that may run at once; each takes memory of its own.")
+    ] = 1,
+) -> None:
+    """Make a bundle of engines from a checkpoint, and check it against PyTorch.
+
+    A killed build resumes where it was; a finished one does again only what has changed.
+    """
+    from tc_export.pipeline import BuildRequest, build_each
+    from tc_export.stages import RichReporter
+
+    flags = {"gamma": gamma, "mask": mask, "after_clip": after_clip}
+    request = BuildRequest(
+        checkpoint=checkpoint,
+        output=output,
+        precision=precision,
+        release=release,
+        max_frames=max_frames,
+        max_length=max_length,
+        temporal={name: value for name, value in flags.items() if value is not None},
+        check_parity=parity,
+        jobs=jobs,
+    )
+    try:
+        for bundle, build_one in build_each(request, target or ["cpu"]):
+            with RichReporter(console) as reporter:
+                manifest = build_one(reporter, _print_settings)
+            _print_end(bundle, manifest)
+    except KeyboardInterrupt as interrupt:  # it says what is kept; typer would drop that
+        console.print(str(interrupt), highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _print_end(bundle: Path, manifest: Manifest) -> None:
+    engine = manifest.engine
+    assert engine is not None
+    for graph, built in manifest.engine_builds.items():
+        plugins = ", ".join(f"{count} {op}" for op, count in built.plugin_layers.items())
+        console.print(
+            f"{graph}: {built.builder}, SM {built.sm}, {built.precision}, {built.layers} layers"
+            + (f", of which plugins: {plugins}" if plugins else ""),
+            highlight=False,
+        )
+    print(f"engine: {engine.state} ({engine.backend})")
+    print(f"bundle: {bundle}")
+    if engine.next_step:
+        print(f"next: {engine.next_step}")
+
+
+def _print_settings(checkpoint: Checkpoint, profile: Profile) -> None:
+    """Say what was read, and where each temporal setting came from."""
+    model = checkpoint.config.model
+    table = Table(title=f"{checkpoint.folder.name} ({checkpoint.config.family})")
+    for heading in ("setting", "value", "from"):
+        table.add_column(heading)
+    for part, config in (("temporal", model.temporal), ("pooling", model.pooling)):
+        for name, value in config.model_dump(mode="json").items():
+            key = f"{part}.{name}"
+            table.add_row(key, str(value), str(checkpoint.config.origins[key]))
+    table.add_row("tokens per frame", str(model.tokens_per_frame), "computed")
+    table.add_row("frames, tokens at most", f"{profile.max_frames}, {profile.max_length}", "flags")
+    console.print(table)

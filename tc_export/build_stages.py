@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the stages of a build do, one function each. Their order is in `pipeline`.
+
+A stage reads the checkpoint, the recipe and the files of earlier stages, and writes its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+from tc_export.builder.build import EngineRequest, build_engine
+from tc_export.builder.shapes import ShapeRange, decoder_shapes, vision_shapes
+from tc_export.bundle import Description, EngineBuild, EngineRecord, EngineState, Facts
+from tc_export.checkpoint.reader import Checkpoint
+from tc_export.engine.loading import (
+    DECODER,
+    EMBEDDING_FILE,
+    MODEL_FILE,
+    ONNX_RUNTIME,
+    VISION,
+    load_engines,
+)
+from tc_export.errors import CheckFailed
+from tc_export.graph.export import GraphReport, export_decoder, export_embedding, export_vision
+from tc_export.parity.graph_engines import load_graphs
+from tc_export.parity.report import failures, write_report
+from tc_export.parity_check import compare_with_pytorch
+from tc_export.plugins import build_plugins
+from tc_export.stages import StageContext
+from tc_export.targets import Precision, Precisions, Release, Target
+
+ASSETS = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Files of a checkpoint that a bundle carries unchanged, as far as they are there."""
+
+Exporter = Callable[[Checkpoint, torch.dtype, Path, Callable[[int], None]], GraphReport]
+EXPORTERS: dict[str, Exporter] = {VISION: export_vision, DECODER: export_decoder}
+
+
+def engine_path(graph: str) -> str:
+    """Where a bundle has the engine of a graph."""
+    return f"engines/{graph}.engine"
+
+
+def plugin_path(target: Target) -> str:
+    """Where a bundle has the plugin library of its device."""
+    return f"plugins/{target.toolchain.architecture}-sm{target.sm}/libtc_tensorrt.so"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that a build's stages are given."""
+
+    checkpoint: Checkpoint
+    description: Description
+    target: Target
+    release: Release | None  # of the device's software; None for the CPU
+    precisions: Precisions
+
+    def precision(self, graph: str) -> Precision:
+        """The number format of one graph."""
+        precision: Precision = getattr(self.precisions, graph)
+        return precision
+
+    def shapes(self, graph: str) -> dict[str, ShapeRange]:
+        """The shapes that one engine is built for."""
+        config, profile = self.checkpoint.config.model, self.description.profile
+        if graph == VISION:
+            return vision_shapes(config, profile.max_frames)
+        return decoder_shapes(config, profile.max_length)
+
+
+def assets(checkpoint: Checkpoint) -> dict[str, str]:
+    """The checkpoint's small files, and their hashes."""
+    paths = [checkpoint.folder / name for name in ASSETS]
+    return {path.name: sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
+
+
+def write_assets(context: StageContext, recipe: Recipe) -> None:
+    """Copy the small files, and state in `config.json` every setting that was left to us."""
+    checkpoint, description = recipe.checkpoint, recipe.description
+    for name in assets(checkpoint):
+        shutil.copyfile(checkpoint.folder / name, context.path(name))
+    model = checkpoint.config.model
+    document = {
+        **checkpoint.config.document,
+        "temporal": model.temporal.model_dump(mode="json"),
+        "pooling": model.pooling.model_dump(mode="json"),
+        "builder_config": {
+            "target": description.target,
+            "checkpoint": str(checkpoint.folder.resolve()),
+            "precision": description.precision_asked,
+            **description.profile.model_dump(),
+        },
+    }
+    context.path("config.json").write_text(json.dumps(document, indent=2) + "\n")
+
+
+def write_embedding(context: StageContext, recipe: Recipe) -> None:
+    """Write the token embedding table."""
+    dtype = getattr(torch, recipe.precisions.decoder)
+    export_embedding(recipe.checkpoint, dtype, context.path(EMBEDDING_FILE))
+
+
+def export_graph(context: StageContext, recipe: Recipe, graph: str) -> Facts:
+    """Write one graph and its weights."""
+    folder = context.folder / graph
+    folder.mkdir(parents=True)
+    tensors = recipe.checkpoint.tensors
+    total = sum(x.nbytes for name, x in tensors.items() if name.startswith(f"{graph}."))
+    done = 0
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        context.advance(done, total)
+
+    precision = recipe.precision(graph)
+    dtype = getattr(torch, precision)
+    report = EXPORTERS[graph](recipe.checkpoint, dtype, folder, advance)
+    return Facts(precision_realised={graph: precision}, custom_nodes={graph: report.custom_nodes})
+
+
+def compile_plugins(context: StageContext, recipe: Recipe) -> None:
+    """Compile the TensorRT plugins for the device, or take them from the cache."""
+    library = build_plugins(recipe.target)
+    shutil.copyfile(library.path, context.path(plugin_path(recipe.target)))
+
+
+def build_tensorrt_engine(context: StageContext, recipe: Recipe, graph: str) -> Facts:
+    """Build one engine on this machine."""
+    target, precision = recipe.target, recipe.precision(graph)
+    assert target.toolchain.engine != "onnxruntime"
+    custom_nodes = context.facts.custom_nodes[graph]
+    report = build_engine(
+        EngineRequest(
+            flavour=target.toolchain.engine,
+            graph=context.folder / graph / MODEL_FILE,
+            engine=context.path(engine_path(graph)),
+            plugin_library=context.folder / plugin_path(target),
+            shapes=recipe.shapes(graph),
+            compute_capability=target.sm,
+            custom_nodes=custom_nodes,
+            precision=precision,
+        ),
+        context.advance,
+    )
+    built = EngineBuild(
+        builder=report.tensorrt,
+        sm=target.sm,
+        precision=report.precision,
+        layers=report.layers,
+        plugin_layers=dict(report.plugin_layers),
+    )
+    record = EngineRecord(backend=target.toolchain.engine, state=EngineState.BUILT)
+    return Facts(
+        precision_realised={graph: report.precision},
+        engine_builds={graph: built},
+        engine=record if graph == DECODER else None,
+    )
+
+
+def load_onnxruntime(context: StageContext) -> Facts:
+    """Load the graphs as any runtime would, without our library."""
+    load_engines(context.folder, {}, native=False)
+    return Facts(engine=EngineRecord(backend=ONNX_RUNTIME, state=EngineState.BUILT))
+
+
+def check_parity(context: StageContext, recipe: Recipe) -> None:
+    """Compare the graphs with PyTorch in ONNX Runtime, whatever runs them later.
+
+    Raises:
+        CheckFailed: they do not compute what PyTorch computes.
+    """
+    result = compare_with_pytorch(
+        load_graphs(context.folder, recipe.precisions),
+        recipe.checkpoint,
+        recipe.description.profile,
+        recipe.precisions,
+        context.advance,
+    )
+    folder = context.folder / "parity"
+    folder.mkdir()
+    write_report(result, folder)
+    if not result.passed:
+        raise CheckFailed(
+            "the engine does not compute what PyTorch computes:\n"
+            + "\n".join(f"  {line}" for line in failures(result)),
+            hint="nothing was published",
+        )

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker's output, its death, and its end when we end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tc_export.builder.process import Ended, run_worker
+
+Run = Callable[..., tuple[Ended, list[str]]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs source code as a worker; returns how it ended, and its lines."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def run(source: str, task: str = "") -> tuple[Ended, list[str]]:
+        (tmp_path / "little_worker.py").write_text(f"import os, sys\n{source}\n")
+        lines: list[str] = []
+        return run_worker("little_worker", task, lines.append), lines
+
+    return run
+
+
+def test_lines_come_from_stdout_and_last_words_from_stderr(run: Run) -> None:
+    ended, lines = run(
+        "print(sys.stdin.read().upper()); print('noise', file=sys.stderr); sys.exit(3)", "a task"
+    )
+    assert lines == ["A TASK\n"]
+    assert ended == Ended(3, "noise\n")
+    assert ended.signal_name is None
+
+
+def test_an_abort_is_seen(run: Run) -> None:
+    ended, lines = run("print('one', flush=True); os.write(2, b'assert failed'); os.abort()")
+    assert lines == ["one\n"]
+    assert (ended.signal_name, ended.said) == ("SIGABRT", "assert failed")
+
+
+def test_a_worker_that_does_not_read_its_task(run: Run) -> None:
+    ended, _ = run("os.close(0); sys.exit(5)", "x" * 1_000_000)
+    assert ended.returncode == 5
+
+
+def test_much_noise_neither_blocks_nor_is_kept(run: Run) -> None:
+    ended, _ = run("os.write(2, b'x' * 3_000_000 + b'the end')")
+    assert len(ended.said) == 4_000
+    assert ended.said.endswith("xthe end")
+
+
+def test_the_current_folder_is_no_place_for_libraries(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "tensorrt_bindings.py").write_text("raise SystemExit('not me')")
+    monkeypatch.chdir(elsewhere)
+    ended, _ = run("import importlib.util as u; sys.exit(u.find_spec('tensorrt_bindings') and 1)")
+    assert ended.returncode == 0
+
+
+def test_an_interrupt_ends_the_worker_and_its_children(tmp_path: Path, run: Run) -> None:
+    source = (
+        "import subprocess\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        "print(child.pid, flush=True)\n"
+        "import time; time.sleep(600)"
+    )
+    (tmp_path / "little_worker.py").write_text(source)
+    pids: list[int] = []
+
+    def interrupt(line: str) -> None:
+        pids.append(int(line))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_worker("little_worker", "", interrupt)
+    wait_until(lambda: not is_running(pids[0]))
+
+
+def is_running(pid: int) -> bool:
+    """False too for a process that has ended and that nobody has asked for."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end, "waited for ten seconds"
+        time.sleep(0.02)
