@@ -22,8 +22,10 @@ class Tools:
 
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
+        self.paths: list[str] = []  # PATH of each call of CMake
         self.fails = ""
         self.nvcc = "release 13.0"
+        self.fetcher = ""  # what stops it, if anything
 
     def run(self, command: Sequence[str], **options: Any) -> SimpleNamespace:
         self.asked.append(list(command))
@@ -31,7 +33,10 @@ class Tools:
         if program == "nvcc":
             return SimpleNamespace(stdout=self.nvcc, returncode=0)
         if program != "cmake":
-            return SimpleNamespace(stdout=f"/fetched/{command[-1]}\n", stderr="", returncode=0)
+            found = f"/fetched/{command[-1]}\n"
+            code = 4 if self.fetcher else 0
+            return SimpleNamespace(stdout=found, stderr=self.fetcher, returncode=code)
+        self.paths.append(options["env"]["PATH"])
         phase = "compile" if "--build" in command else "configure"
         if phase == self.fails:
             options["stdout"].write("error: a star is missing\n")
@@ -101,7 +106,7 @@ def test_it_is_built_once(tools: Tools, checkout: Path) -> None:
     again = build_plugins(target, root=checkout)
     assert again.cached
     assert again.path == first.path
-    assert [command[0] for command in tools.asked] == ["nvcc"]
+    assert [command[0] for command in tools.asked] == ["/usr/bin/nvcc"]
 
 
 def _another_source(tools: Tools, checkout: Path) -> Target:
@@ -139,12 +144,44 @@ def test_a_failure_shows_the_end_of_the_log_and_keeps_nothing(
     assert not build_plugins(load_target("rtx4090"), root=checkout).cached
 
 
-def test_no_compiler(tools: Tools, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def without(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.setattr(
-        plugins.shutil, "which", lambda name: None if name == "nvcc" else f"/usr/bin/{name}"
+        plugins.shutil, "which", lambda name: None if name == missing else f"/usr/bin/{name}"
     )
-    with pytest.raises(EnvironmentLacks, match="needs nvcc"):
+
+
+def test_no_compiler(tools: Tools, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "g++")
+    with pytest.raises(EnvironmentLacks, match="needs g\\+\\+"):
         build_plugins(load_target("rtx4090"), root=checkout)
+
+
+def test_nvcc_of_the_path_comes_first(tools: Tools, checkout: Path) -> None:
+    build_plugins(load_target("rtx4090"), root=checkout)
+    assert [path.split(":")[0] for path in tools.paths] == ["/usr/bin", "/usr/bin"]
+    assert "nvcc" not in [command[-1] for command in tools.asked]
+
+
+@pytest.mark.parametrize("device", ["rtx4090", "orin"])
+def test_without_nvcc_the_registry_has_one(
+    tools: Tools, checkout: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    without(monkeypatch, "nvcc")
+    build_plugins(load_target(device), root=checkout)
+    assert ["/fetched/nvcc/nvcc", "--version"] in tools.asked
+    assert [path.split(":")[0] for path in tools.paths] == ["/fetched/nvcc", "/fetched/nvcc"]
+
+
+def test_neither_nvcc_nor_a_registry(
+    tools: Tools, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, "nvcc")
+    tools.fetcher = "no connection"
+    with pytest.raises(
+        EnvironmentLacks, match=r"nvcc could not be fetched.*\n.*no connection"
+    ) as e:
+        build_plugins(load_target("rtx4090"), root=checkout)
+    assert "put nvcc on the PATH" in str(e.value.hint)
 
 
 def test_no_gpu(tools: Tools, checkout: Path) -> None:

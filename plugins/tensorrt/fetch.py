@@ -43,6 +43,22 @@ PACKAGES = {
         wheels=("nvidia-cuda-runtime==13.0.96", "nvidia-cuda-crt==13.0.88"),
         subfolder="nvidia/cu13/include",
     ),
+    "nvcc": Package(
+        meaning="the CUDA 13.0 compiler, with its headers and runtime",
+        wheels=(
+            "nvidia-cuda-nvcc==13.0.88",
+            "nvidia-nvvm==13.0.88",
+            "nvidia-cuda-crt==13.0.88",
+            "nvidia-cuda-runtime==13.0.96",
+            "nvidia-cuda-cccl==13.0.85",
+        ),
+        subfolder="nvidia/cu13/bin",
+        # nvcc and CMake look for the runtime where a whole toolkit has it.
+        links=(
+            ("nvidia/cu13/lib64", "lib"),
+            ("nvidia/cu13/lib/libcudart.so", "libcudart.so.13"),
+        ),
+    ),
     "cuda-aarch64": Package(
         meaning="CUDA 13.0 headers and runtime for aarch64, to compile and link against",
         wheels=(
@@ -74,6 +90,13 @@ PACKAGES = {
             "tensorrt-lean-cu13-bindings==11.4.0.106",
         ),
     ),
+    **{
+        f"tensorrt-bindings-{'.'.join(version.split('.')[:2])}": Package(
+            meaning=f"Python bindings of TensorRT {version}, without what they bind",
+            wheels=(f"tensorrt-cu12-bindings=={version}",),
+        )
+        for version in ("10.3.0", "10.13.3.9", "10.16.1.11", "11.4.0.106")
+    },
 }
 
 
@@ -118,7 +141,7 @@ def fetch(name: str) -> Path:
 
 def main() -> int:
     """Fetch one package and print its folder; 4 where it cannot be had."""
-    listing = "\n".join(f"  {name:18}{package.meaning}" for name, package in PACKAGES.items())
+    listing = "\n".join(f"  {name:26}{package.meaning}" for name, package in PACKAGES.items())
     parser = argparse.ArgumentParser(
         description="Fetch what the native parts need from the package registry.",
         epilog=f"names:\n{listing}",
