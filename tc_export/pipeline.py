@@ -211,7 +211,7 @@ def plan_stages(recipe: Recipe, *, check_parity: bool) -> list[Stage]:
                     "tools": versions({*RUNNERS, "torch"}),
                 },
                 outputs=("parity",),
-                needs=("assets", "embedding", VISION, DECODER),
+                needs=(VISION, DECODER),
                 run=partial(build_stages.check_parity, recipe=recipe),
             )
         )

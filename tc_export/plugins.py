@@ -8,13 +8,15 @@ compiler is the one on the PATH; where there is none, that of the package regist
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,13 +70,27 @@ def build_plugins(
     key = library_key(target, root=root, on_step=on_step)
     folder = root / "build" / "plugins" / f"sm{sm}-{architecture}-{key[:16]}"
     path = folder / LIBRARY
-    cached = path.is_file()
-    if not cached:
-        options = _options(sources, sm, _is_cross(architecture), tensorrt_root, on_step)
-        _compile(sources, folder, options, _find_nvcc(sources, on_step), on_step)
+    with _one_at_a_time(folder, on_step):
+        cached = path.is_file()
+        if not cached:
+            options = _options(sources, sm, _is_cross(architecture), tensorrt_root, on_step)
+            _compile(sources, folder, options, _find_nvcc(sources, on_step), on_step)
     return PluginLibrary(
         path=path, target=target.name, sm=sm, architecture=architecture, cached=cached
     )
+
+
+@contextmanager
+def _one_at_a_time(folder: Path, on_step: Callable[[str], None]) -> Iterator[None]:
+    """Let one process compile a library; who comes later waits, and finds it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_step("wait for another build of the same library")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def library_key(

@@ -20,7 +20,8 @@ from tc_export.checkpoint.hf_config import CheckpointConfig, read_config
 from tc_export.checkpoint.safetensors_file import read_header
 from tc_export.engine.decoder_session import DecoderSession
 from tc_export.engine.interface import FRAMES_A_CALL
-from tc_export.engine.loading import EMBEDDING_FILE, ONNX_RUNTIME, Engines, load_engines
+from tc_export.engine.loading import EMBEDDING_FILE, Engines, load_engines
+from tc_export.engine.tensorrt_loading import EngineOrigin
 from tc_export.errors import BundleError, UsageError
 from tc_export.model.positions import Clip
 from tc_export.runtime.generation import GenerationConfig, generate
@@ -207,8 +208,15 @@ def open_engines(
     if record is None or record.state is EngineState.PENDING:
         step = record.next_step if record else "build the bundle again"
         raise BundleError(f"the engine of {bundle} is not built yet", hint=step)
-    if record.backend != ONNX_RUNTIME:
-        raise BundleError(
-            f"{bundle} is for the backend {record.backend!r}; known here: {ONNX_RUNTIME}"
-        )
-    return load_engines(bundle, manifest.custom_nodes, native=native, threads=threads)
+    origins = {
+        graph: EngineOrigin(builder=built.builder, sm=built.sm)
+        for graph, built in manifest.engine_builds.items()
+    }
+    return load_engines(
+        bundle,
+        manifest.custom_nodes,
+        backend=record.backend,
+        origins=origins,
+        native=native,
+        threads=threads,
+    )
