@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is this the machine that the engines are to be built on?"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.version import Version
+
+from tc_export.engine.tensorrt_runtime import import_tensorrt
+from tc_export.errors import BundleError, EnvironmentLacks
+from tc_export.finish.plan import FinishPlan
+
+_ELF_MACHINES = {0x3E: "x86_64", 0xB7: "aarch64"}
+_ELF_MACHINE_AT = 18  # e_machine, two bytes
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine that builds engines: its processor as `uname -m` says it, and its TensorRT."""
+
+    architecture: str
+    tensorrt: str
+
+
+def this_machine() -> Machine:
+    """The machine that we run on.
+
+    Raises:
+        EnvironmentLacks: it has no TensorRT.
+    """
+    return Machine(platform.machine(), str(import_tensorrt("tensorrt").__version__))
+
+
+def check_machine(plan: FinishPlan, machine: Machine, library: Path) -> None:
+    """See that the plan can be carried out here.
+
+    Raises:
+        EnvironmentLacks: another processor, or another TensorRT than the graphs were made for.
+        BundleError: the plugin library is missing, or for another processor than the plan says.
+    """
+    if machine.architecture != plan.architecture:
+        raise EnvironmentLacks(
+            f"this machine is {machine.architecture}; the bundle is for {plan.target}, which is "
+            f"{plan.architecture}",
+            hint=f"copy the bundle to the {plan.target}, and run the command there",
+        )
+    here = Version(machine.tensorrt)
+    if f"{here.major}.{here.minor}" != plan.tensorrt:
+        raise EnvironmentLacks(
+            f"this machine has TensorRT {machine.tensorrt}; the graphs in the bundle were made for "
+            f"TensorRT {plan.tensorrt}",
+            hint=f"build the bundle again for a release of {plan.target} that has TensorRT "
+            f"{here.major}.{here.minor} (tc-export targets lists the releases)",
+        )
+    found = library_architecture(library)
+    if found != plan.architecture:
+        raise BundleError(
+            f"the plugin library {library} is for {found}, expected {plan.architecture}",
+            hint="build the bundle again; tc-export verify BUNDLE names what was changed",
+        )
+
+
+def library_architecture(library: Path) -> str:
+    """The processor of a shared library, as `uname -m` says it.
+
+    Raises:
+        BundleError: it is missing, or no shared library.
+    """
+    try:
+        with library.open("rb") as file:
+            header = file.read(_ELF_MACHINE_AT + 2)
+    except OSError as error:
+        raise BundleError(
+            f"the plugin library {library} cannot be read: {error.strerror}",
+            hint="get the bundle again from where it was built",
+        ) from error
+    if len(header) < _ELF_MACHINE_AT + 2 or header[:4] != b"\x7fELF":
+        raise BundleError(
+            f"{library} is no shared library", hint="get the bundle again from where it was built"
+        )
+    number = int.from_bytes(header[_ELF_MACHINE_AT:], "little")
+    return _ELF_MACHINES.get(number, f"machine {number:#x}")

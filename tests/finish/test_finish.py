@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`finish` from Python: engines built by a fake, judged by ONNX Runtime on the same graphs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tc_export.builder.build import EngineReport, EngineRequest
+from tc_export.bundle import EngineState, read_manifest, verify
+from tc_export.engine.interface import Engine
+from tc_export.engine.onnxruntime import OrtEngine
+from tc_export.errors import BundleError, CheckFailed, EnvironmentLacks
+from tc_export.finish.finish import OnProgress, Tools, finish
+from tc_export.finish.judge import judge
+from tc_export.finish.machine import Machine, library_architecture
+from tc_export.finish.plan import GraphPlan, read_plan
+from tests.finish.conftest import ARCHITECTURE, PLUGIN, TENSORRT, Device, elf_header
+
+HERE = Machine(ARCHITECTURE, "10.3.0.26")
+ENGINES = ("engines/vision.engine", "engines/decoder.engine")
+
+
+class FakeTools:
+    """Builds files, and opens them as the graph in ONNX Runtime."""
+
+    def __init__(self) -> None:
+        self.built: list[EngineRequest] = []
+        self.opened: list[Path] = []
+        self.on_build: Callable[[int], None] = lambda count: None
+        self.wrong: str | None = None
+
+    def build(self, request: EngineRequest, on_progress: OnProgress) -> EngineReport:
+        self.built.append(request)
+        self.on_build(len(self.built))
+        assert request.plugin_library is not None
+        assert request.plugin_library.is_file()
+        request.engine.write_text(f"built from {request.graph.parent.name}")
+        on_progress(1, 1)
+        return EngineReport(
+            tensorrt="TensorRT 10.3.0.26",
+            layers=7,
+            plugin_layers=dict(request.custom_nodes),
+            layer_types={},
+            precision=request.precision,
+            engine_bytes=request.engine.stat().st_size,
+            seconds=1.0,
+            peak_bytes=1,
+        )
+
+    def open(self, engine: Path, plugin_library: Path, graph: GraphPlan, /) -> Engine:
+        assert engine.is_file()
+        assert plugin_library.is_file()
+        self.opened.append(engine)
+        bundle = engine.parents[1]
+        kind = Shifted if self.wrong and self.wrong in engine.name else OrtEngine
+        return kind((bundle / graph.graph).with_name("model.onnx"), threads=1)
+
+    @property
+    def tools(self) -> Tools:
+        return Tools(build_engine=self.build, open_engine=self.open)
+
+
+class Shifted(OrtEngine):
+    """An engine that is wrong in one value."""
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = super().run(feeds)
+        name = next(iter(results))
+        results[name] = results[name].copy()
+        results[name].flat[5] += np.float16(0.3)
+        return results
+
+
+@pytest.fixture
+def fake() -> FakeTools:
+    return FakeTools()
+
+
+def is_pending_and_whole(bundle: Path) -> bool:
+    engine = read_manifest(bundle).engine
+    assert engine is not None
+    return engine.state is EngineState.PENDING and not verify(bundle)
+
+
+def beside(bundle: Path) -> set[str]:
+    return {path.name for path in bundle.parent.iterdir()} - {bundle.name}
+
+
+def test_builds_judges_and_records(pending: Path, fake: FakeTools) -> None:
+    manifest = finish(pending, HERE, fake.tools)
+    assert manifest == read_manifest(pending)
+    assert not verify(pending)
+    assert not beside(pending)
+    assert manifest.engine is not None
+    assert manifest.engine.state is EngineState.BUILT
+    assert manifest.engine.next_step is None
+    assert set(manifest.stages["decoder_engine"].files) == {ENGINES[1]}
+    decoder = manifest.engine_builds["decoder"]
+    assert decoder.builder == "TensorRT 10.3.0.26"
+    assert decoder.sm == 87
+    assert decoder.plugin_layers == {"TcDualRope": 4, "TcBlockCausalAttention": 2}
+    assert manifest.precision_realised == {"vision": "float16", "decoder": "float16"}
+    vision, decoder_request = fake.built
+    assert vision.graph.name == "tensorrt.onnx"
+    assert vision.flavour == "tensorrt"
+    assert vision.compute_capability is None
+    assert decoder_request.shapes["past_key_values.1.key"].largest == (1, 2, 64, 16)
+    assert decoder_request.timing_cache == vision.timing_cache is not None
+
+
+def test_a_finished_bundle_is_judged_and_stays(pending: Path, fake: FakeTools) -> None:
+    first = finish(pending, HERE, fake.tools)
+    fake.built, fake.opened = [], []
+    assert finish(pending, HERE, fake.tools) == first
+    assert not fake.built
+    assert [path.name for path in fake.opened] == ["vision.engine", "decoder.engine"]
+    fake.wrong = "decoder"
+    with pytest.raises(CheckFailed, match="decoder engine"):
+        finish(pending, HERE, fake.tools)
+    assert read_manifest(pending) == first
+    assert not verify(pending)
+
+
+@pytest.mark.parametrize("graph", ["vision", "decoder"])
+def test_a_wrong_engine_changes_nothing(pending: Path, fake: FakeTools, graph: str) -> None:
+    fake.wrong = graph
+    with pytest.raises(CheckFailed, match=rf"{graph} engine.*within") as raised:
+        finish(pending, HERE, fake.tools)
+    assert raised.value.exit_code == 1
+    assert is_pending_and_whole(pending)
+    fake.wrong = None
+    fake.built = []
+    finish(pending, HERE, fake.tools)
+    # The vision engine had passed: only what failed is built again.
+    assert len(fake.built) == (2 if graph == "vision" else 1)
+
+
+def test_takes_the_engines_of_the_script(pending: Path, device: Device, fake: FakeTools) -> None:
+    code, said = device.finish(pending)
+    assert code == 0, said
+    taken = {engine: (pending / engine).read_bytes() for engine in ENGINES}
+    manifest = finish(pending, HERE, fake.tools)
+    assert not fake.built
+    assert len(fake.opened) == 2  # judged once more
+    assert not verify(pending)
+    assert not beside(pending)
+    assert {engine: (pending / engine).read_bytes() for engine in ENGINES} == taken
+    assert manifest.engine_builds["decoder"].layers > 20
+    assert manifest.engine_builds["vision"].builder == "TensorRT 10.3.0.26"
+
+
+def test_an_engine_that_the_script_did_not_accept_is_built(
+    pending: Path, device: Device, fake: FakeTools
+) -> None:
+    code, said = device.finish(pending)
+    assert code == 0, said
+    (pending / ENGINES[0]).write_text("not the one that passed")
+    finish(pending, HERE, fake.tools)
+    assert [request.engine.name for request in fake.built] == ["vision.engine"]
+    assert not verify(pending)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_kill_leaves_a_whole_bundle_and_the_next_run_resumes(
+    pending: Path, fake: FakeTools, at: int
+) -> None:
+    def die(count: int) -> None:
+        if count == at:
+            os._exit(9)
+
+    fake.on_build = die
+    child = os.fork()
+    if child == 0:
+        finish(pending, HERE, fake.tools)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 9
+    assert is_pending_and_whole(pending)
+    fake.on_build = lambda count: None
+    finish(pending, HERE, fake.tools)
+    assert len(fake.built) == 3 - at
+    assert not verify(pending)
+    assert not beside(pending)
+
+
+def test_an_interrupt_leaves_a_whole_bundle(pending: Path, fake: FakeTools) -> None:
+    def interrupt(count: int) -> None:
+        raise KeyboardInterrupt
+
+    fake.on_build = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        finish(pending, HERE, fake.tools)
+    assert is_pending_and_whole(pending)
+
+
+@pytest.mark.parametrize(
+    ("machine", "words"),
+    [
+        (Machine("sparc64", TENSORRT), "this machine is sparc64; the bundle is for orin"),
+        (Machine(ARCHITECTURE, "10.7.0"), r"has TensorRT 10\.7\.0; .* made for TensorRT 10\.3"),
+        (Machine(ARCHITECTURE, "11.3.1"), r"has TensorRT 11\.3\.1"),
+    ],
+)
+def test_another_machine_is_refused(
+    pending: Path, fake: FakeTools, machine: Machine, words: str
+) -> None:
+    with pytest.raises(EnvironmentLacks, match=words) as raised:
+        finish(pending, machine, fake.tools)
+    assert raised.value.hint
+    assert not fake.built
+    assert is_pending_and_whole(pending)
+    assert not beside(pending)
+
+
+def test_a_library_for_another_processor_is_refused(pending: Path, fake: FakeTools) -> None:
+    other = "aarch64" if ARCHITECTURE == "x86_64" else "x86_64"
+    (pending / PLUGIN).write_bytes(elf_header(other))
+    with pytest.raises(BundleError, match=f"is for {other}, expected {ARCHITECTURE}"):
+        finish(pending, HERE, fake.tools)
+    (pending / PLUGIN).write_bytes(b"no library")
+    with pytest.raises(BundleError, match="no shared library"):
+        finish(pending, HERE, fake.tools)
+    (pending / PLUGIN).unlink()
+    with pytest.raises(BundleError, match="cannot be read"):
+        finish(pending, HERE, fake.tools)
+    assert not fake.built
+
+
+@pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
+def test_the_processor_of_a_library(tmp_path: Path, architecture: str) -> None:
+    library = tmp_path / "libx.so"
+    library.write_bytes(elf_header(architecture))
+    assert library_architecture(library) == architecture
+
+
+@pytest.mark.parametrize("path", ["decoder/tensorrt.onnx", "finish/golden/decoder/logits.bin"])
+def test_a_changed_file_is_refused(pending: Path, fake: FakeTools, path: str) -> None:
+    with (pending / path).open("ab") as file:
+        file.write(b"!")
+    with pytest.raises(BundleError, match="damaged") as raised:
+        finish(pending, HERE, fake.tools)
+    assert path in str(raised.value)
+    assert not fake.built
+
+
+def test_a_bundle_without_a_plan_is_refused(pending: Path, fake: FakeTools) -> None:
+    shutil.rmtree(pending / "finish")
+    with pytest.raises(BundleError, match=r"no finish/finish\.json"):
+        finish(pending, HERE, fake.tools)
+
+
+def test_a_damaged_plan_is_refused(pending: Path) -> None:
+    plan = pending / "finish" / "finish.json"
+    plan.write_text(plan.read_text().replace('"architecture"', '"arch"'))
+    with pytest.raises(BundleError, match="damaged: 2 fields"):
+        read_plan(pending)
+    plan.write_text(plan.read_text().replace("engines/vision", "../vision"))
+    with pytest.raises(BundleError, match="damaged"):
+        read_plan(pending)
+
+
+def test_a_plan_that_leaves_the_bundle_through_a_link_is_refused(
+    pending: Path, fake: FakeTools, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    shutil.move(pending / "plugins", outside)
+    (pending / "plugins").symlink_to(outside)
+    with pytest.raises(BundleError, match="leads out"):
+        finish(pending, HERE, fake.tools)
+
+
+def test_a_running_script_is_not_disturbed(pending: Path, fake: FakeTools) -> None:
+    scratch = pending / "finish" / f".work.{os.getpid()}"
+    scratch.mkdir()
+    with pytest.raises(EnvironmentLacks, match=f"at work .*process {os.getpid()}"):
+        finish(pending, HERE, fake.tools)
+    scratch.rename(scratch.with_name(".work.999999999"))
+    finish(pending, HERE, fake.tools)
+    assert not verify(pending)
+
+
+def test_an_output_of_another_shape_or_not_finite_fails(pending: Path) -> None:
+    graph = read_plan(pending).graphs["vision"]
+    real = OrtEngine(pending / "vision" / "model.onnx", threads=1)
+    expected = graph.golden_outputs["visual_features"].load(pending)
+
+    class Says(OrtEngine):
+        def __init__(self, says: np.ndarray) -> None:
+            self.says = says
+
+        def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {"visual_features": self.says}
+
+    assert judge(pending, "vision", graph, real)["visual_features"] < 1
+    assert judge(pending, "vision", graph, Says(expected)) == {"visual_features": 0}
+    with pytest.raises(CheckFailed, match="shape"):
+        judge(pending, "vision", graph, Says(expected[:2]))
+    not_finite = expected.copy()
+    not_finite[1, 2, 3] = np.nan
+    with pytest.raises(CheckFailed, match=r"visual_features\[1, 2, 3\] is nan"):
+        judge(pending, "vision", graph, Says(not_finite))
