@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tc_export.pipeline import BuildRequest, build
 from tc_export.stages import SilentReporter
@@ -15,10 +16,10 @@ MAX_FRAMES = 4
 MAX_LENGTH = 120
 
 
-def save_with_tokenizer(folder: Path) -> Path:
-    """A small LLaVA whose vocabulary is its tokenizer's."""
+def save_with_tokenizer(folder: Path, text: dict[str, Any] | None = None) -> Path:
+    """A small LLaVA whose vocabulary is its tokenizer's; `text` changes its language model."""
     tokenizer = sentencepiece_like(["<image>"])
-    save_small(folder, text={"vocab_size": len(tokenizer)})
+    save_small(folder, text={"vocab_size": len(tokenizer), **(text or {})})
     image_token = tokenizer.convert_tokens_to_ids("<image>")
     edit_config(folder, lambda document: document.update(image_token_index=image_token))
     tokenizer.save_pretrained(folder)
