@@ -100,7 +100,8 @@ def call(runtime: CudaRuntime, function: str, *arguments: Any) -> Any:
         # CUDA keeps the error until it is asked for: the next kernel would report it as its own.
         runtime.cudaGetLastError()
         _, text = runtime.cudaGetErrorString(status)
-        message = f"{function} failed: {text.decode()} ({status.name})"
+        spelt = f"{function}({', '.join(map(str, arguments))})"
+        message = f"{spelt} failed: {text.decode()} ({status.name})"
         if status.name in _LACKS:
             raise EnvironmentLacks(message, hint=_LACKS[status.name])
         raise TcExportError(message)
@@ -132,9 +133,8 @@ class DeviceMemory:
 
     def __init__(self, runtime: CudaRuntime, nbytes: int) -> None:
         self.nbytes = nbytes
-        self.address = int(
-            call(runtime, "cudaMalloc", max(nbytes, 1))
-        )  # none at all has no address
+        # No bytes at all would have no address.
+        self.address = int(call(runtime, "cudaMalloc", max(nbytes, 1)))
         _release(self, runtime, "cudaFree", self.address)
 
 
@@ -220,9 +220,8 @@ class Repeater:
     cannot be captured. The second time is captured, and from then on it is launched.
     """
 
-    def __init__(self, stream: Stream, enqueue: Callable[[], None]) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._enqueue = enqueue
         self._ran_before = False
         self._graph: Graph | None = None
         self.refusal: str | None = None
@@ -238,19 +237,19 @@ class Repeater:
         self._graph = None
         self._ran_before = False
 
-    def run(self) -> None:
-        """Put the work on the stream once."""
+    def run(self, enqueue: Callable[[], None]) -> None:
+        """Put the work on the stream once: what `enqueue` puts there, the same each time."""
         if self._graph is None and self._ran_before and self.refusal is None:
-            self._capture()
+            self._capture(enqueue)
         if self._graph is not None:
             self._graph.launch()
         else:
-            self._enqueue()
+            enqueue()
             self._ran_before = True
 
-    def _capture(self) -> None:
+    def _capture(self, enqueue: Callable[[], None]) -> None:
         try:
-            self._graph = self._stream.capture(self._enqueue)
+            self._graph = self._stream.capture(enqueue)
         except TcExportError as error:
             self.refusal = str(error)
             _log.warning("running without a CUDA graph, slower: %s", self.refusal)

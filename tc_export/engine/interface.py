@@ -3,7 +3,8 @@
 
 Tensors that live longer than one call, such as the cache, are `Buffer`s on the backend's device.
 A buffer may be bound to an input and to an output at once; then the backend updates it in place.
-Everything else goes in and out as NumPy arrays, call by call.
+Everything else goes in and out as NumPy arrays, call by call. Any type of numbers may be fed; what
+is bfloat16, which NumPy lacks, is handed out as float32.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class TrtEngine(Engine):
         # What the context was last told.
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
-        self._repeater = Repeater(self._stream, self._enqueue)
+        self._repeater = Repeater(self._stream)
 
     @property
     def graph_capture(self) -> str:
@@ -249,7 +249,7 @@ class TrtEngine(Engine):
         if self._tensorrt.captures_graphs:
             self._enqueue()
         else:
-            self._repeater.run()
+            self._repeater.run(self._enqueue)
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(int(self._stream)):

@@ -24,10 +24,10 @@ TENSORRT_RTX = "tensorrt-rtx"
 
 NAMES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
 
-# Wheels come as a package of a plain name on top of the bindings; the bindings alone do as well.
+# Wheels are named after the bindings that they hold; a Jetson's own package has the plain name.
 _MODULES = {
-    TENSORRT: ("tensorrt", "tensorrt_bindings"),
-    TENSORRT_RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+    TENSORRT: ("tensorrt_bindings", "tensorrt"),
+    TENSORRT_RTX: ("tensorrt_rtx_bindings", "tensorrt_rtx"),
 }
 _INSTALL = {
     TENSORRT: "on a Jetson it comes with JetPack (apt-get install python3-libnvinfer); elsewhere "

@@ -145,5 +145,5 @@ def test_the_real_bindings_without_a_gpu(bindings: ModuleType) -> None:
     assert runtime is bindings  # type: ignore[comparison-overlap]
     if int(bindings.cudaGetDeviceCount()[0]) == 0:
         pytest.skip("there is a GPU here")
-    with pytest.raises(EnvironmentLacks, match="cudaGetDeviceCount failed"):
+    with pytest.raises(EnvironmentLacks, match=r"cudaGetDeviceCount\(\) failed"):
         cuda.compute_capability(runtime)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tc_export.engine.tensorrt import TrtEngine
+from tc_export.engine.tensorrt import TrtBuffer, TrtEngine
 from tc_export.engine.tensorrt_runtime import TENSORRT, TENSORRT_RTX, TensorRt
 from tc_export.engine.types import BFLOAT16
 from tc_export.errors import BundleError, EnvironmentLacks, TcExportError, UsageError
@@ -70,11 +69,10 @@ class Lab:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    """What was made on the machine is given back when the test is over; twice is a `Misuse`."""
+    """What was made is given back as soon as nobody holds it; twice would be a `Misuse`."""
     lab = Lab(tmp_path)
     yield lab
     lab.trt.contexts.clear()
-    gc.collect()
     assert lab.cuda.live() == []
 
 
@@ -187,6 +185,53 @@ def test_the_old_buffer_is_freed_when_it_is_replaced(lab: Lab) -> None:
     assert lab.cuda.live().count("memory") == 1
 
 
+def test_memory_of_a_tensor_that_is_bound_later_is_freed(lab: Lab) -> None:
+    engine = lab.engine()
+    engine.run(feeds(1) | {"sum_in": np.zeros((1, 3))})
+    before = lab.cuda.live().count("memory")
+    engine.bind("sum_in", engine.allocate("sum_in", (1, 3)))
+    assert lab.cuda.live().count("memory") == before
+
+
+def test_shapes_of_which_one_is_refused(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The context has taken x and not offset: the next call tells it everything again."""
+    engine = with_state(lab)
+    engine.run(feeds(2))
+    context = lab.trt.contexts[-1]
+    taken = context.set_input_shape
+    with monkeypatch.context() as patch:
+        patch.setattr(context, "set_input_shape", lambda name, to: name == "x" and taken(name, to))
+        with pytest.raises(TcExportError, match=r"does not take offset as \[3\]"):
+            engine.run(feeds(3))
+    given = feeds(2)
+    np.testing.assert_array_equal(engine.run(given)["y"], expected_y(given))
+
+
+def test_addresses_of_which_one_is_refused(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The context has taken the new input buffer: going back to the old one tells it again."""
+    engine = lab.engine()
+    buffers = [engine.allocate("sum_in", (1, 3)) for _ in range(2)]
+
+    def bind(buffer: TrtBuffer) -> None:
+        engine.bind("sum_in", buffer)
+        engine.bind("sum_out", buffer)
+
+    bind(buffers[0])
+    engine.run(feeds(1))
+    context = lab.trt.contexts[-1]
+    taken = context.set_tensor_address
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            context, "set_tensor_address", lambda name, to: name != "sum_out" and taken(name, to)
+        )
+        bind(buffers[1])
+        with pytest.raises(TcExportError, match="address of sum_out"):
+            engine.run(feeds(1))
+    bind(buffers[0])
+    engine.run(feeds(1))
+    np.testing.assert_array_equal(buffers[0].numpy(), np.full((1, 3), 2 * feeds(1)["x"].sum()))
+
+
 def test_a_capture_that_fails_is_told_once(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
     """Plain execution goes on, with the reason; the failed call leaves no error behind."""
     engine = with_state(lab, toy(capturable=False))
@@ -273,7 +318,9 @@ def test_memory_that_is_used_up(tmp_path: Path) -> None:
     """Said plainly; and what there is stays usable."""
     lab = Lab(tmp_path, memory_bytes=200)
     engine = with_state(lab)
-    with pytest.raises(EnvironmentLacks, match="cudaErrorMemoryAllocation") as caught:
+    with pytest.raises(
+        EnvironmentLacks, match=r"cudaMalloc\(64\) failed: .*cudaErrorMemoryAllocation"
+    ) as caught:
         engine.run(feeds(8))
     assert "--max-length" in str(caught.value.hint)
     given = feeds(1)
@@ -292,6 +339,17 @@ def test_a_file_that_is_no_engine(lab: Lab, content: bytes) -> None:
     lab.path.write_bytes(content)
     with pytest.raises(BundleError, match=r"model\.engine"):
         lab.engine()
+
+
+def test_each_failure_has_its_own_words(lab: Lab) -> None:
+    tensorrt = TensorRt(TENSORRT, lab.trt, lab.cuda)
+    lab.path.write_bytes(b"not an engine")
+    for _ in range(2):
+        with pytest.raises(BundleError) as caught:
+            TrtEngine(lab.path, tensorrt)
+        assert str(caught.value).count("magicTag failed") == 1
+    assert tensorrt.complaints() == "it does not say why"
+    del caught
 
 
 def test_a_file_that_is_not_there(lab: Lab) -> None:

@@ -30,6 +30,7 @@ class Device:
         self.monkeypatch = monkeypatch
         self.cuda = FakeCuda(sm=87)
         self.trt = FakeTensorRt(self.cuda, "10.3.0")
+        self.install("tensorrt_bindings", None)
         self.install("tensorrt", self.trt)
         self.install(BINDINGS, self.cuda)
         for graph in NODES:
@@ -153,7 +154,6 @@ def test_tensorrt_is_not_installed(device: Device) -> None:
 
 
 def test_the_bindings_alone_will_do(device: Device) -> None:
-    device.install("tensorrt_rtx", None)
     rtx = FakeTensorRt(device.cuda, "1.7.1.116", rtx=True)
     rtx.models, rtx.loadable_plugins = device.trt.models, device.trt.loadable_plugins
     device.install("tensorrt_rtx_bindings", rtx)
