@@ -35,6 +35,7 @@ BY_GAMMA = tuple(TemporalConfig(gamma=gamma) for gamma in GAMMAS)
 SETTINGS = tuple(dict.fromkeys((*BY_MASK, *BY_GAMMA)))
 """Every setting once: the method's own stands in both sweeps."""
 
+LAYERS = 3  # of the decoder; the demonstration model has one more, and takes longer to train
 TEST_ITEMS_EACH = 10  # of every kind and grade
 TOOLS = ("tc-export", "torch", "numpy")
 IN_ORDER = "in order"
@@ -62,7 +63,7 @@ class AblationRun(Config):
 def run_setting(temporal: TemporalConfig, training: TrainingConfig) -> AblationRun:
     """Train one model from scratch and test it."""
     tokenizer = make_tokenizer()
-    config = tiny_model(len(tokenizer), temporal)
+    config = tiny_model(len(tokenizer), temporal, layers=LAYERS)
     model = new_model(config, training.seed)
     batcher = Batcher(config, tokenizer)
     # A run is short: one that is killed starts again, so its state is not worth keeping.

@@ -34,8 +34,13 @@ class TrainingConfig(Config):
     threads: int = Field(default=1, gt=0)
 
 
-def tiny_model(vocabulary: int, temporal: TemporalConfig | None = None) -> ModelConfig:
-    """A LLaVA of about 1 million parameters: 4 tokens for each frame of 32 x 32 pixels."""
+def tiny_model(
+    vocabulary: int, temporal: TemporalConfig | None = None, *, layers: int = 4
+) -> ModelConfig:
+    """A LLaVA of about 1 million parameters: 4 tokens for each frame of 32 x 32 pixels.
+
+    `layers` is how many the decoder has.
+    """
     return ModelConfig(
         vision=VisionConfig(
             hidden_size=96,
@@ -51,7 +56,7 @@ def tiny_model(vocabulary: int, temporal: TemporalConfig | None = None) -> Model
             vocab_size=vocabulary,
             hidden_size=128,
             intermediate_size=256,
-            num_hidden_layers=4,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=64,
