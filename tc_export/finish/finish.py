@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
-from tc_export.builder.build import EngineReport, EngineRequest
+from tc_export.builder.build import EngineReport, EngineRequest, build_engine
 from tc_export.bundle import (
     Description,
     EngineBuild,
@@ -30,14 +30,15 @@ from tc_export.bundle import (
     verify,
 )
 from tc_export.bundle.manifest import digest_of
+from tc_export.engine.cuda import open_cuda
 from tc_export.engine.interface import Engine
+from tc_export.engine.tensorrt import TrtEngine
+from tc_export.engine.tensorrt_runtime import TENSORRT, TensorRt, import_tensorrt
 from tc_export.errors import BundleError, UsageError
 from tc_export.finish.judge import judge
 from tc_export.finish.machine import Machine, check_machine
 from tc_export.finish.plan import PLAN_FILE, FinishPlan, GraphPlan, read_plan
 from tc_export.finish.script_products import ScriptProducts, set_aside
-
-BACKEND: Final = "tensorrt"
 
 OnProgress = Callable[[float, float | None], None]
 
@@ -49,12 +50,25 @@ class OpenEngine(Protocol):
         """Open the engine file."""
 
 
+def open_on_gpu(engine: Path, plugin_library: Path, graph: GraphPlan, /) -> Engine:
+    """Open an engine on the first GPU of this machine.
+
+    Raises:
+        BundleError: TensorRT refuses the file.
+        EnvironmentLacks: no GPU, no TensorRT, or the plugin library does not load.
+    """
+    tensorrt = TensorRt(TENSORRT, import_tensorrt(TENSORRT), open_cuda())
+    if graph.custom_nodes:
+        tensorrt.load_plugins(plugin_library)
+    return TrtEngine(engine, tensorrt, native_nodes=graph.custom_nodes)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tools:
     """What does the work on the device, and how it is shown."""
 
-    build_engine: Callable[[EngineRequest, OnProgress], EngineReport]
-    open_engine: OpenEngine
+    build_engine: Callable[[EngineRequest, OnProgress], EngineReport] = build_engine
+    open_engine: OpenEngine = open_on_gpu
     on_step: Callable[[str], None] = lambda phrase: None
     on_progress: OnProgress = lambda done, total: None
 
@@ -157,7 +171,7 @@ class _Finish:
             facts=Facts(
                 precision_realised={name: built.precision},
                 engine_builds={name: built},
-                engine=EngineRecord(backend=BACKEND, state=EngineState.BUILT),
+                engine=EngineRecord(backend=TENSORRT, state=EngineState.BUILT),
             ),
         )
         staging.keep(stage, record)
@@ -184,7 +198,7 @@ class _Finish:
         self._tools.on_step(f"take the {name} engine that finish.sh has built")
         return EngineBuild(
             builder=f"TensorRT {self._machine.tensorrt}",
-            sm=self._plan.sm,
+            sm=self._machine.sm,
             # The network is strongly typed, and no function could stand in for a plugin.
             precision=graph.precision,
             layers=layers,
@@ -198,7 +212,7 @@ class _Finish:
         engine.parent.mkdir(parents=True, exist_ok=True)
         report = self._tools.build_engine(
             EngineRequest(
-                flavour=BACKEND,
+                flavour="tensorrt",
                 graph=folder / graph.graph,
                 engine=engine,
                 shapes=graph.shape_ranges,
@@ -212,7 +226,7 @@ class _Finish:
         )
         return EngineBuild(
             builder=report.tensorrt,
-            sm=self._plan.sm,
+            sm=self._machine.sm,
             precision=report.precision,
             layers=report.layers,
             plugin_layers=report.plugin_layers,

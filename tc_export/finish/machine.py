@@ -9,7 +9,8 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from tc_export.engine.tensorrt_runtime import import_tensorrt
+from tc_export.engine.cuda import compute_capability, open_cuda
+from tc_export.engine.tensorrt_runtime import TENSORRT, import_tensorrt
 from tc_export.errors import BundleError, EnvironmentLacks
 from tc_export.finish.plan import FinishPlan
 
@@ -19,26 +20,29 @@ _ELF_MACHINE_AT = 18  # e_machine, two bytes
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine that builds engines: its processor as `uname -m` says it, and its TensorRT."""
+    """A machine that builds engines: its processor as `uname -m` says it, TensorRT, and its GPU."""
 
     architecture: str
     tensorrt: str
+    sm: int
 
 
 def this_machine() -> Machine:
     """The machine that we run on.
 
     Raises:
-        EnvironmentLacks: it has no TensorRT.
+        EnvironmentLacks: it has no GPU, no TensorRT, or not the bindings to reach it.
     """
-    return Machine(platform.machine(), str(import_tensorrt("tensorrt").__version__))
+    tensorrt = import_tensorrt(TENSORRT)
+    return Machine(platform.machine(), tensorrt.__version__, compute_capability(open_cuda()))
 
 
 def check_machine(plan: FinishPlan, machine: Machine, library: Path) -> None:
     """See that the plan can be carried out here.
 
     Raises:
-        EnvironmentLacks: another processor, or another TensorRT than the graphs were made for.
+        EnvironmentLacks: another processor or GPU, or another TensorRT than the graphs were made
+            for.
         BundleError: the plugin library is missing, or for another processor than the plan says.
     """
     if machine.architecture != plan.architecture:
@@ -46,6 +50,12 @@ def check_machine(plan: FinishPlan, machine: Machine, library: Path) -> None:
             f"this machine is {machine.architecture}; the bundle is for {plan.target}, which is "
             f"{plan.architecture}",
             hint=f"copy the bundle to the {plan.target}, and run the command there",
+        )
+    if machine.sm != plan.sm:
+        raise EnvironmentLacks(
+            f"this machine's GPU is of SM {machine.sm}; the plugins in the bundle are for SM "
+            f"{plan.sm} ({plan.target})",
+            hint="build the bundle for a target of this GPU: tc-export targets lists them",
         )
     here = Version(machine.tensorrt)
     if f"{here.major}.{here.minor}" != plan.tensorrt:
