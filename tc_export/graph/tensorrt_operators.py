@@ -53,6 +53,13 @@ FIRST_VERSION: dict[str, Version] = {
 }
 """The first TensorRT whose parser has the operator, of those that we emit or might emit."""
 
+CONSTANT_AXES: dict[str, Version | None] = {
+    **dict.fromkeys(("ReduceMax", "ReduceMean", "ReduceSum"), None),
+    **dict.fromkeys(("Squeeze", "Unsqueeze"), (10, 7)),
+}
+"""Operators whose axes, their second input, must be a constant or an initialiser; and the version
+from which on they may be computed, if there is one."""
+
 _PLUGIN_ATTRIBUTES = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
 
 
@@ -124,11 +131,26 @@ def _lacking(model: ir.Model, version: Version) -> Iterator[str]:
     for node in model.graph.all_nodes():
         if node.domain == DOMAIN and node.op_type in plugins:
             _check_plugin_attributes(node)
+        elif not node.domain and node.op_type in CONSTANT_AXES:
+            _check_axes(node, version)
         elif node.domain or not has_operator(node.op_type, version):
             first = None if node.domain else FIRST_VERSION.get(node.op_type)
             since = f"it came with {spell(first)}" if first else "no version is known to have it"
             name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
             yield f"node {node.name or node.outputs[0].name}: {name}; {since}"
+
+
+def _check_axes(node: ir.Node, version: Version) -> None:
+    since = CONSTANT_AXES[node.op_type]
+    axes = node.inputs[1] if len(node.inputs) > 1 else None
+    if axes is None or (since is not None and since <= version):
+        return
+    producer = axes.producer()
+    if not axes.is_initializer() and (producer is None or producer.op_type != "Constant"):
+        raise TcExportError(
+            f"the axes of node {node.name} ({node.op_type}) are computed, and TensorRT "
+            f"{spell(version)} wants them as a constant: the export should have folded them"
+        )
 
 
 def _check_plugin_attributes(node: ir.Node) -> None:

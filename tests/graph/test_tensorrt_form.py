@@ -267,6 +267,37 @@ def test_a_newer_opset_and_an_unknown_operator_are_refused(tmp_path: Path) -> No
         check_operators(model, "11.4")
 
 
+@pytest.mark.parametrize(
+    ("op_type", "axes", "refused", "taken"),
+    [
+        ("ReduceMean", "computed", ("10.3", "11.4"), ()),
+        ("Unsqueeze", "computed", ("10.3", "10.6"), ("10.7", "11.4")),
+        ("ReduceMean", "constant", (), ("10.3",)),
+        ("Unsqueeze", "stored", (), ("10.3",)),
+    ],
+)
+def test_axes_are_constants(
+    op_type: str, axes: str, refused: tuple[str, ...], taken: tuple[str, ...]
+) -> None:
+    """A parser that wants a constant does not compute one from constants."""
+    one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+    nodes = [
+        helper.make_node("Constant", [], ["constant"], value=one),
+        helper.make_node("Reshape", ["constant", "constant"], ["computed"]),
+        helper.make_node(op_type, ["x", axes], ["y"], name="turn"),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    stored = helper.make_tensor("stored", TensorProto.INT64, [1], [1])
+    graph = helper.make_graph(nodes, "one", [x], [y], [stored])
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+    for tensorrt in refused:
+        with pytest.raises(TcExportError, match=f"axes of node turn.*{tensorrt}"):
+            check_operators(model, tensorrt)
+    for tensorrt in taken:
+        check_operators(model, tensorrt)
+
+
 def test_weights_cannot_be_shared_across_folders(small: Small, tmp_path: Path) -> None:
     source = small("float16", "causal") / "vision" / "model.onnx"
     with pytest.raises(TcExportError, match="beside"):
