@@ -8,19 +8,20 @@ precision that was asked for. Whatever goes wrong, nothing is left.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from tc_export.builder.log import Realised, read_layers, summarise
 from tc_export.builder.messages import Result, Task, error_from
-from tc_export.builder.process import Ended, run_worker
+from tc_export.builder.process import Ended, descriptor, path_of, run_worker
 from tc_export.builder.shapes import ShapeRange
 from tc_export.errors import (
     CheckFailed,
@@ -106,7 +107,8 @@ def build_engine(request: EngineRequest, on_progress: OnProgress) -> EngineRepor
     start = time.perf_counter()
     partial = request.engine.with_name(f".{request.engine.name}.{os.getpid()}")
     try:
-        result = _run(_task(request, partial), on_progress)
+        with _job(request, partial) as job:
+            result = _run(job, on_progress)
         realised = summarise(read_layers(result.layer_lines))
         _check_precision(request, result, realised)
         partial.replace(request.engine)
@@ -124,24 +126,50 @@ def build_engine(request: EngineRequest, on_progress: OnProgress) -> EngineRepor
     )
 
 
-def _task(request: EngineRequest, engine: Path) -> Task:
-    library, cache = request.plugin_library, request.timing_cache
-    return Task(
-        flavour=request.flavour,
-        graph=str(request.graph.resolve()),
-        engine=str(engine.resolve()),
-        plugin_library=None if library is None else str(library.resolve()),
-        shapes={
-            name: (shape.smallest, shape.usual, shape.largest)
-            for name, shape in request.shapes.items()
-        },
-        compute_capability=request.compute_capability,
-        custom_nodes=dict(request.custom_nodes),
-        timing_cache=None if cache is None else str(cache.resolve()),
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A task, the open files that go with it, and the real names of their paths in it."""
+
+    task: Task
+    descriptors: Sequence[int]
+    names: Mapping[str, Path]
 
 
-def _run(task: Task, on_progress: OnProgress) -> Result:
+@contextlib.contextmanager
+def _job(request: EngineRequest, partial: Path) -> Iterator[_Job]:
+    """Open the files of `request`, the engine's as `partial`.
+
+    The task holds no path but that of a timing cache: it is the same in any folder.
+    """
+    with contextlib.ExitStack() as stack:
+        descriptors: list[int] = []
+        names: dict[str, Path] = {}
+
+        def opened(path: Path, flags: int = os.O_RDONLY) -> int:
+            descriptors.append(stack.enter_context(descriptor(path, flags)))
+            names[path_of(descriptors[-1])] = path
+            return descriptors[-1]
+
+        cache = request.timing_cache
+        task = Task(
+            flavour=request.flavour,
+            graph=f"{path_of(opened(request.graph.parent))}/{request.graph.name}",
+            engine=opened(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+            plugin_library=None
+            if request.plugin_library is None
+            else path_of(opened(request.plugin_library)),
+            shapes={
+                name: (shape.smallest, shape.usual, shape.largest)
+                for name, shape in request.shapes.items()
+            },
+            compute_capability=request.compute_capability,
+            custom_nodes=dict(request.custom_nodes),
+            timing_cache=None if cache is None else str(cache.resolve()),
+        )
+        yield _Job(task=task, descriptors=descriptors, names=names)
+
+
+def _run(job: _Job, on_progress: OnProgress) -> Result:
     """Run the worker, and make of what it says a result or an error."""
     answers: dict[str, Any] = {}
 
@@ -151,27 +179,39 @@ def _run(task: Task, on_progress: OnProgress) -> Result:
             on_progress(message["progress"], 1.0)
         answers.update(message)
 
-    ended = run_worker(WORKER, task.to_json(), on_line)
+    ended = run_worker(WORKER, job.task.to_json(), on_line, job.descriptors)
     if "result" in answers:
         return Result.from_json(answers["result"])
-    if "error" not in answers:
-        raise _died(ended)
-    error = error_from(answers["error"])
-    if isinstance(error, TcExportError) and ended.said.strip():
-        error.args = (f"{error}{_last_words(ended)}",)
-    raise error
+    raise _error(answers.get("error"), ended, job.names)
+
+
+def _error(
+    described: Mapping[str, Any] | None, ended: Ended, names: Mapping[str, Path]
+) -> TcExportError | OSError:
+    """What the worker said, or that it died; files have their own names again."""
+
+    def named(text: str) -> str:
+        for alias, path in names.items():
+            text = text.replace(alias, str(path))
+        return text
+
+    error = _died(ended) if described is None else error_from(described)
+    if isinstance(error, TcExportError):
+        error.args = (named(f"{error}{_last_words(ended)}"),)
+        error.hint = error.hint and named(error.hint)
+    return error
 
 
 def _died(ended: Ended) -> TcExportError:
     how = ended.signal_name or f"exit code {ended.returncode}"
     if how == "SIGKILL":
         return EnvironmentLacks(
-            "the process that builds the engine was killed (SIGKILL): most likely memory ran out",
+            "the builder's process was killed (SIGKILL): most likely memory ran out",
             hint="tc-export plan says how much a build takes; close other programs, or build on a "
             "machine with more",
         )
     return TcExportError(
-        f"the process that builds the engine died ({how}) before there was one{_last_words(ended)}",
+        f"the builder's process died ({how}) before there was an engine",
         hint="the same command again tells whether it always does; another version of TensorRT "
         "may not",
     )

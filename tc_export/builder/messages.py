@@ -31,11 +31,11 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Task(Message):
-    """What to build. `engine` is where to write it: the worker leaves renaming to others."""
+    """What to build. Files that stand in `process.descriptor` are named by their descriptors."""
 
     flavour: str
     graph: str
-    engine: str
+    engine: int
     plugin_library: str | None
     shapes: Mapping[str, Sequence[Sequence[int]]]
     compute_capability: int | None

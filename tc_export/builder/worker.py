@@ -17,6 +17,7 @@ from typing import Any
 from tc_export.builder.api import FLAVOURS, Flavour, TensorRt, load_module
 from tc_export.builder.gpu import compute_capability_here
 from tc_export.builder.messages import Result, Task, describe_error
+from tc_export.builder.process import fix_addresses
 from tc_export.builder.progress import Phases
 from tc_export.errors import EnvironmentLacks, TcExportError
 
@@ -63,7 +64,8 @@ def build(task: Task, phases: Phases) -> Result:
     if cache is not None:
         tensorrt.use_timing_cache(config, cache.read_bytes() if cache.exists() else b"")
     engine = tensorrt.build(config)
-    Path(task.engine).write_bytes(engine)
+    with os.fdopen(task.engine, "wb") as file:
+        file.write(engine)
     if cache is not None:
         _replace(cache, tensorrt.timings(config))
     return Result(
@@ -110,6 +112,7 @@ def peak_memory_bytes() -> int:
 
 def main() -> None:
     """Read a task, do it, and say how it went."""
+    fix_addresses()
     channel = Channel()
     task = Task.from_json(sys.stdin.read())
     phases = Phases(lambda fraction: channel.send("progress", fraction))

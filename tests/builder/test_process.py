@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tc_export.builder.process import Ended, run_worker
+from tc_export.builder.process import Ended, descriptor, path_of, run_worker
 
 Run = Callable[..., tuple[Ended, list[str]]]
 
@@ -63,6 +65,46 @@ def test_the_current_folder_is_no_place_for_libraries(
     monkeypatch.chdir(elsewhere)
     ended, _ = run("import importlib.util as u; sys.exit(u.find_spec('tensorrt_bindings') and 1)")
     assert ended.returncode == 0
+
+
+def test_a_worker_gets_few_variables_and_the_files_that_it_is_given(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDITOR", "ed")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    (tmp_path / "file").write_text("content")
+    with descriptor(tmp_path / "file", os.O_RDONLY) as number:
+        source = (
+            f"print(open({path_of(number)!r}).read(), 'EDITOR' in os.environ,"
+            " os.environ['CUDA_VISIBLE_DEVICES'])"
+        )
+        (tmp_path / "little_worker.py").write_text(f"import os\n{source}\n")
+        lines: list[str] = []
+        run_worker("little_worker", "", lines.append, [number])
+    assert lines == ["content False 1\n"]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+
+
+def test_addresses_are_the_same_each_time(run: Run) -> None:
+    source = (
+        "from tc_export.builder.process import fix_addresses\n"
+        "fix_addresses()\n"
+        "import ctypes\n"
+        "where = ctypes.addressof(ctypes.c_int.in_dll(ctypes.CDLL(None), 'stdout'))\n"
+        "print(sys.stdin.read(), where)"
+    )
+    runs = [run(source, "task")[1] for _ in range(3)]
+    need_fixed_addresses()
+    assert runs[0] == runs[1] == runs[2]
+    assert runs[0][0].startswith("task ")
+
+
+def need_fixed_addresses() -> None:
+    """Skip where a process may not choose how its memory is laid out, as in some containers."""
+    fixed = "import ctypes, sys; sys.exit(ctypes.CDLL(None).personality(0x0040000) == -1)"
+    if subprocess.run([sys.executable, "-c", fixed], check=False).returncode:
+        pytest.skip("this system gives every process memory at random addresses")
 
 
 def test_an_interrupt_ends_the_worker_and_its_children(tmp_path: Path, run: Run) -> None:
