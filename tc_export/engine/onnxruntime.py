@@ -3,26 +3,31 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from onnx import TensorProto
 
 from tc_export.engine.interface import Buffer, Engine, TensorInfo
+from tc_export.engine.types import BFLOAT16, hand_out
 from tc_export.errors import BundleError
 from tc_export.ops.contract import DOMAIN
 
 _NUMPY_TYPES: dict[str, np.dtype[np.generic]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
+    "tensor(bfloat16)": BFLOAT16,
     "tensor(int64)": np.dtype(np.int64),
     "tensor(int32)": np.dtype(np.int32),
 }
 # In order of preference.
 _DEVICES = {"CUDAExecutionProvider": "cuda", "CPUExecutionProvider": "cpu"}
 _ERRORS_ONLY = 3
+_BFLOAT16 = "tensor(bfloat16)"
 
 
 class OrtBuffer(Buffer):
@@ -33,10 +38,19 @@ class OrtBuffer(Buffer):
 
     def numpy(self) -> np.ndarray:
         """See `Buffer.numpy`."""
-        return np.array(self.value.numpy())
+        if self.value.data_type() != _BFLOAT16:
+            return np.array(self.value.numpy())
+        on_host = ort.OrtValue.ortvalue_from_shape_and_type(
+            self.value.shape(), TensorProto.BFLOAT16
+        )
+        on_host.update_inplace(self.value)
+        return _read(on_host)
 
     def write(self, values: np.ndarray) -> None:
         """See `Buffer.write`."""
+        if self.value.data_type() == _BFLOAT16:
+            # ONNX Runtime copies bytes, and knows no NumPy type for these two.
+            values = np.ascontiguousarray(values, BFLOAT16).view(np.uint16)
         self.value.update_inplace(np.ascontiguousarray(values))
 
 
@@ -71,10 +85,13 @@ class OrtEngine(Engine):
         """See `Engine.allocate`."""
         info = self.inputs.get(name) or self.outputs[name]
         value = ort.OrtValue.ortvalue_from_shape_and_type(
-            list(shape), info.dtype, _DEVICES[self._provider]
+            list(shape),
+            TensorProto.BFLOAT16 if info.dtype == BFLOAT16 else info.dtype,
+            _DEVICES[self._provider],
         )
-        value.update_inplace(np.zeros(shape, dtype=info.dtype))
-        return OrtBuffer(value)
+        buffer = OrtBuffer(value)
+        buffer.write(np.zeros(shape, dtype=info.dtype))
+        return buffer
 
     def bind(self, name: str, buffer: Buffer) -> None:
         """See `Engine.bind`."""
@@ -91,17 +108,26 @@ class OrtEngine(Engine):
         missing = self.inputs.keys() - self._bound - feeds.keys()
         if missing:
             raise ValueError(f"inputs neither given nor bound: {', '.join(sorted(missing))}")
-        for name, array in feeds.items():
-            self._binding.bind_cpu_input(
-                name, np.ascontiguousarray(array, dtype=self.inputs[name].dtype)
-            )
+        arrays = {
+            name: np.ascontiguousarray(array, dtype=self.inputs[name].dtype)
+            for name, array in feeds.items()
+        }
+        for name, array in arrays.items():
+            self._bind_array(name, array)
         fetched = [name for name in self.outputs if name not in self._bound]
         for name in fetched:
             self._binding.bind_output(name, "cpu")
             self._note_output(name)
         self._session.run_with_iobinding(self._binding)
         values = dict(zip(self._output_order, self._binding.get_outputs(), strict=True))
-        return {name: values[name].numpy() for name in fetched}
+        return {name: _read(values[name]) for name in fetched}
+
+    def _bind_array(self, name: str, array: np.ndarray) -> None:
+        if array.dtype == BFLOAT16:
+            address = array.ctypes.data  # the caller keeps the array for the call
+            self._binding.bind_input(name, "cpu", 0, TensorProto.BFLOAT16, array.shape, address)
+        else:
+            self._binding.bind_cpu_input(name, array)
 
     def _note_output(self, name: str) -> None:
         if name not in self._output_order:
@@ -138,6 +164,15 @@ def _open_session(
             hint="tc-export verify BUNDLE names files that are changed or missing",
         ) from error
     return session
+
+
+def _read(value: ort.OrtValue) -> np.ndarray:
+    """The contents of a value on the host, for which NumPy may have no type."""
+    if value.data_type() != _BFLOAT16:
+        array: np.ndarray = value.numpy()
+        return array
+    content = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return hand_out(np.frombuffer(content, BFLOAT16).reshape(value.shape()))
 
 
 def _tensor_info(node: ort.NodeArg) -> TensorInfo:
