@@ -19,13 +19,14 @@ from tc_export.builder.build import EngineRequest, build_engine
 from tc_export.builder.shapes import ShapeRange, decoder_shapes, vision_shapes
 from tc_export.bundle import Description, EngineBuild, EngineRecord, EngineState, Facts
 from tc_export.checkpoint.reader import Checkpoint
-from tc_export.engine.loading import (
+from tc_export.engine.loading import ONNX_RUNTIME, load_engines
+from tc_export.engine.places import (
     DECODER,
     EMBEDDING_FILE,
     MODEL_FILE,
-    ONNX_RUNTIME,
     VISION,
-    load_engines,
+    engine_path,
+    plugin_path,
 )
 from tc_export.errors import CheckFailed
 from tc_export.graph.export import GraphReport, export_decoder, export_embedding, export_vision
@@ -55,16 +56,6 @@ Exporter = Callable[[Checkpoint, torch.dtype, Path, Callable[[int], None]], Grap
 EXPORTERS: dict[str, Exporter] = {VISION: export_vision, DECODER: export_decoder}
 
 
-def engine_path(graph: str) -> str:
-    """Where a bundle has the engine of a graph."""
-    return f"engines/{graph}.engine"
-
-
-def plugin_path(target: Target) -> str:
-    """Where a bundle has the plugin library of its device."""
-    return f"plugins/{target.toolchain.architecture}-sm{target.sm}/libtc_tensorrt.so"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All that a build's stages are given."""
@@ -74,6 +65,11 @@ class Recipe:
     target: Target
     release: Release | None  # of the device's software; None for the CPU
     precisions: Precisions
+
+    @property
+    def plugins(self) -> str:
+        """The plugin library's place in the bundle."""
+        return plugin_path(self.target.toolchain.architecture, self.target.sm)
 
     def precision(self, graph: str) -> Precision:
         """The number format of one graph."""
@@ -142,7 +138,7 @@ def export_graph(context: StageContext, recipe: Recipe, graph: str) -> Facts:
 def compile_plugins(context: StageContext, recipe: Recipe) -> None:
     """Compile the TensorRT plugins for the device, or take them from the cache."""
     library = build_plugins(recipe.target)
-    shutil.copyfile(library.path, context.path(plugin_path(recipe.target)))
+    shutil.copyfile(library.path, context.path(recipe.plugins))
 
 
 def build_tensorrt_engine(context: StageContext, recipe: Recipe, graph: str) -> Facts:
@@ -155,7 +151,7 @@ def build_tensorrt_engine(context: StageContext, recipe: Recipe, graph: str) -> 
             flavour=target.toolchain.engine,
             graph=context.folder / graph / MODEL_FILE,
             engine=context.path(engine_path(graph)),
-            plugin_library=context.folder / plugin_path(target),
+            plugin_library=context.folder / recipe.plugins,
             shapes=recipe.shapes(graph),
             compute_capability=target.sm,
             custom_nodes=custom_nodes,

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from tc_export import build_stages
-from tc_export.build_stages import Recipe, engine_path, plugin_path
+from tc_export.build_stages import Recipe
 from tc_export.bundle import Description, Manifest, Profile, open_staging
 from tc_export.checkpoint.hf_config import read_config
 from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
 from tc_export.config import ModelConfig
-from tc_export.engine.loading import DECODER, EMBEDDING_FILE, VISION
+from tc_export.engine.places import DECODER, EMBEDDING_FILE, VISION, engine_path
 from tc_export.errors import EnvironmentLacks, UsageError
 from tc_export.plan.build_cost import build_cost
 from tc_export.plan.planner import profile_length
@@ -273,7 +273,7 @@ def _tensorrt_stages(recipe: Recipe) -> Iterable[Stage]:
         name="plugins",
         description=f"compile the plugins for SM {target.sm}",
         key={"library": library_key(target)},
-        outputs=(plugin_path(target),),
+        outputs=(recipe.plugins,),
         run=partial(build_stages.compile_plugins, recipe=recipe),
         apart=True,
     )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tc_export.bundle import Profile
 from tc_export.checkpoint.hf_config import read_config
-from tc_export.engine.loading import EMBEDDING_FILE
+from tc_export.engine.places import EMBEDDING_FILE
 from tc_export.errors import UsageError
 from tc_export.model.positions import Clip
 from tc_export.parity.task_accuracy import (

@@ -10,16 +10,13 @@ from pathlib import Path
 from tc_export.engine.interface import Engine
 from tc_export.engine.native_library import find_native_library, require_native_library
 from tc_export.engine.onnxruntime import OrtEngine
+from tc_export.engine.places import DECODER, MODEL_FILE, VISION
 from tc_export.engine.tensorrt_loading import EngineOrigin, open_tensorrt_engines
 from tc_export.engine.tensorrt_runtime import NAMES, TENSORRT, TENSORRT_RTX
 from tc_export.errors import BundleError, EnvironmentLacks, UsageError
 
 ONNX_RUNTIME = "onnxruntime"
 BACKENDS = (ONNX_RUNTIME, TENSORRT, TENSORRT_RTX)
-VISION = "vision"
-DECODER = "decoder"
-MODEL_FILE = "model.onnx"
-EMBEDDING_FILE = "embedding.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,10 @@ from pathlib import Path
 from packaging.version import InvalidVersion, Version
 
 from tc_export.engine.cuda import open_cuda
+from tc_export.engine.places import PLUGIN_FOLDER, engine_path, plugin_path
 from tc_export.engine.tensorrt import TrtEngine
 from tc_export.engine.tensorrt_runtime import NAMES, TensorRt, import_tensorrt
 from tc_export.errors import BundleError, EnvironmentLacks
-
-ENGINE_FILE = "model.engine"
-PLUGIN_FOLDER = "plugins"
-PLUGIN_FILE = "libtc_tensorrt.so"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +54,7 @@ def open_tensorrt_engines(
         tensorrt.load_plugins(_find_plugins(folder, tensorrt.sm))
     return {
         graph: TrtEngine(
-            folder / graph / ENGINE_FILE, tensorrt, native_nodes=custom_nodes.get(graph)
+            folder / engine_path(graph), tensorrt, native_nodes=custom_nodes.get(graph)
         )
         for graph in origins
     }
@@ -90,12 +87,11 @@ def _check_gpu(graph: str, origin: EngineOrigin, sm: int) -> None:
 
 def _find_plugins(folder: Path, sm: int) -> Path:
     """The plugin library for this machine, among those in the bundle."""
-    wanted = f"{platform.machine()}-sm{sm}"
-    path = folder / PLUGIN_FOLDER / wanted / PLUGIN_FILE
+    path = folder / plugin_path(platform.machine(), sm)
     if not path.is_file():
         present = sorted(file.parent.name for file in folder.glob(f"{PLUGIN_FOLDER}/*/*.so"))
         raise EnvironmentLacks(
-            f"this machine needs plugins for {wanted}; the bundle has "
+            f"this machine needs plugins for {path.parent.name}; the bundle has "
             f"{', '.join(present) or 'none'}",
             hint="build the bundle for a target of this machine: tc-export targets lists them",
         )

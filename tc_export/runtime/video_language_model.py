@@ -20,7 +20,8 @@ from tc_export.checkpoint.hf_config import CheckpointConfig, read_config
 from tc_export.checkpoint.safetensors_file import read_header
 from tc_export.engine.decoder_session import DecoderSession
 from tc_export.engine.interface import FRAMES_A_CALL
-from tc_export.engine.loading import EMBEDDING_FILE, Engines, load_engines
+from tc_export.engine.loading import Engines, load_engines
+from tc_export.engine.places import EMBEDDING_FILE
 from tc_export.engine.tensorrt_loading import EngineOrigin
 from tc_export.errors import BundleError, UsageError
 from tc_export.model.positions import Clip

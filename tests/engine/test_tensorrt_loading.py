@@ -33,9 +33,9 @@ class Device:
         self.install("tensorrt_bindings", None)
         self.install("tensorrt", self.trt)
         self.install(BINDINGS, self.cuda)
+        (folder / "engines").mkdir()
         for graph in NODES:
-            (folder / graph).mkdir()
-            (folder / graph / "model.engine").write_bytes(graph.encode())
+            (folder / "engines" / f"{graph}.engine").write_bytes(graph.encode())
             self.trt.models[graph.encode()] = replace(toy(), needs_plugins=graph == "decoder")
         self.add_plugins(f"{platform.machine()}-sm87")
 
@@ -109,7 +109,7 @@ def test_plugins_that_do_not_load(device: Device) -> None:
 
 
 def test_a_damaged_engine_is_named_with_tensorrts_words(device: Device) -> None:
-    (device.folder / "decoder" / "model.engine").write_bytes(b"cut off")
+    (device.folder / "engines" / "decoder.engine").write_bytes(b"cut off")
     with pytest.raises(BundleError, match=r"refuses .*decoder.model\.engine: magicTag failed"):
         device.load()
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
-from tc_export.engine.loading import DECODER, MODEL_FILE, VISION, Engines
+from tc_export.engine.loading import Engines
+from tc_export.engine.places import DECODER, MODEL_FILE, VISION
 from tc_export.graph.export import export_decoder, export_vision
 from tc_export.parity.check import ParityResult, Side, check_parity
 from tc_export.parity.graph_engines import load_graphs

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a bundle has what an engine is made of. Paths are relative to the bundle."""
+
+from __future__ import annotations
+
+VISION = "vision"
+DECODER = "decoder"
+GRAPHS = (VISION, DECODER)
+MODEL_FILE = "model.onnx"
+EMBEDDING_FILE = "embedding.safetensors"
+PLUGIN_FOLDER = "plugins"
+PLUGIN_FILE = "libtc_tensorrt.so"
+
+
+def engine_path(graph: str) -> str:
+    """The engine of a graph."""
+    return f"engines/{graph}.engine"
+
+
+def tensorrt_graph(graph: str) -> str:
+    """A graph in the form that the device's TensorRT parses."""
+    return f"tensorrt/{graph}/{MODEL_FILE}"
+
+
+def plugin_path(architecture: str | None, sm: int | None) -> str:
+    """The plugin library of a device."""
+    return f"{PLUGIN_FOLDER}/{architecture}-sm{sm}/{PLUGIN_FILE}"
