@@ -18,6 +18,8 @@ extern "C" const char* tc_status_message(tc_status status) {
       return "out of memory";
     case TC_LAUNCH_FAILED:
       return "the kernel could not be launched";
+    case TC_KV_END_OUT_OF_RANGE:
+      return "kv_end is below zero or past the cache's capacity";
   }
   return "unknown status";
 }

@@ -90,6 +90,10 @@ tc_status check(const tc_attention_args* args) {
   if (!known(a.dtype) || a.cache_rows > std::numeric_limits<int32_t>::max()) return TC_UNSUPPORTED;
   const auto outside = [&](int64_t slot) { return slot < -1 || slot >= a.cache_rows; };
   if (std::any_of(a.slots, a.slots + a.batch * a.tokens, outside)) return TC_CACHE_OVERFLOW;
+#ifndef NDEBUG
+  const auto beyond = [&](int32_t end) { return end < 0 || end > a.cache_rows; };
+  if (std::any_of(a.kv_end, a.kv_end + a.batch * a.tokens, beyond)) return TC_KV_END_OUT_OF_RANGE;
+#endif
   return TC_OK;
 }
 

@@ -32,14 +32,16 @@ typedef enum {
   TC_UNSUPPORTED = 2,      /* a data type or head size that this back end does not have */
   TC_CACHE_OVERFLOW = 3,   /* a slot at or past C, or below -1 */
   TC_OUT_OF_MEMORY = 4,
-  TC_LAUNCH_FAILED = 5
+  TC_LAUNCH_FAILED = 5,
+  TC_KV_END_OUT_OF_RANGE = 6 /* CPU, debug builds only: kv_end below 0 or past C */
 } tc_status;
 
 /* A sentence in English for a status; never null. */
 TC_API const char* tc_status_message(tc_status status);
 
 /* y = attention of q over rows [0, kv_end) of the cache, after k and v are written to rows `slots`.
- * Slot -1 is padding: its k and v may be left unwritten. kv_end <= 0 gives y = 0; kv_end > C is C.
+ * Slot -1 is padding: its k and v may be left unwritten. kv_end <= 0 gives y = 0; kv_end > C is C;
+ * a debug build for the CPU refuses both kv_end < 0 and kv_end > C, which are bugs of the caller.
  * present_key may equal past_key (and present_value past_value): then nothing is copied.
  * scale is positive and finite. CUDA: the 16-bit types only, 16-byte aligned, and a slot outside
  * [0, C) is left unwritten, since seeing it would mean reading device memory back. */

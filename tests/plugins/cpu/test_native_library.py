@@ -16,7 +16,7 @@ from tc_export.engine.native_library import (
     require_native_library,
 )
 from tc_export.errors import EnvironmentLacks
-from tests.plugins.native import need, run
+from tests.plugins.native import REPOSITORY, build, need, run
 
 
 def test_the_first_folder_that_has_it_wins(library: NativeLibrary, tmp_path: Path) -> None:
@@ -56,3 +56,14 @@ def test_another_version_is_refused(
 def test_its_own_tests_pass(native_build: Path) -> None:
     need("ctest", package="cmake")
     run("ctest", "--test-dir", native_build, "--output-on-failure", "-R", "^cpu$")
+
+
+@pytest.mark.slow
+def test_they_pass_in_a_debug_build_under_sanitizers() -> None:
+    """Where assertions are on, and a `kv_end` that is out of range is an error."""
+    need("cmake", "g++", "make", "ctest", package="cmake g++ make")
+    folder = REPOSITORY / "build" / "cpu-debug"
+    options = ("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g", "-DTC_ENABLE_CUDA=OFF")
+    sanitized = ("-DTC_SANITIZE=address,undefined", "-DTC_FETCH_ONNXRUNTIME=OFF")
+    build(folder, "tc_cpu_test", *options, *sanitized)
+    run("ctest", "--test-dir", folder, "--output-on-failure", "-R", "^cpu$")
