@@ -151,8 +151,11 @@ def _restore_moments(model: nn.Module, optimisers: Optimisers, moments: dict[str
 
 
 def _check_same(before: TrainingConfig, now: TrainingConfig) -> None:
-    """Everything must be as it was, but for what does not change the result of a step."""
-    free = {"threads", "save_every"}
+    """Everything must be as it was, but for what does not change the result of a step.
+
+    There may be more steps than before: the rates then go on where the longer run's would be.
+    """
+    free = {"threads", "save_every"} | ({"steps"} if now.steps > before.steps else set())
     old, new = before.model_dump(exclude=free), now.model_dump(exclude=free)
     changed = [
         f"  {name}: {old[name]} before, {new[name]} now" for name in old if old[name] != new[name]

@@ -43,6 +43,18 @@ WEIGHTS = dict.fromkeys(Kind, 1) | {
     Kind.POSITION: 2,
 }
 
+# And late, in a run that is prolonged: what is still confused then.
+LATE_WEIGHTS = dict.fromkeys(Kind, 1) | {
+    Kind.DIRECTION: 7,
+    Kind.ORDER: 2,
+    Kind.FLASHES: 2,
+    Kind.BEFORE_AFTER: 3,
+    Kind.PART: 2,
+    Kind.COLOUR: 2,
+    Kind.SHAPE: 2,
+}
+LATE_GRADES = (1, 1, 3)  # how often each grade comes then
+
 
 def new_model(config: ModelConfig, seed: int) -> TcLlava:
     """A model with random weights: normal for matrices and embeddings, norms and biases neutral."""
@@ -64,12 +76,18 @@ def new_model(config: ModelConfig, seed: int) -> TcLlava:
 def step_items(config: TrainingConfig, step: int) -> list[Item]:
     """The training items of a step: kinds by weight, and harder grades by and by."""
     rng = random.Random(f"{config.seed}/{step}")
-    chosen = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=config.batch_size)
+    is_late = step >= config.late_from
+    weights = LATE_WEIGHTS if is_late else WEIGHTS
+    chosen = rng.choices(list(weights), list(weights.values()), k=config.batch_size)
     grades = GRADES[: 1 + int(step / config.steps / GRADE_SHARE)]
+    if is_late:
+        drawn = rng.choices(GRADES, LATE_GRADES, k=config.batch_size)
+    else:
+        drawn = [rng.choice(grades) for _ in chosen]
     first = (config.seed << 40) + step * config.batch_size
     return [
-        make_item(kind, rng.choice(grades), Split.TRAIN, first + number)
-        for number, kind in enumerate(chosen)
+        make_item(kind, grade, Split.TRAIN, first + number)
+        for number, (kind, grade) in enumerate(zip(chosen, drawn, strict=True))
     ]
 
 
