@@ -41,6 +41,12 @@ RTX_NORM = (
     f"Constants: [ {tensor('table', '17,96', 'Float')}], "
     f"Outputs: [ {tensor('y', '-1,96', 'Half')}]"
 )
+RTX_SUM = (
+    "Name: __myl_Add_myl0_9, LayerType: runtime_fusion, "
+    f"Inputs: [ {tensor('x', '-1,96', 'Half')}], "
+    f"Constants: [ {tensor('bias', '1,96', 'Float')}], "
+    f"Outputs: [ {tensor('y', '-1,96', 'Float')}]"
+)
 RTX_PLUGIN = (
     "Name: node_dual_rope_myl2_7, LayerType: custom_layer, "
     f"Inputs: [ {tensor('q', '1,4,-1,64', 'Half')}, {tensor('position_ids', '1,-1', 'Int64')}], "
@@ -58,6 +64,9 @@ OLD_GEMM = (
     "{ Name: __mye595_dconst, Dimensions: [4096,1000], Format/Datatype: Half }, "
     "{ Name: __mye574/head/Gemm_alpha, Dimensions: [1], Format/Datatype: Float }], "
     "Outputs: [ { Name: y, Dimensions: [1,1000], Format/Datatype: Half }], TacticName: cublas"
+)
+OLD_CAST_GEMM = OLD_GEMM.replace(
+    "[4096,1000], Format/Datatype: Half", "[4096,1000], Format/Datatype: Float"
 )
 OLD_CONVOLUTION = (
     "Name: /f.0/Conv + /f.1/Relu, LayerType: CaskConvolution, "
@@ -83,9 +92,11 @@ OLD_REFORMAT = (
         (RTX_CAST_GEMM, "gemm", "float32"),
         (RTX_ATTENTION, "kgen", "bfloat16"),
         (RTX_NORM, "kgen", None),
+        (RTX_SUM, "runtime_fusion", None),
         (RTX_PLUGIN, "custom_layer", "float16"),
         (RTX_SHAPES, "shape_call", None),
         (OLD_GEMM, "gemm", "float16"),
+        (OLD_CAST_GEMM, "gemm", "float32"),
         (OLD_CONVOLUTION, "CaskConvolution", "float32"),
         (OLD_REFORMAT, "Reformat", None),
     ],
