@@ -39,7 +39,7 @@ from tc_export.training.ablation import (
 )
 
 FOLDER = Path(__file__).parent / "results" / "ablation"
-STEPS = 700
+STEPS = 500
 FRAMES = (IN_ORDER, *Probe)
 GUESS = mean(1 / len(kind.answers) for kind in Kind if kind.needs_time)
 """What one reaches on kinds that need time who knows nothing but the possible answers."""

@@ -23,13 +23,18 @@ from tc_export.engine.loading import ONNX_RUNTIME, load_engines
 from tc_export.engine.places import (
     DECODER,
     EMBEDDING_FILE,
+    GRAPHS,
     MODEL_FILE,
     VISION,
     engine_path,
     plugin_path,
+    tensorrt_graph,
 )
-from tc_export.errors import CheckFailed
+from tc_export.errors import CheckFailed, TcExportError
+from tc_export.finish.golden import make_golden
+from tc_export.finish.write import PendingEngine, write_finish
 from tc_export.graph.export import GraphReport, export_decoder, export_embedding, export_vision
+from tc_export.graph.tensorrt_form import to_tensorrt_form
 from tc_export.parity.graph_engines import load_graphs
 from tc_export.parity.report import failures, write_report
 from tc_export.parity_check import compare_with_pytorch
@@ -172,6 +177,62 @@ def build_tensorrt_engine(context: StageContext, recipe: Recipe, graph: str) -> 
         engine_builds={graph: built},
         engine=record if graph == DECODER else None,
     )
+
+
+def write_device_form(context: StageContext, recipe: Recipe, graph: str) -> None:
+    """Write one graph as the TensorRT on the device parses it; its weights are the same files."""
+    assert recipe.release is not None
+    for file in sorted((context.folder / graph).iterdir()):
+        context.link(file, f"tensorrt/{graph}/{file.name}")
+    path = context.folder / tensorrt_graph(graph)
+    form = to_tensorrt_form(path, path, recipe.release.tensorrt)
+    expected = context.facts.custom_nodes[graph]
+    if form.custom_nodes != expected:
+        raise TcExportError(
+            f"the {graph} graph for TensorRT has custom nodes {form.custom_nodes}, and should have "
+            f"{expected}"
+        )
+
+
+def prepare_finish(context: StageContext, recipe: Recipe) -> Facts:
+    """Write what the device needs to build the engines and to judge them."""
+    target, release, profile = recipe.target, recipe.release, recipe.description.profile
+    assert release is not None
+    assert target.sm is not None
+    assert target.toolchain.architecture is not None
+    golden = make_golden(
+        recipe.checkpoint.config.model,
+        recipe.checkpoint.load_model,
+        recipe.description.precision_asked,
+        max_frames=profile.max_frames,
+        max_length=profile.max_length,
+    )
+    pending = {
+        graph: PendingEngine(
+            graph=tensorrt_graph(graph),
+            engine=engine_path(graph),
+            precision=recipe.precision(graph),
+            custom_nodes=context.facts.custom_nodes[graph],
+            shapes=recipe.shapes(graph),
+            golden=golden[graph],
+        )
+        for graph in GRAPHS
+    }
+    write_finish(
+        context.folder,
+        pending,
+        target=target.name,
+        tensorrt=release.tensorrt,
+        architecture=target.toolchain.architecture,
+        sm=target.sm,
+        plugin_library=recipe.plugins,
+        digests=context.digests,
+    )
+    step = "on the device: tc-export finish BUNDLE, or without Python: sh BUNDLE/finish/finish.sh"
+    record = EngineRecord(
+        backend=target.toolchain.engine, state=EngineState.PENDING, next_step=step
+    )
+    return Facts(engine=record)
 
 
 def load_onnxruntime(context: StageContext) -> Facts:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tc_export.bundle import Description, Manifest, Profile, open_staging
 from tc_export.checkpoint.hf_config import read_config
 from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
 from tc_export.config import ModelConfig
-from tc_export.engine.places import DECODER, EMBEDDING_FILE, VISION, engine_path
+from tc_export.engine.places import DECODER, EMBEDDING_FILE, GRAPHS, VISION, engine_path
 from tc_export.errors import EnvironmentLacks, UsageError
 from tc_export.plan.build_cost import build_cost
 from tc_export.plan.planner import profile_length
@@ -42,7 +42,7 @@ PLUGIN_HEAD_SIZES = (64, 80, 96, 128, 256)
 
 EXPORTERS = ("tc-export", "torch", "onnx", "onnx-ir", "onnxscript")
 RUNNERS = ("tc-export", "onnxruntime")
-RTX_BUILDER = "tensorrt-rtx-cu13-libs"
+RTX_BUILDER = ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +160,8 @@ def check_possible(
             f"{', '.join(map(str, PLUGIN_HEAD_SIZES))}",
             hint="--target cpu runs any head size",
         )
+    if target.toolchain.engine == "tensorrt-rtx":
+        _check_installed(RTX_BUILDER, "rtx")
     cost = build_cost(config, target, precisions)
     steps = {
         step: nbytes
@@ -250,7 +252,7 @@ def _common_stages(recipe: Recipe) -> Iterable[Stage]:
         outputs=(EMBEDDING_FILE,),
         run=partial(build_stages.write_embedding, recipe=recipe),
     )
-    for graph in (VISION, DECODER):
+    for graph in GRAPHS:
         yield Stage(
             name=graph,
             description=f"export the {graph} graph",
@@ -261,14 +263,8 @@ def _common_stages(recipe: Recipe) -> Iterable[Stage]:
 
 
 def _tensorrt_stages(recipe: Recipe) -> Iterable[Stage]:
-    """The plugins, and the engines where this machine can build them."""
+    """The plugins, and the engines or what the device needs to build them."""
     target = recipe.target
-    key = {
-        "target": target.name,
-        "sm": target.sm,
-        "profile": recipe.description.profile.model_dump(),
-        "tools": versions(("tc-export", RTX_BUILDER)),
-    }
     yield Stage(
         name="plugins",
         description=f"compile the plugins for SM {target.sm}",
@@ -277,16 +273,67 @@ def _tensorrt_stages(recipe: Recipe) -> Iterable[Stage]:
         run=partial(build_stages.compile_plugins, recipe=recipe),
         apart=True,
     )
-    for graph in (VISION, DECODER):
+    if target.toolchain.engine == "tensorrt-rtx":
+        yield from _engine_stages(recipe)
+    else:
+        yield from _finish_stages(recipe)
+
+
+def _engine_stages(recipe: Recipe) -> Iterable[Stage]:
+    """Engines that are built here, without the device."""
+    for graph in GRAPHS:
         yield Stage(
             name=f"{graph}_engine",
             description=f"build the {graph} engine",
-            key=key | {"precision": recipe.precision(graph)},
+            key={
+                "sm": recipe.target.sm,
+                "precision": recipe.precision(graph),
+                "profile": recipe.description.profile.model_dump(),
+                "tools": versions(("tc-export", *RTX_BUILDER)),
+            },
             outputs=(engine_path(graph),),
             needs=(graph, "plugins"),
             run=partial(build_stages.build_tensorrt_engine, recipe=recipe, graph=graph),
             apart=True,
         )
+
+
+def _finish_stages(recipe: Recipe) -> Iterable[Stage]:
+    """What the device needs to build its engines itself, and to judge them."""
+    assert recipe.release is not None
+    key = {"tensorrt": recipe.release.tensorrt, "tools": versions(EXPORTERS)}
+    for graph in GRAPHS:
+        yield Stage(
+            name=f"{graph}_tensorrt",
+            description=f"write the {graph} graph for TensorRT {recipe.release.tensorrt}",
+            key=key,
+            outputs=(f"tensorrt/{graph}",),
+            needs=(graph,),
+            run=partial(build_stages.write_device_form, recipe=recipe, graph=graph),
+        )
+    yield Stage(
+        name="finish",
+        description="write golden data, and the script for the device",
+        key=key
+        | {
+            "target": recipe.target.name,
+            "precision": recipe.description.precision_asked,
+            "profile": recipe.description.profile.model_dump(),
+        },
+        outputs=("finish",),
+        needs=("plugins", *(f"{graph}_tensorrt" for graph in GRAPHS)),
+        run=partial(build_stages.prepare_finish, recipe=recipe),
+    )
+
+
+def _check_installed(packages: Iterable[str], extra: str) -> None:
+    try:
+        versions(packages)
+    except PackageNotFoundError as error:
+        raise EnvironmentLacks(
+            f"the package {error.name} is not installed, which builds this target's engines",
+            hint=f"pip install 'tc-export[{extra}]'",
+        ) from error
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

@@ -56,6 +56,8 @@ def build_cost(config: ModelConfig, target: Target, precisions: Precisions) -> B
         "export": EXPORTER_BYTES,  # weights stay on the disk
         "parity": EXPORTER_BYTES + engines + truth + same_format,
     }
+    if target.toolchain.engine == "tensorrt":
+        peaks["golden data"] = EXPORTER_BYTES + truth + same_format
     if target.toolchain.engine == "onnxruntime":
         peaks["engine"] = RUNTIME_BYTES["onnxruntime"] + engines
     if target.toolchain.engine == "tensorrt-rtx":
