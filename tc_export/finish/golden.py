@@ -93,7 +93,7 @@ def make_golden(
 def prompt_within(config: ModelConfig, max_frames: int, max_length: int) -> list[Segment]:
     """Text, a clip of at most three frames, and text, that fit one call of the engine."""
     room = most_tokens_a_call(config, max_length)
-    frames = min(MOST_FRAMES, FRAMES_A_CALL, max_frames, room // config.tokens_per_frame)
+    frames = min(MOST_FRAMES, FRAMES_A_CALL, max_frames)
     while frames > 1 and room - frames * config.tokens_per_frame < TEXT_BEFORE + TEXT_AFTER:
         frames -= 1
     left = room - frames * config.tokens_per_frame
