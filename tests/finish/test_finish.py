@@ -128,9 +128,9 @@ def test_a_kill_leaves_a_whole_bundle_and_the_next_run_resumes(
     finish(pending, HERE, fake.tools)
     bundle = tmp_path / "killed" / "bundle"
     assert is_pending_and_whole(bundle)
-    fake.built = []
-    finish(bundle, HERE, fake.tools)
-    assert len(fake.built) == 3 - at
+    resumed = FakeTools()
+    finish(bundle, HERE, resumed.tools)
+    assert len(resumed.built) == 3 - at
     assert not verify(bundle)
     assert not beside(bundle)
 
