@@ -116,8 +116,9 @@ def test_damaged_files(tmp_path: Path, damage: str) -> None:
     request = product(tmp_path / "product")
     file = request.graph if damage == "graph" else request.graph.with_name("weights.bin")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(InputError, match="cannot parse"):
+    with pytest.raises(InputError, match="cannot parse") as raised:
         build_engine(request, ignore)
+    assert str(request.graph) in str(raised.value)
     assert left(request) == []
 
 
