@@ -3,7 +3,8 @@
 
     python scripts/train_demo.py --output checkpoints/tc-llava-tiny --run-folder /var/tmp/run
 
-A run that was interrupted goes on with --resume.
+A run that was interrupted goes on with --resume; with more --steps than before it is prolonged, and
+then dwells on what was still confused (`TrainingConfig.late_from`).
 """
 
 from __future__ import annotations
@@ -29,10 +30,7 @@ def main(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a saved run.")] = False,
 ) -> None:
     config = TrainingConfig(steps=steps, seed=seed, threads=threads)
-    command = (
-        f"python scripts/train_demo.py --output {output} --run-folder RUN "
-        f"--steps {steps} --seed {seed}"
-    )
+    command = f"python scripts/train_demo.py --output {output} --run-folder RUN"
     try:
         train_demo(config, output=output, run_folder=run_folder, resume=resume, command=command)
     except TcExportError as error:

@@ -62,6 +62,10 @@ def _text(model: TcLlava, run: Run, result: TestResult, command: str) -> str:
     side, tokens = model.config.vision.image_size, model.config.tokens_per_frame
     batch, seed, threads = run.config.batch_size, run.config.seed, run.config.threads
     minutes = f"{run.seconds / 60:.0f} minutes"
+    commands = "\n".join(
+        f"    {command} --steps {steps} --seed {seed}{' --resume' if number else ''}"
+        for number, steps in enumerate([*run.prolongs, run.config.steps])
+    )
     return f"""\
 ---
 license: apache-2.0
@@ -95,7 +99,7 @@ From scratch, on clips that are drawn on the way (`tc_export.tasks`, split `trai
 loss on the answer: {run.step} steps of {batch} items, seed {seed}, Muon for the matrices and AdamW
 for the rest, {minutes} of wall time on {threads} CPU thread(s).
 
-    {command}
+{commands}
 
 ![training loss, and validation accuracy by kind]({CURVES_PICTURE})
 

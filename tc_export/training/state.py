@@ -58,6 +58,7 @@ class Run:
     """Where a training run stands."""
 
     config: TrainingConfig
+    prolongs: list[int] = field(default_factory=list)  # steps of the shorter runs before this one
     step: int = 0
     seconds: float = 0.0
     curves: Curves = field(default_factory=Curves)
@@ -78,6 +79,7 @@ def save_run(folder: Path, run: Run, model: nn.Module, optimisers: Optimisers) -
     save_file(moments, new / OPTIMISERS)
     document = {
         "config": run.config.model_dump(),
+        "prolongs": run.prolongs,
         "step": run.step,
         "seconds": run.seconds,
         "curves": asdict(run.curves),
@@ -110,8 +112,11 @@ def restore_run(
     try:
         document: dict[str, Any] = json.loads((last / RUN).read_text(encoding="utf-8"))
         weights, moments = load_file(last / MODEL), load_file(last / OPTIMISERS)
+        before = TrainingConfig.read(document["config"], where=str(last / RUN))
+        shorter = [before.steps] if before.steps < config.steps else []
         run = Run(
             config=config,
+            prolongs=[int(steps) for steps in document.get("prolongs", [])] + shorter,
             step=int(document["step"]),
             seconds=float(document["seconds"]),
             curves=Curves(
@@ -120,7 +125,7 @@ def restore_run(
                 recent=document["curves"]["recent"],
             ),
         )
-        _check_same(TrainingConfig.read(document["config"], where=str(last / RUN)), config)
+        _check_same(before, config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(weights[name])

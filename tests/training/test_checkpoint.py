@@ -83,7 +83,8 @@ def test_a_checkpoint_is_replaced_and_nothing_else(
 def test_card_states_what_was_measured(model: TcLlava) -> None:
     by_kind = {kind.value: 0.5 for kind in Kind}
     curves = Curves(loss=[(50, 2.0), (100, 1.0)], validation=[(50, by_kind), (100, by_kind)])
-    run = Run(config=TrainingConfig(steps=100, seed=7), step=100, seconds=120.0, curves=curves)
+    config = TrainingConfig(steps=100, seed=7)
+    run = Run(config=config, prolongs=[60], step=100, seconds=120.0, curves=curves)
     files = card_files(model, run, RESULT, "python train.py")
     text = files["README.md"].decode()
     assert "Overall **92.2 %**; worst kind that needs time: direction, 90.0 %" in text
@@ -91,7 +92,10 @@ def test_card_states_what_was_measured(model: TcLlava) -> None:
     assert "| position | no | 94.4 | 25.0 |" in text
     assert "100 steps of 32 items, seed 7" in text
     assert "2 minutes of wall time" in text
-    assert "    python train.py\n" in text
+    assert (
+        "    python train.py --steps 60 --seed 7\n"
+        "    python train.py --steps 100 --seed 7 --resume\n" in text
+    )
     assert "720 items" in text
     assert json.loads(files["curves.json"])["loss"] == [[50, 2.0], [100, 1.0]]
     assert f"]({'curves.png'})" in text
