@@ -130,6 +130,41 @@ def _print_end(bundle: Path, manifest: Manifest) -> None:
         print(f"next: {engine.next_step}")
 
 
+@app.command(epilog="Example: tc-export finish llava-orin")
+def finish(
+    bundle: Annotated[Path, typer.Argument(help="Bundle whose engine is pending, on its device.")],
+) -> None:
+    """Build a pending bundle's engines on the device, judge them, and publish them in it.
+
+    Engines that finish/finish.sh has built are taken. What was built before a kill is not built
+    again. Exit code 1: an engine does not compute what the model computes.
+    """
+    from rich.progress import Progress
+
+    from tc_export.bundle import read_manifest
+    from tc_export.finish.finish import Tools
+    from tc_export.finish.finish import finish as run_finish
+    from tc_export.finish.machine import this_machine
+    from tc_export.finish.plan import read_plan
+
+    read_manifest(bundle)
+    machine = this_machine(read_plan(bundle))
+
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("finish", total=None)
+
+        def step(phrase: str) -> None:
+            progress.reset(task, total=None, description=phrase)
+            progress.console.print(phrase, highlight=False)
+
+        def advance(done: float, total: float | None) -> None:
+            progress.update(task, completed=done, total=total)
+
+        tools = Tools(on_step=step, on_progress=advance)
+        manifest = run_finish(bundle, machine, tools)
+    _print_end(bundle, manifest)
+
+
 def _print_settings(checkpoint: Checkpoint, profile: Profile) -> None:
     """Say what was read, and where each temporal setting came from."""
     model = checkpoint.config.model

@@ -156,7 +156,7 @@ def build_tensorrt_engine(context: StageContext, recipe: Recipe, graph: str) -> 
             flavour=target.toolchain.engine,
             graph=context.folder / graph / MODEL_FILE,
             engine=context.path(engine_path(graph)),
-            plugin_library=context.folder / recipe.plugins,
+            plugin_library=context.folder / recipe.plugins if custom_nodes else None,
             shapes=recipe.shapes(graph),
             compute_capability=target.sm,
             custom_nodes=custom_nodes,

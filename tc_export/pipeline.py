@@ -25,7 +25,7 @@ from tc_export.engine.places import DECODER, EMBEDDING_FILE, GRAPHS, VISION, eng
 from tc_export.errors import EnvironmentLacks, UsageError
 from tc_export.plan.build_cost import build_cost
 from tc_export.plan.planner import profile_length
-from tc_export.plugins import library_key
+from tc_export.plugins import check_cuda, library_key
 from tc_export.stages import Reporter, Stage, run_stages
 from tc_export.targets import (
     Precisions,
@@ -265,6 +265,8 @@ def _common_stages(recipe: Recipe) -> Iterable[Stage]:
 def _tensorrt_stages(recipe: Recipe) -> Iterable[Stage]:
     """The plugins, and the engines or what the device needs to build them."""
     target = recipe.target
+    assert recipe.release is not None
+    check_cuda(recipe.release)
     yield Stage(
         name="plugins",
         description=f"compile the plugins for SM {target.sm}",

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tc_export.errors import EnvironmentLacks, UsageError
-from tc_export.targets import Target
+from tc_export.targets import Release, Target
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = "plugins"
@@ -113,9 +114,39 @@ def library_key(
             hint="run this in a source checkout of tc-export",
         )
     _check_tools(_is_cross(architecture))
+    return _hash(sources, sm, architecture, _compiler(sources, on_step))
+
+
+def check_cuda(
+    release: Release,
+    *,
+    root: Path = ROOT,
+    on_step: Callable[[str], None] = lambda phrase: None,
+) -> None:
+    """See that what the CUDA compiler makes can run on the device's release.
+
+    The library carries the compiler's CUDA runtime, which needs a driver of its major version.
+
+    Raises:
+        EnvironmentLacks: it cannot.
+    """
+    said = _compiler(root / SOURCES, on_step)
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    if found is None or found[1] != release.cuda.partition(".")[0]:
+        here = f"{found[1]}.{found[2]}" if found else "of an unknown version"
+        raise EnvironmentLacks(
+            f"{release.name} has CUDA {release.cuda}, and the compiler here is CUDA {here}: its "
+            "plugins would not load there",
+            hint="build for a release of the same major version (--release), or put an nvcc of "
+            f"CUDA {release.cuda} first on the PATH",
+        )
+
+
+def _compiler(sources: Path, on_step: Callable[[str], None]) -> str:
+    """What nvcc says of itself."""
     nvcc = _find_nvcc(sources, on_step)
     said = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=True)
-    return _hash(sources, sm, architecture, said.stdout)
+    return said.stdout
 
 
 def _device(target: Target) -> tuple[int, str]:

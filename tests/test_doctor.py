@@ -151,18 +151,22 @@ class TestLacks:
     @pytest.mark.parametrize("facts", [{}, {"tensorrt_rtx": "does not import: crashed"}])
     def test_tensorrt_rtx(self, facts: dict[str, Any]) -> None:
         (lack,) = lacking("rtx4090", tensorrt=Finding(facts=facts)).values()
-        assert lack.mend == "pip install tensorrt-rtx-cu13"
+        assert lack.mend == "pip install 'tc-export[rtx]'"
+        bindings = Finding(facts={**facts, "tensorrt_rtx_bindings": "1.7.1"})
+        assert not lacking("rtx4090", tensorrt=bindings)
 
     def test_plugins_of_another_architecture_do_not_count(self) -> None:
         found = lacking("orin")
-        assert {"a GPU of SM 87", "a C++ compiler for aarch64"} <= found.keys()
-        assert "jetson-cross" in found["TensorRT plugins for aarch64"].mend
+        assert {"a GPU of SM 87", "the program aarch64-linux-gnu-g++"} <= found.keys()
+        assert "--target orin" in found["TensorRT plugins for aarch64"].mend
 
-    def test_plugins_are_built_for_the_targets_sm(self) -> None:
-        found = lacking("rtx5090", plugins=Finding(missing="none"), cuda=Finding(missing="none"))
-        mend = found["TensorRT plugins for x86_64"].mend
-        assert "-DCMAKE_CUDA_ARCHITECTURES=120" in mend
-        assert "the CUDA compiler nvcc" in found
+    def test_plugins_are_built_for_the_target(self) -> None:
+        bare = {"plugins": Finding(missing="none"), "cuda": Finding(missing="none")}
+        found = lacking("rtx5090", **bare)
+        assert "--target rtx5090" in found["TensorRT plugins for x86_64"].mend
+        assert len(found) == 1  # the CUDA compiler comes from the registry
+        found = lacking("rtx5090", **bare, compilers=Finding(missing="none"))
+        assert {"the program cmake", "the program c++"} <= found.keys()
 
     def test_the_gpu_must_be_the_targets(self) -> None:
         l4 = Finding(facts={"gpus": [{"compute_cap": "8.9"}]})

@@ -13,8 +13,8 @@ import pytest
 
 from tc_export import plugins
 from tc_export.errors import EnvironmentLacks, UsageError
-from tc_export.plugins import LIBRARY, build_plugins
-from tc_export.targets import Target, load_target
+from tc_export.plugins import LIBRARY, build_plugins, check_cuda
+from tc_export.targets import Target, choose_release, load_target
 
 
 class Tools:
@@ -192,3 +192,28 @@ def test_no_gpu(tools: Tools, checkout: Path) -> None:
 def test_an_installed_package_has_no_sources(tools: Tools, tmp_path: Path) -> None:
     with pytest.raises(EnvironmentLacks, match="does not have them"):
         build_plugins(load_target("rtx4090"), root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("target", "release", "compiler", "fits"),
+    [
+        ("orin", "JetPack 7.2", "release 13.0", True),
+        ("orin", "JetPack 6.2", "release 13.0", False),
+        ("orin", "JetPack 6.2", "release 12.6", True),
+        ("rtx4090", None, "release 13.2", True),
+        ("a100", None, "no compiler of ours", False),
+    ],
+)
+def test_the_compiler_and_the_release_have_one_cuda(
+    tools: Tools, checkout: Path, target: str, release: str | None, compiler: str, fits: bool
+) -> None:
+    tools.nvcc = compiler
+    chosen = choose_release(load_target(target), release)
+    assert chosen is not None
+    if fits:
+        check_cuda(chosen, root=checkout)
+        return
+    with pytest.raises(EnvironmentLacks, match="would not load there") as caught:
+        check_cuda(chosen, root=checkout)
+    assert caught.value.hint
+    assert "--release" in caught.value.hint

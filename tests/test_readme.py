@@ -52,7 +52,7 @@ def test_the_commands_of_make_demo_and_of_the_readme(checkout: Path) -> None:
     demo = [line for line in recipe("demo") if "pip install" not in line]
     assert any("tc-export build" in line for line in demo)
     assert any("tc-export ask" in line for line in demo)
-    assert len(COMMANDS) == 8
+    assert len(COMMANDS) == 11
     right_answer = ""
     for line in demo:
         question = checkout / "engines" / "out" / "demo.txt"
@@ -63,6 +63,8 @@ def test_the_commands_of_make_demo_and_of_the_readme(checkout: Path) -> None:
         if "tc-export ask" in line:
             assert printed.strip() == right_answer
     for command in COMMANDS:
+        if "orin" in command and shutil.which("aarch64-linux-gnu-g++") is None:
+            continue  # the README says what it needs
         printed = run(command, checkout)
         if "tc-export ask" in command:
             assert printed.strip() == right_answer

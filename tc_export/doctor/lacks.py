@@ -93,38 +93,37 @@ def _plugins(target: Target, findings: Findings) -> Iterator[Lack]:
         for library in libraries.values()
     ):
         return
-    if not findings["cuda"]:
-        yield Lack(
-            what="the CUDA compiler nvcc",
-            needed_for=Purpose.PLUGINS,
-            mend="install the CUDA toolkit (sudo apt-get install nvidia-cuda-toolkit, or from "
-            "NVIDIA), and put its bin folder on the PATH",
-        )
+    compilers = findings["compilers"].facts
     cross = wanted != here
-    if cross and f"{wanted}-linux-gnu-g++" not in findings["compilers"].facts:
-        yield Lack(
-            what=f"a C++ compiler for {wanted}",
-            needed_for=Purpose.PLUGINS,
-            mend=f"sudo apt-get install g++-{wanted}-linux-gnu",
-        )
-    preset = "jetson-cross" if cross else "cuda"
-    options = "" if cross else f" -DCMAKE_CUDA_ARCHITECTURES={target.sm}"
+    for program, package in (
+        ("cmake", "cmake"),
+        (f"{wanted}-linux-gnu-g++", f"g++-{wanted}-linux-gnu") if cross else ("c++", "g++"),
+    ):
+        if program not in compilers:
+            yield Lack(
+                what=f"the program {program}",
+                needed_for=Purpose.PLUGINS,
+                mend=f"sudo apt-get install {package}",
+            )
+    # The CUDA compiler is no lack: where it is not here, it comes from the package registry.
     yield Lack(
         what=f"TensorRT plugins for {wanted}",
         needed_for=Purpose.PLUGINS,
-        mend=f"cmake --preset {preset} -S plugins{options} && "
-        f"cmake --build build/{preset} --target tc_tensorrt (docs/native-code.md)",
+        mend=f"tc-export plugins build --target {target.name} (a build does it by itself)",
     )
 
 
 def _tensorrt_rtx(findings: Findings) -> Iterator[Lack]:
     """TensorRT-RTX builds without a GPU: the module is all it needs."""
-    version = str(findings["tensorrt"].facts.get("tensorrt_rtx", "is not installed"))
-    if not version[0].isdigit():
+    facts = findings["tensorrt"].facts
+    modules = ("tensorrt_rtx_bindings", "tensorrt_rtx")
+    versions = [str(facts[module]) for module in modules if module in facts]
+    if not any(version[0].isdigit() for version in versions):
+        version = versions[0] if versions else "is not installed"
         yield Lack(
             what=f"TensorRT-RTX {version}",
             needed_for=Purpose.ENGINE,
-            mend="pip install tensorrt-rtx-cu13",
+            mend="pip install 'tc-export[rtx]'",
         )
 
 

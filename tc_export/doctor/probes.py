@@ -22,7 +22,13 @@ from tc_export.plan.host import host_memory
 COMMAND_SECONDS = 10.0
 CHILD_SECONDS = 90.0  # a Python of its own, which may import much on a slow disk
 
-TENSORRT_MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_lean")
+TENSORRT_MODULES = (
+    "tensorrt",
+    "tensorrt_bindings",
+    "tensorrt_rtx",
+    "tensorrt_rtx_bindings",
+    "tensorrt_lean",
+)
 OP_NAMES = ("TcDualRope", "TcBlockCausalAttention")
 ARCHITECTURES = {62: "x86_64", 183: "aarch64"}  # e_machine of an ELF file
 
@@ -153,7 +159,9 @@ def native_library() -> dict[str, Any]:
 
 def plugins() -> dict[str, Any]:
     """TensorRT plugin libraries in the build folder: architecture and ops of each, unopened."""
-    files = sorted((_REPOSITORY / "build").glob("*/tensorrt/libtc_tensorrt.so"))
+    build = _REPOSITORY / "build"
+    places = ("plugins/*/libtc_tensorrt.so", "*/tensorrt/libtc_tensorrt.so")
+    files = sorted(path for place in places for path in build.glob(place))
     if not files:
         raise NotHere("no TensorRT plugin library was built")
     return {str(path): _describe_library(path.read_bytes()) for path in files}

@@ -69,9 +69,13 @@ check_machine() {
   number=$(sed -n 's/.*\[TensorRT v\([0-9][0-9]*\)\].*/\1/p' "$work/help" | head -n 1)
   [ -n "$number" ] || stop 4 "$trtexec does not say its version"
   # v100300 is 10.3.0; up to 9 it was v8601 for 8.6.1, which is too old anyhow.
-  version=$((number / 10000)).$((number / 100 % 100))
-  [ "$version" = "$tensorrt" ] ||
-    stop 4 "this machine has TensorRT $version; the graphs were made for $tensorrt" \
+  major=$((number / 10000))
+  minor=$((number / 100 % 100))
+  version=$major.$minor
+  # A parser keeps what older ones of its major version took.
+  { [ "$major" -eq "${tensorrt%%.*}" ] && [ "$minor" -ge "${tensorrt#*.}" ]; } ||
+    stop 4 "this machine has TensorRT $version; the graphs were made for $tensorrt or a later" \
+      "${tensorrt%%.*}.x" \
       "build the bundle again for a release of $target that has TensorRT $version"
   for option in --saveEngine --loadInputs --exportOutput --dynamicPlugins --skipInference; do
     has_option "$option" || stop 4 "$trtexec has no $option"

@@ -27,14 +27,26 @@ class Machine:
     sm: int
 
 
-def this_machine() -> Machine:
+def this_machine(plan: FinishPlan) -> Machine:
     """The machine that we run on.
 
     Raises:
-        EnvironmentLacks: it has no GPU, no TensorRT, or not the bindings to reach it.
+        EnvironmentLacks: it is not of the plan's processor, has no GPU, no TensorRT, or not the
+            bindings to reach it.
     """
+    architecture = platform.machine()
+    _check_processor(plan, architecture)  # first: a host need not be told that it has no TensorRT
     tensorrt = import_tensorrt(TENSORRT)
-    return Machine(platform.machine(), tensorrt.__version__, compute_capability(open_cuda()))
+    return Machine(architecture, tensorrt.__version__, compute_capability(open_cuda()))
+
+
+def _check_processor(plan: FinishPlan, architecture: str) -> None:
+    if architecture != plan.architecture:
+        raise EnvironmentLacks(
+            f"this machine is {architecture}; the bundle is for {plan.target}, which is "
+            f"{plan.architecture}",
+            hint=f"copy the bundle to the {plan.target}, and run the command there",
+        )
 
 
 def check_machine(plan: FinishPlan, machine: Machine, library: Path) -> None:
@@ -45,23 +57,19 @@ def check_machine(plan: FinishPlan, machine: Machine, library: Path) -> None:
             for.
         BundleError: the plugin library is missing, or for another processor than the plan says.
     """
-    if machine.architecture != plan.architecture:
-        raise EnvironmentLacks(
-            f"this machine is {machine.architecture}; the bundle is for {plan.target}, which is "
-            f"{plan.architecture}",
-            hint=f"copy the bundle to the {plan.target}, and run the command there",
-        )
+    _check_processor(plan, machine.architecture)
     if machine.sm != plan.sm:
         raise EnvironmentLacks(
             f"this machine's GPU is of SM {machine.sm}; the plugins in the bundle are for SM "
             f"{plan.sm} ({plan.target})",
             hint="build the bundle for a target of this GPU: tc-export targets lists them",
         )
-    here = Version(machine.tensorrt)
-    if f"{here.major}.{here.minor}" != plan.tensorrt:
+    here, made_for = Version(machine.tensorrt), Version(plan.tensorrt)
+    # A parser keeps what older ones of its major version took.
+    if here.major != made_for.major or here.minor < made_for.minor:
         raise EnvironmentLacks(
             f"this machine has TensorRT {machine.tensorrt}; the graphs in the bundle were made for "
-            f"TensorRT {plan.tensorrt}",
+            f"TensorRT {plan.tensorrt} or a later {made_for.major}.x",
             hint=f"build the bundle again for a release of {plan.target} that has TensorRT "
             f"{here.major}.{here.minor} (tc-export targets lists the releases)",
         )

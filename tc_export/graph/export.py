@@ -118,6 +118,7 @@ def _expected_custom_nodes(config: ModelConfig) -> dict[str, int]:
 
 def _to_onnx(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
     """Translate the traced program; nothing is folded, since folding would copy weights."""
+    register_schemas()
     with _quiet_exporter():
         exported = torch.onnx.export(
             program,

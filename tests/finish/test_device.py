@@ -89,7 +89,7 @@ def jetson(pending: Path, monkeypatch: pytest.MonkeyPatch) -> Jetson:
 
 
 def test_finishes_with_the_device_s_own_runtime(pending: Path, jetson: Jetson) -> None:
-    machine = this_machine()
+    machine = this_machine(read_plan(pending))
     assert (machine.architecture, machine.tensorrt, machine.sm) == (
         platform.machine(),
         "10.3.0",
@@ -114,11 +114,11 @@ def test_a_wrong_engine_is_found_there_too(pending: Path, jetson: Jetson) -> Non
     wrong = Model(inputs=right.inputs, outputs=right.outputs, compute=compute, needs_plugins=True)
     jetson.trt.models[b"built from decoder"] = wrong
     with pytest.raises(CheckFailed, match="decoder engine does not compute"):
-        finish(pending, this_machine(), Tools(build_engine=FakeTools().build))
+        finish(pending, this_machine(read_plan(pending)), Tools(build_engine=FakeTools().build))
 
 
 def test_plugins_that_do_not_load(pending: Path, jetson: Jetson) -> None:
     jetson.trt.loadable_plugins.clear()
     with pytest.raises(EnvironmentLacks, match="cannot load the plugins"):
-        finish(pending, this_machine(), Tools(build_engine=FakeTools().build))
+        finish(pending, this_machine(read_plan(pending)), Tools(build_engine=FakeTools().build))
     assert not verify(pending)

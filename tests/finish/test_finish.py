@@ -149,7 +149,7 @@ def test_an_interrupt_leaves_a_whole_bundle(pending: Path, fake: FakeTools) -> N
     ("machine", "words"),
     [
         (Machine("sparc64", TENSORRT, 87), "this machine is sparc64; the bundle is for orin"),
-        (Machine(ARCHITECTURE, "10.7.0", 87), r"has TensorRT 10\.7\.0; .* made for TensorRT 10\.3"),
+        (Machine(ARCHITECTURE, "10.2.0", 87), r"has TensorRT 10\.2\.0; .* made for TensorRT 10\.3"),
         (Machine(ARCHITECTURE, "11.3.1", 87), r"has TensorRT 11\.3\.1"),
         (Machine(ARCHITECTURE, TENSORRT, 89), "GPU is of SM 89; .* SM 87"),
     ],
@@ -163,6 +163,11 @@ def test_another_machine_is_refused(
     assert not fake.built
     assert is_pending_and_whole(pending)
     assert not beside(pending)
+
+
+def test_a_later_version_of_the_same_major_will_do(pending: Path, fake: FakeTools) -> None:
+    finish(pending, Machine(ARCHITECTURE, "10.16.1", 87), fake.tools)
+    assert read_manifest(pending).engine_builds["decoder"].builder.startswith("TensorRT ")
 
 
 def test_a_library_for_another_processor_is_refused(pending: Path, fake: FakeTools) -> None:

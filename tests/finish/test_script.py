@@ -114,7 +114,7 @@ def test_another_processor_is_refused(pending: Path, device: Device) -> None:
     assert not added(pending)
 
 
-@pytest.mark.parametrize(("version", "words"), [(100700, "TensorRT 10.7"), (110401, "11.4")])
+@pytest.mark.parametrize(("version", "words"), [(100200, "TensorRT 10.2"), (110401, "11.4")])
 def test_another_tensorrt_is_refused(
     pending: Path, device: Device, version: int, words: str
 ) -> None:
@@ -125,6 +125,13 @@ def test_another_tensorrt_is_refused(
     assert "made for 10.3" in said
     assert not any("--onnx" in call for call in device.calls())
     assert not added(pending)
+
+
+def test_a_later_version_of_the_same_major_will_do(pending: Path, device: Device) -> None:
+    device.set(version=101600)
+    code, said = device.finish(pending)
+    assert code == 0, said
+    assert "TensorRT 10.16" in said
 
 
 def test_no_trtexec(pending: Path, device: Device) -> None:

@@ -16,7 +16,7 @@ from tc_export.engine.native_library import (
     require_native_library,
 )
 from tc_export.errors import EnvironmentLacks
-from tests.plugins.native import REPOSITORY, build, need, run
+from tests.plugins.native import PLUGINS, REPOSITORY, build, fetched, need, run
 
 
 def test_the_first_folder_that_has_it_wins(library: NativeLibrary, tmp_path: Path) -> None:
@@ -66,4 +66,16 @@ def test_they_pass_in_a_debug_build_under_sanitizers() -> None:
     options = ("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g", "-DTC_ENABLE_CUDA=OFF")
     sanitized = ("-DTC_SANITIZE=address,undefined", "-DTC_FETCH_ONNXRUNTIME=OFF")
     build(folder, "tc_cpu_test", *options, *sanitized)
+    run("ctest", "--test-dir", folder, "--output-on-failure", "-R", "^cpu$")
+
+
+@pytest.mark.slow
+def test_they_pass_on_aarch64() -> None:
+    """With NEON, under an emulator of the processor."""
+    need("cmake", "make", "ctest", "aarch64-linux-gnu-g++", package="cmake g++-aarch64-linux-gnu")
+    need("qemu-aarch64", package="qemu-user")
+    folder = REPOSITORY / "build" / "cpu-aarch64"
+    toolchain = f"-DCMAKE_TOOLCHAIN_FILE={PLUGINS / 'jetson' / 'toolchain.cmake'}"
+    options = (toolchain, f"-DTC_CUDA_AARCH64={fetched('cuda-aarch64')}", "-DTC_ENABLE_CUDA=OFF")
+    build(folder, "tc_cpu_test", *options, "-DTC_FETCH_ONNXRUNTIME=OFF")
     run("ctest", "--test-dir", folder, "--output-on-failure", "-R", "^cpu$")

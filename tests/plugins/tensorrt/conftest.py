@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tc_export.plugins import build_plugins
+from tc_export.targets import load_target
 from tests.plugins.native import REPOSITORY, build, fetched, need
 
 
@@ -32,13 +34,11 @@ def host_build() -> Path:
 
 @pytest.fixture(scope="session")
 def cuda_plugin() -> Path:
-    """The plugin library with CUDA code, for one SM."""
+    """The plugin library with CUDA code for SM 89, as a build of the target has it."""
     need("cmake", "g++", "make", package="cmake g++ make")
     need("nvcc", package="nvidia-cuda-toolkit, or NVIDIA's own package")
-    folder = REPOSITORY / "build" / "tensorrt-cuda"
-    headers = f"-DTENSORRT_ROOT={fetched('tensorrt-headers')}"
-    build(folder, "tc_tensorrt", "--preset", "cuda", "-DCMAKE_CUDA_ARCHITECTURES=89-real", headers)
-    return folder / "tensorrt" / "libtc_tensorrt.so"
+    fetched("tensorrt-headers")
+    return build_plugins(load_target("rtx4090")).path
 
 
 @pytest.fixture(scope="session")
