@@ -4,8 +4,9 @@
     python benchmarks/ablation.py            trains what is missing, then reports
     python benchmarks/ablation.py --report   reports on what is stored, and trains nothing
 
-Results are stored one by one in benchmarks/results/ablation, the plots beside them. A run that is
-killed is run again; those before it are kept.
+Two processes may share the work, one of them with --last-first. Results are stored one by one in
+benchmarks/results/ablation, the plots beside them. A run that is killed is run again; those before
+it are kept.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from tc_export.training.ablation import (
 )
 
 FOLDER = Path(__file__).parent / "results" / "ablation"
-STEPS = 500
+STEPS = 700
 FRAMES = (IN_ORDER, *Probe)
 GUESS = mean(1 / len(kind.answers) for kind in Kind if kind.needs_time)
 """What one reaches on kinds that need time who knows nothing but the possible answers."""
@@ -52,11 +53,14 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")] = STEPS,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     folder: Annotated[Path, typer.Option(help="Where results and plots are.")] = FOLDER,
+    last_first: Annotated[
+        bool, typer.Option("--last-first", help="Begin at the end, beside one that does not.")
+    ] = False,
 ) -> None:
     """Train what is missing, draw the plots, and print the table."""
     try:
         if not report:
-            train_missing(folder, steps, threads)
+            train_missing(folder, steps, threads, last_first=last_first)
         runs = read_results(folder)
         if not runs:
             raise InputError(f"{folder} holds no results", hint="run it without --report")
@@ -69,10 +73,11 @@ def main(
         raise typer.Exit(error.exit_code) from error
 
 
-def train_missing(folder: Path, steps: int, threads: int) -> None:
-    missing = missing_runs(folder, steps, threads)
-    for number, (temporal, training) in enumerate(missing, start=1):
-        console.print(f"[{number}/{len(missing)}] {label(temporal)}, seed {training.seed}")
+def train_missing(folder: Path, steps: int, threads: int, *, last_first: bool) -> None:
+    """Run after run, until none is missing: another process may make some of them meanwhile."""
+    while missing := missing_runs(folder, steps, threads):
+        temporal, training = missing[-1 if last_first else 0]
+        console.print(f"{len(missing)} to go: {label(temporal)}, seed {training.seed}")
         store(folder, run_setting(temporal, training))
 
 

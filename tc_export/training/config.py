@@ -20,6 +20,7 @@ class TrainingConfig(Config):
     """How long, how fast and on what to train."""
 
     steps: int = Field(default=7000, gt=0)
+    hardest_grade: int = Field(default=3, ge=1, le=3)  # of the items
     late_from: int = Field(default=7000, ge=0)  # step from which slow kinds come more often
     seed: int = Field(default=0, ge=0)
     batch_size: int = Field(default=32, gt=0)

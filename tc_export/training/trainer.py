@@ -79,7 +79,8 @@ def step_items(config: TrainingConfig, step: int) -> list[Item]:
     is_late = step >= config.late_from
     weights = LATE_WEIGHTS if is_late else WEIGHTS
     chosen = rng.choices(list(weights), list(weights.values()), k=config.batch_size)
-    grades = GRADES[: 1 + int(step / config.steps / GRADE_SHARE)]
+    reached = 1 + int(step / config.steps / GRADE_SHARE)
+    grades = GRADES[: min(reached, config.hardest_grade)]
     if is_late:
         drawn = rng.choices(GRADES, LATE_GRADES, k=config.batch_size)
     else:
