@@ -125,6 +125,10 @@ class Target(Config):
                 raise ValueError(f"a doubt about {doubt.field!r}, which this target does not state")
         if (self.sm is None) != (self.toolchain.engine == "onnxruntime"):
             raise ValueError("sm belongs to a TensorRT engine, and only to one")
+        if self.sm is not None and not self.toolchain.releases:
+            raise ValueError(
+                "a TensorRT engine is built for a release: toolchain.releases is empty"
+            )
         return self
 
     def doubts_about(self, field: str) -> tuple[Doubt, ...]:

@@ -6,18 +6,26 @@ The compiler and TensorRT are stood in for here; a real build is in `test_rtx_bu
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
 from tc_export import build_stages, pipeline
 from tc_export.builder.build import EngineReport, EngineRequest
 from tc_export.bundle import Manifest, read_manifest, verify
+from tc_export.engine.interface import Engine
+from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.errors import EnvironmentLacks, UsageError
+from tc_export.finish.finish import Tools as FinishTools
+from tc_export.finish.finish import finish
+from tc_export.finish.machine import Machine
+from tc_export.finish.plan import GraphPlan
 from tc_export.pipeline import BuildRequest, build, build_each
 from tc_export.plan import build_cost
 from tc_export.plugins import PluginLibrary
@@ -43,7 +51,8 @@ class Tools:
         assert target.toolchain.architecture is not None
         self.compiled.append(target.name)
         path = self.folder / f"{target.sm}.so"
-        path.write_text(f"code for SM {target.sm}")
+        machine = {"x86_64": 62, "aarch64": 183}[target.toolchain.architecture]
+        path.write_bytes(b"\x7fELF" + bytes(14) + machine.to_bytes(2, "little") + b"code")
         return PluginLibrary(
             path=path,
             target=target.name,
@@ -180,6 +189,71 @@ def test_a_target_of_ones_own(request_: BuildRequest, tools: Tools, tmp_path: Pa
     manifest, _ = built(replace(request_, target=str(own)))
     assert manifest.target == "bench"
     assert tools.engines[0].compute_capability == 86
+
+
+class OnDevice:
+    """Stands in for TensorRT on the device: an engine is the graph in ONNX Runtime."""
+
+    def __init__(self, tools: Tools) -> None:
+        self.opened: list[str] = []
+        self.tools = FinishTools(build_engine=tools.build_engine, open_engine=self.open)
+
+    def open(self, engine: Path, plugin_library: Path, graph: GraphPlan, /) -> Engine:
+        assert plugin_library.is_file()
+        self.opened.append(engine.name)
+        return OrtEngine(engine.parents[1] / engine.stem / "model.onnx", threads=1)
+
+
+ORIN = Machine("aarch64", "10.16.1", 87)
+
+
+def test_a_device_that_is_not_here(request_: BuildRequest, tools: Tools) -> None:
+    asked = replace(request_, target="orin")
+    manifest, _ = built(asked)
+    assert manifest.engine is not None
+    assert manifest.engine.state == "pending"
+    assert manifest.engine.next_step
+    assert "finish" in manifest.engine.next_step
+    assert not tools.engines
+    files = set(manifest.files)
+    assert {"plugins/aarch64-sm87/libtc_tensorrt.so", "finish/finish.sh"} <= files
+    graphs = [request_.output / "tensorrt" / name / "model.onnx" for name in ("vision", "decoder")]
+    assert not any(onnx.load(path, load_external_data=False).functions for path in graphs)
+    assert graphs[1].with_name("weights.bin").samefile(request_.output / "decoder" / "weights.bin")
+    assert verify(request_.output) == []
+
+
+def test_a_bundle_that_its_device_finished_stays_so(request_: BuildRequest, tools: Tools) -> None:
+    asked = replace(request_, target="orin")
+    built(asked)
+    device = OnDevice(tools)
+    finished = finish(request_.output, ORIN, device.tools)
+    assert finished.engine is not None
+    assert finished.engine.state == "built"
+    assert device.opened == ["vision.engine", "decoder.engine"]
+    assert [x.graph.parent.name for x in tools.engines] == ["vision", "decoder"]
+    assert verify(request_.output) == []
+    manifest, ran = built(asked)
+    assert ran == []
+    assert manifest == finished
+    manifest, ran = built(replace(asked, max_length=MAX_LENGTH - 1))
+    assert manifest.engine is not None
+    assert manifest.engine.state == "pending"
+    assert "finish" in ran
+
+
+@pytest.mark.parametrize(
+    ("release", "version"), [("JetPack 6.2", "10.3"), ("10.16", "10.16"), (None, "10.16")]
+)
+def test_graphs_are_for_the_release(
+    request_: BuildRequest, tools: Tools, release: str | None, version: str
+) -> None:
+    built(replace(request_, target="orin", release=release))
+    plan = json.loads((request_.output / "finish" / "finish.json").read_text())
+    assert plan["tensorrt"] == version
+    graph = onnx.load(request_.output / plan["graphs"]["vision"]["graph"], load_external_data=False)
+    (opset,) = (entry.version for entry in graph.opset_import if not entry.domain)
+    assert opset == (20 if version == "10.3" else 23)
 
 
 def refused(request: BuildRequest, error: type[Exception]) -> str:

@@ -6,7 +6,7 @@ with open_staging(output) as staging, RichReporter(console) as reporter:
 """
 
 from tc_export.stages.reporter import Reporter, RichReporter, SilentReporter
-from tc_export.stages.runner import run_stages
+from tc_export.stages.runner import is_up_to_date, run_stages
 from tc_export.stages.stage import Stage, StageContext
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "SilentReporter",
     "Stage",
     "StageContext",
+    "is_up_to_date",
     "run_stages",
 ]

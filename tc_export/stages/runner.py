@@ -49,6 +49,20 @@ def run_stages(
     return manifest
 
 
+def is_up_to_date(published: Manifest, stages: Sequence[Stage]) -> bool:
+    """True where each of these stages ended in the published bundle just as it would now.
+
+    The bundle may have more stages than these: those that its device has added.
+    """
+    ended: dict[str, StageRecord] = {}
+    for stage in stages:
+        record = published.stages.get(stage.name)
+        if record is None or record.key != stage.effective_key(ended):
+            return False
+        ended[stage.name] = record
+    return True
+
+
 class _Cancelled(BaseException):
     """Raised in a stage that runs beside one that failed."""
 
