@@ -101,6 +101,6 @@ def test_card_states_what_was_measured(model: TcLlava) -> None:
     assert f"]({'curves.png'})" in text
     with Image.open(io.BytesIO(files["curves.png"])) as picture:
         colours = picture.convert("RGB").getcolors(maxcolors=10_000)
-    assert picture.size == (820, 300)
+    assert picture.size == (900, 324)
     assert colours is not None
     assert len(colours) > len(Kind)
