@@ -26,6 +26,7 @@ from tc_export.targets import Release, Target
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = "plugins"
+OTHER_PARTS = ("cpu", "emulator", "onnxruntime", "tests")  # not in this library
 LIBRARY = "libtc_tensorrt.so"
 CMAKE_TARGET = "tc_tensorrt"
 CROSS_COMPILER = "aarch64-linux-gnu-g++"
@@ -182,11 +183,11 @@ def _find_nvcc(sources: Path, on_step: Callable[[str], None]) -> Path:
 
 
 def _hash(sources: Path, sm: int, architecture: str, compiler: str) -> str:
-    """Hash everything that the library is made from; tests are not part of it."""
+    """Hash everything that the library is made from."""
     digest = hashlib.sha256(f"{sm}\n{architecture}\n{compiler}\n".encode())
     for file in sorted(sources.rglob("*")):
         relative = file.relative_to(sources)
-        if file.is_file() and relative.parts[0] != "tests":
+        if file.is_file() and relative.parts[0] not in OTHER_PARTS:
             digest.update(f"{relative.as_posix()}\n{file.stat().st_size}\n".encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()
