@@ -13,50 +13,17 @@ import importlib
 import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tc_export.builder.progress import Phases
+from tc_export.engine.flavours import Flavour
 from tc_export.errors import EnvironmentLacks, InputError, UsageError
 
 ShapeTriple = Sequence[Sequence[int]]
 """The smallest, the usual and the largest shape of an input."""
 
 LAST_ERRORS = 4  # of TensorRT's own words, in a message
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flavour:
-    """One of the two products: what its module is called, and which versions we drive."""
-
-    title: str
-    modules: tuple[str, ...]  # the first that is there is taken
-    majors: tuple[int, ...]
-    oldest: tuple[int, int]
-    takes_target: bool  # it is told the compute capability, and so needs no GPU
-    install: str
-
-
-FLAVOURS = {
-    "tensorrt-rtx": Flavour(
-        title="TensorRT-RTX",
-        modules=("tensorrt_rtx_bindings", "tensorrt_rtx"),
-        majors=(1,),
-        oldest=(1, 0),
-        takes_target=True,
-        install="pip install 'tc-export[rtx]'",
-    ),
-    "tensorrt": Flavour(
-        title="TensorRT",
-        modules=("tensorrt_bindings", "tensorrt"),
-        majors=(10, 11),
-        oldest=(10, 3),
-        takes_target=False,
-        install="install the device's own package: sudo apt-get install nvidia-jetpack on a "
-        "Jetson, pip install tensorrt elsewhere",
-    ),
-}
 
 
 def load_module(flavour: Flavour) -> Any:

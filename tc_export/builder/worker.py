@@ -14,11 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tc_export.builder.api import FLAVOURS, Flavour, TensorRt, load_module
+from tc_export.builder.api import TensorRt, load_module
 from tc_export.builder.gpu import compute_capability_here
 from tc_export.builder.messages import Result, Task, describe_error
 from tc_export.builder.process import fix_addresses
 from tc_export.builder.progress import Phases
+from tc_export.engine.flavours import FLAVOURS, Flavour
 from tc_export.errors import EnvironmentLacks, TcExportError
 
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tc_export.engine.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
 from tc_export.engine.interface import Engine
 from tc_export.engine.native_library import find_native_library, require_native_library
 from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.engine.places import DECODER, MODEL_FILE, VISION
 from tc_export.engine.tensorrt_loading import EngineOrigin, open_tensorrt_engines
-from tc_export.engine.tensorrt_runtime import NAMES, TENSORRT, TENSORRT_RTX
 from tc_export.errors import BundleError, EnvironmentLacks, UsageError
 
 ONNX_RUNTIME = "onnxruntime"
@@ -67,7 +67,7 @@ def load_engines(
         )
     if native is not None or threads is not None:
         raise UsageError(
-            f"engines of {NAMES[backend]} have no choice of native library or threads",
+            f"engines of {FLAVOURS[backend].title} have no choice of native library or threads",
             hint="leave out --native, --no-native and --threads",
         )
     missing = {VISION, DECODER} - (origins or {}).keys()

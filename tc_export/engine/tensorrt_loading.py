@@ -17,9 +17,10 @@ from pathlib import Path
 from packaging.version import InvalidVersion, Version
 
 from tc_export.engine.cuda import open_cuda
+from tc_export.engine.flavours import FLAVOURS
 from tc_export.engine.places import PLUGIN_FOLDER, engine_path, plugin_path
 from tc_export.engine.tensorrt import TrtEngine
-from tc_export.engine.tensorrt_runtime import NAMES, TensorRt, import_tensorrt
+from tc_export.engine.tensorrt_runtime import TensorRt, import_tensorrt
 from tc_export.errors import BundleError, EnvironmentLacks
 
 
@@ -46,7 +47,7 @@ def open_tensorrt_engines(
     """
     module = import_tensorrt(backend)
     for graph, origin in origins.items():
-        _check_version(graph, origin, NAMES[backend], module.__version__)
+        _check_version(graph, origin, FLAVOURS[backend].title, module.__version__)
     tensorrt = TensorRt(backend, module, open_cuda())
     for graph, origin in origins.items():
         _check_gpu(graph, origin, tensorrt.sm)

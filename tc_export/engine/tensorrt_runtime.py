@@ -17,23 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tc_export.engine.cuda import CudaRuntime, Stream, compute_capability
+from tc_export.engine.flavours import FLAVOURS
 from tc_export.errors import BundleError, EnvironmentLacks
 
-TENSORRT = "tensorrt"
-TENSORRT_RTX = "tensorrt-rtx"
-
-NAMES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
-
-# Wheels are named after the bindings that they hold; a Jetson's own package has the plain name.
-_MODULES = {
-    TENSORRT: ("tensorrt_bindings", "tensorrt"),
-    TENSORRT_RTX: ("tensorrt_rtx_bindings", "tensorrt_rtx"),
-}
-_INSTALL = {
-    TENSORRT: "on a Jetson it comes with JetPack (apt-get install python3-libnvinfer); elsewhere "
-    "pip install tensorrt, in the version that the bundle was built with",
-    TENSORRT_RTX: "pip install tensorrt-rtx-cu13, in the version that the bundle was built with",
-}
 _LAST_ERRORS = 4  # of TensorRT's own, in a message
 
 _log = logging.getLogger(__name__)
@@ -65,7 +51,7 @@ class TensorRt:
             EnvironmentLacks: there is no GPU.
         """
         self.version = module.__version__
-        self.name = f"{NAMES[backend]} {self.version}"
+        self.name = f"{FLAVOURS[backend].title} {self.version}"
         self.sm = compute_capability(cuda)  # first: without a GPU, TensorRT's runtime is null
         self.stream = Stream(cuda)
         # Only TensorRT-RTX has strategies.
@@ -149,7 +135,7 @@ def import_tensorrt(backend: str) -> TrtModule:
         EnvironmentLacks: it is not here, or does not load.
     """
     reasons = []
-    for name in _MODULES[backend]:
+    for name in FLAVOURS[backend].modules:
         try:
             module: TrtModule = importlib.import_module(name)
         except (ImportError, OSError) as error:  # OSError: its libraries are not there
@@ -157,9 +143,9 @@ def import_tensorrt(backend: str) -> TrtModule:
         else:
             return module
     raise EnvironmentLacks(
-        f"the bundle's engine needs {NAMES[backend]}, which cannot be imported: "
+        f"the bundle's engine needs {FLAVOURS[backend].title}, which cannot be imported: "
         f"{'; '.join(reasons)}",
-        hint=_INSTALL[backend],
+        hint=FLAVOURS[backend].install,
     )
 
 

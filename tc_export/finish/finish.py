@@ -31,9 +31,10 @@ from tc_export.bundle import (
 )
 from tc_export.bundle.manifest import digest_of
 from tc_export.engine.cuda import open_cuda
+from tc_export.engine.flavours import TENSORRT
 from tc_export.engine.interface import Engine
 from tc_export.engine.tensorrt import TrtEngine
-from tc_export.engine.tensorrt_runtime import TENSORRT, TensorRt, import_tensorrt
+from tc_export.engine.tensorrt_runtime import TensorRt, import_tensorrt
 from tc_export.errors import BundleError, UsageError
 from tc_export.finish.judge import judge
 from tc_export.finish.machine import Machine, check_machine

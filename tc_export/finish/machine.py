@@ -10,7 +10,8 @@ from pathlib import Path
 from packaging.version import Version
 
 from tc_export.engine.cuda import compute_capability, open_cuda
-from tc_export.engine.tensorrt_runtime import TENSORRT, import_tensorrt
+from tc_export.engine.flavours import TENSORRT
+from tc_export.engine.tensorrt_runtime import import_tensorrt
 from tc_export.errors import BundleError, EnvironmentLacks
 from tc_export.finish.plan import FinishPlan
 

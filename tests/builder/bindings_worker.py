@@ -16,7 +16,6 @@ import sys
 from typing import Any
 
 from tc_export.builder.api import (
-    FLAVOURS,
     TensorRt,
     load_module,
     network_flags,
@@ -24,6 +23,7 @@ from tc_export.builder.api import (
     new_monitor,
 )
 from tc_export.builder.progress import Phases
+from tc_export.engine.flavours import FLAVOURS
 from tc_export.errors import EnvironmentLacks
 
 

@@ -20,6 +20,7 @@ from tc_export.builder import api, gpu
 from tc_export.builder.build import EngineReport, EngineRequest, build_engine
 from tc_export.builder.messages import describe_error, error_from
 from tc_export.builder.shapes import ShapeRange
+from tc_export.engine.flavours import FLAVOURS
 from tc_export.errors import (
     CheckFailed,
     EnvironmentLacks,
@@ -338,5 +339,5 @@ def test_a_flavour_that_is_not_installed(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EnvironmentLacks, match="is not installed: no module tensorrt") as raised:
-        api.load_module(api.FLAVOURS[flavour])
+        api.load_module(FLAVOURS[flavour])
     assert hint in str(raised.value.hint)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tc_export.engine import cuda, tensorrt
-from tc_export.engine.tensorrt_runtime import TENSORRT_RTX, import_tensorrt
+from tc_export.engine.flavours import TENSORRT_RTX
+from tc_export.engine.tensorrt_runtime import import_tensorrt
 from tc_export.errors import EnvironmentLacks
 from tests.engine import fake_tensorrt as fake
 from tests.engine.fake_cuda import Attribute, CaptureMode, CopyKind, Error, FakeCuda
@@ -82,7 +83,8 @@ def test_tensorrt_has_what_is_used(package: str, module: str) -> None:
 def test_the_real_package_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the name that the registry's wheel has."""
     code = (
-        "from tc_export.engine.tensorrt_runtime import TENSORRT_RTX, import_tensorrt\n"
+        "from tc_export.engine.flavours import TENSORRT_RTX\n"
+        "from tc_export.engine.tensorrt_runtime import import_tensorrt\n"
         "print(import_tensorrt(TENSORRT_RTX).__version__)"
     )
     done = subprocess.run(

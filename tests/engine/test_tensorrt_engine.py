@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tc_export.engine.flavours import TENSORRT, TENSORRT_RTX
 from tc_export.engine.tensorrt import TrtBuffer, TrtEngine
-from tc_export.engine.tensorrt_runtime import TENSORRT, TENSORRT_RTX, TensorRt
+from tc_export.engine.tensorrt_runtime import TensorRt
 from tc_export.engine.types import BFLOAT16
 from tc_export.errors import BundleError, EnvironmentLacks, TcExportError, UsageError
 from tests.engine.fake_cuda import FakeCuda, Misuse

@@ -147,10 +147,10 @@ def test_tensorrt_is_not_installed(device: Device) -> None:
         device.install(name, None)
     with pytest.raises(EnvironmentLacks, match="needs TensorRT, which") as caught:
         device.load()
-    assert "JetPack" in str(caught.value.hint)
+    assert "nvidia-jetpack" in str(caught.value.hint)
     with pytest.raises(EnvironmentLacks, match="needs TensorRT-RTX, which") as caught:
         device.load("TensorRT-RTX 1.7.1.116", backend="tensorrt-rtx")
-    assert "tensorrt-rtx" in str(caught.value.hint)
+    assert "tc-export[rtx]" in str(caught.value.hint)
 
 
 def test_the_bindings_alone_will_do(device: Device) -> None:

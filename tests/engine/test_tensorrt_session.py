@@ -15,9 +15,10 @@ import torch
 from tc_export.builder.shapes import decoder_shapes, vision_shapes
 from tc_export.config import ModelConfig
 from tc_export.engine.decoder_session import DecoderSession, bind_cache
+from tc_export.engine.flavours import TENSORRT
 from tc_export.engine.interface import Engine
 from tc_export.engine.tensorrt import TrtEngine
-from tc_export.engine.tensorrt_runtime import TENSORRT, TensorRt
+from tc_export.engine.tensorrt_runtime import TensorRt
 from tc_export.errors import UsageError
 from tc_export.model.positions import Clip, Segment, Text
 from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
