@@ -116,7 +116,7 @@ def test_a_run_trains_its_setting_and_is_judged_under_every_probe(
     run = run_setting(temporal, training_of(STEPS, 3, 1))
     assert trained == [run.temporal] == [temporal]
     assert (run.training.seed, run.seconds) == (3, 7.0)
-    items = make_items(Split.TEST, 1)
+    items = make_items(Split.TEST, 1, grades=[1])
     assert asked == [items, *([probed(item, probe) for item in items] for probe in Probe)]
     assert set(run.accuracy.values()) == {0.1}
     assert [set(by_kind.values()) for by_kind in run.probed.values()] == [{0.2}, {0.3}, {0.4}]

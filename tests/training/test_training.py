@@ -147,7 +147,37 @@ def test_kinds_come_by_weight() -> None:
     settings = TrainingConfig(batch_size=60)
     count = Counter(item.kind for step in range(40) for item in step_items(settings, step))
     assert set(count) == set(Kind)
-    assert count[Kind.FLASHES] > 2 * count[Kind.SPEED]  # three times as often, but for luck
+    assert count[Kind.FLASHES] > 2 * count[Kind.PART]  # three times as often, but for luck
+
+
+def test_a_prolonged_run_dwells_on_what_is_confused() -> None:
+    settings = TrainingConfig(steps=200, batch_size=60, late_from=150)
+    late = [item for step in range(150, 190) for item in step_items(settings, step)]
+    count = Counter(item.kind for item in late)
+    assert set(count) == set(Kind)
+    assert count[Kind.DIRECTION] > 2 * count[Kind.FLASHES]  # 7 to 2
+    grades = Counter(item.grade for item in late)
+    assert grades[3] > 2 * max(grades[1], grades[2])  # 3 to 1
+    early = Counter(item.grade for item in step_items(settings, 149))
+    assert early[3] < 30
+
+
+def test_a_run_of_easy_items_has_no_others() -> None:
+    settings = TrainingConfig(steps=100, hardest_grade=1)
+    assert {item.grade for step in (0, 50, 99) for item in step_items(settings, step)} == {1}
+
+
+def test_a_run_may_be_prolonged_and_says_so(
+    config: ModelConfig, batcher: Batcher, tmp_path: Path
+) -> None:
+    trained(config, batcher, SHORT, tmp_path)
+    longer = SHORT.model_copy(update={"steps": SHORT.steps + 2})
+    _, run = trained(config, batcher, longer, tmp_path, resume=True)
+    assert (run.step, run.prolongs) == (SHORT.steps + 2, [SHORT.steps])
+    _, again = trained(config, batcher, longer, tmp_path, resume=True)
+    assert again.prolongs == [SHORT.steps]
+    with pytest.raises(UsageError, match="steps"):
+        trained(config, batcher, SHORT, tmp_path, resume=True)
 
 
 def test_every_parameter_has_one_optimiser(config: ModelConfig) -> None:
