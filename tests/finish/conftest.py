@@ -169,7 +169,8 @@ class Device:
     def start(self, bundle: Path) -> subprocess.Popen[str]:
         """Start the script from another folder, by its path."""
         return subprocess.Popen(
-            ["sh", str(bundle / "finish" / "finish.sh")],
+            # A job in the background ignores interrupts, and so would the script.
+            ["env", "--default-signal=INT", "sh", str(bundle / "finish" / "finish.sh")],
             cwd=bundle.parent,
             env=self.environment(),
             stdout=subprocess.PIPE,

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from tc_export.checkpoint.reader import open_checkpoint
 from tc_export.cli import main
 from tc_export.config import ModelConfig
-from tc_export.engine.interface import Buffer, Engine
+from tc_export.engine.interface import Buffer, Engine, TensorInfo
 from tc_export.model.positions import Clip, Text
 from tc_export.parity.liveness import Movement
 from tc_export.parity.probes import Probe, probed
@@ -276,10 +276,15 @@ def test_an_engine_that_answers_right_and_moves_otherwise_fails(right: TaskResul
     assert not replace(right, movements={}).passed, "nothing was judged"
 
 
+CACHE = "past_key_values.0.key"
+
+
 class Scripted(Engine):
     """Gives the same features always, and one row of logits after the other."""
 
-    inputs: ClassVar = {}
+    inputs: ClassVar = {
+        CACHE: TensorInfo(CACHE, np.dtype(np.float32), ("batch", 2, "cache_rows", 4))
+    }
 
     def __init__(self, config: ModelConfig, *rows: list[float]) -> None:
         shape = (STEPS, config.tokens_per_frame, config.text.hidden_size)
