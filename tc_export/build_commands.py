@@ -15,6 +15,7 @@ from tc_export.config import AfterClip, AttentionMask
 if TYPE_CHECKING:
     from tc_export.bundle import Manifest, Profile
     from tc_export.checkpoint.reader import Checkpoint
+    from tc_export.finish.machine import Machine
 
 # Imports of a verb's own machinery stand in the verb: `--help` need not load PyTorch.
 
@@ -108,7 +109,7 @@ def build(
         for bundle, build_one in build_each(request, target or ["cpu"]):
             with RichReporter(console) as reporter:
                 manifest = build_one(reporter, _print_settings)
-            _print_end(bundle, manifest)
+            _print_end(bundle, _finish_if_here(bundle, manifest))
     except KeyboardInterrupt as interrupt:  # it says what is kept; typer would drop that
         console.print(str(interrupt), highlight=False)
         raise typer.Exit(INTERRUPTED) from None
@@ -139,16 +140,38 @@ def finish(
     Engines that finish/finish.sh has built are taken. What was built before a kill is not built
     again. Exit code 1: an engine does not compute what the model computes.
     """
-    from rich.progress import Progress
-
     from tc_export.bundle import read_manifest
-    from tc_export.finish.finish import Tools
-    from tc_export.finish.finish import finish as run_finish
     from tc_export.finish.machine import this_machine
     from tc_export.finish.plan import read_plan
 
     read_manifest(bundle)
     machine = this_machine(read_plan(bundle))
+    _print_end(bundle, _finish_on(machine, bundle))
+
+
+def _finish_if_here(bundle: Path, manifest: Manifest) -> Manifest:
+    """Finish a pending bundle at once, where this machine is the device that it is for."""
+    from tc_export.bundle import EngineState, locate
+    from tc_export.errors import EnvironmentLacks
+    from tc_export.finish.machine import check_machine, this_machine
+    from tc_export.finish.plan import read_plan
+
+    if manifest.engine is None or manifest.engine.state is not EngineState.PENDING:
+        return manifest
+    plan = read_plan(bundle)
+    try:
+        machine = this_machine(plan)
+        check_machine(plan, machine, locate(bundle, plan.plugin_library))
+    except EnvironmentLacks:
+        return manifest
+    return _finish_on(machine, bundle)
+
+
+def _finish_on(machine: Machine, bundle: Path) -> Manifest:
+    from rich.progress import Progress
+
+    from tc_export.finish.finish import Tools
+    from tc_export.finish.finish import finish as run_finish
 
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("finish", total=None)
@@ -160,9 +183,7 @@ def finish(
         def advance(done: float, total: float | None) -> None:
             progress.update(task, completed=done, total=total)
 
-        tools = Tools(on_step=step, on_progress=advance)
-        manifest = run_finish(bundle, machine, tools)
-    _print_end(bundle, manifest)
+        return run_finish(bundle, machine, Tools(on_step=step, on_progress=advance))
 
 
 def _print_settings(checkpoint: Checkpoint, profile: Profile) -> None:

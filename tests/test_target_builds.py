@@ -19,9 +19,12 @@ import torch
 from tc_export import build_stages, pipeline
 from tc_export.builder.build import EngineReport, EngineRequest
 from tc_export.bundle import Manifest, read_manifest, verify
+from tc_export.cli import main
 from tc_export.engine.interface import Engine
 from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.errors import EnvironmentLacks, UsageError
+from tc_export.finish import finish as finish_module
+from tc_export.finish import machine as finish_machine
 from tc_export.finish.finish import Tools as FinishTools
 from tc_export.finish.finish import finish
 from tc_export.finish.machine import Machine
@@ -240,6 +243,30 @@ def test_a_bundle_that_its_device_finished_stays_so(request_: BuildRequest, tool
     assert manifest.engine is not None
     assert manifest.engine.state == "pending"
     assert "finish" in ran
+
+
+@pytest.mark.parametrize(("sm", "state"), [(87, "built"), (89, "pending")])
+def test_a_build_on_the_device_itself_is_finished_at_once(
+    request_: BuildRequest,
+    tools: Tools,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    sm: int,
+    state: str,
+) -> None:
+    device = OnDevice(tools)
+    machine = replace(ORIN, sm=sm)
+    monkeypatch.setattr(finish_machine, "this_machine", lambda plan: machine)
+    monkeypatch.setattr(finish_module, "Tools", lambda **shown: replace(device.tools, **shown))
+    arguments = ["build", "--checkpoint", str(request_.checkpoint), "--target", "orin"]
+    arguments += ["--output", str(request_.output), "--max-length", str(MAX_LENGTH), "--no-parity"]
+    with pytest.raises(SystemExit) as exit_:
+        main([*arguments, "--max-frames", str(MAX_FRAMES)])
+    assert exit_.value.code == 0
+    assert f"engine: {state} (tensorrt)" in capsys.readouterr().out
+    manifest = read_manifest(request_.output)
+    assert manifest.engine is not None
+    assert manifest.engine.state == state
 
 
 @pytest.mark.parametrize(
