@@ -24,6 +24,7 @@ from tc_export.checkpoint.reader import open_checkpoint
 from tc_export.cli import main
 from tc_export.config import ModelConfig
 from tc_export.engine.interface import Buffer, Engine, TensorInfo
+from tc_export.engine.native_library import find_native_library
 from tc_export.model.positions import Clip, Text
 from tc_export.parity.liveness import Movement
 from tc_export.parity.probes import Probe, probed
@@ -158,6 +159,15 @@ def test_a_broken_engine_is_caught(
     assert any("move otherwise" in line for line in task_failures(broken))
     # PyTorch's side is untouched by what is wrong with the engine.
     assert [pair.pytorch for pair in broken.pairs] == [pair.pytorch for pair in right.pairs]
+
+
+def test_our_kernels_answer_alike(demo: Path, right: TaskResult) -> None:
+    library = find_native_library()
+    if library is None or not library.has_onnxruntime_ops:
+        pytest.skip("the native library was not built: no C++ compiler or no ONNX Runtime headers")
+    native = check_answers(demo, items_each=1, native=True, threads=1)
+    assert native.passed, task_failures(native)
+    assert [pair.engine for pair in native.pairs] == [pair.engine for pair in right.pairs]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
