@@ -11,8 +11,11 @@ Eight heads of 128, 35 tokens of text, then frames of 144 tokens that see themse
   Its bytes are counted read and written, ours read.
 
 Ours runs in float32 and bfloat16 through the PyTorch binding, the cache written in place. Times are
-medians of runs that alternate with the peer's, so that a busy moment hits both. Extra memory is the
-growth of the peak resident size over one call, its output included, in a process of its own.
+medians of runs that alternate with the peer's, so that a busy moment hits both; decode, which is
+quick, is run eight times as often. Before each run there is a pause: OpenMP's and ONNX Runtime's
+threads spin for some milliseconds after their work, and would take a core from whoever comes next.
+Extra memory is the growth of the peak resident size over one call, its output included, in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ HEADS, HEAD_DIM, TEXT, FRAME = 8, 128, 35, 144
 LENGTHS = (2_400, 9_600, 18_000)
 LONGEST_ONNXRUNTIME = 9_600
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PAUSE_S = 0.02
 PEERS = {
     "prefill": ("torch_sdpa_dense_mask", "onnxruntime_attention_dense_mask"),
     "decode": ("stream_copy",),
@@ -116,15 +120,23 @@ def _attention_session() -> ort.InferenceSession:
 def alternate(
     ours: Callable[[], object], peer: Callable[[], object], repeats: int
 ) -> tuple[float, float]:
-    """Median seconds of both, run in turns after one warm-up each."""
+    """Median seconds of both, run in turns after one warm-up each, when no other thread works."""
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(repeats + 1):
         for call, into in zip((ours, peer), times, strict=True):
+            stay_awake(PAUSE_S)
             start = time.perf_counter()
             call()
             if turn:
                 into.append(time.perf_counter() - start)
     return statistics.median(times[0]), statistics.median(times[1])
+
+
+def stay_awake(seconds: float) -> None:
+    """Let time pass without giving up the processor, which would be slower when it comes back."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
 
 
 def extra_bytes(who: str, length: int, dtype: str, phase: str, threads: int) -> int:
@@ -160,7 +172,7 @@ def compare(length: int, dtype: str, phase: str, peer: str, args: argparse.Names
     ours_s, peer_s = alternate(
         make_ours(length, DTYPES[dtype], phase),
         make_peer(peer, length, DTYPES[dtype]),
-        args.repeats,
+        args.repeats * (8 if phase == "decode" else 1),
     )
     memory = [extra_bytes(who, length, dtype, phase, args.threads) for who in ("ours", peer)]
     return Row(length, dtype, phase, peer, ours_s, peer_s, peer_s / ours_s, *memory)
