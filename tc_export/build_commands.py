@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tc_export.config import AfterClip, AttentionMask
+from tc_export.options import MaxLengthOption, PrecisionOption
 
 if TYPE_CHECKING:
     from tc_export.bundle import Manifest, Profile
@@ -36,14 +37,7 @@ def build(
             show_default=False,
         ),
     ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="One format for both engines, or each: vision=fp16,decoder=bf16. By default the "
-            "target's first.",
-            show_default=False,
-        ),
-    ] = None,
+    precision: PrecisionOption = None,
     release: Annotated[
         str | None,
         typer.Option(
@@ -53,15 +47,7 @@ def build(
         ),
     ] = None,
     max_frames: Annotated[int, typer.Option(min=1, help="Most frames of a question.")] = 16,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            help="Most tokens of a conversation: rows of the key/value cache. By default the "
-            "frames' tokens and 512 more, within the model's context.",
-            show_default=False,
-        ),
-    ] = None,
+    max_length: MaxLengthOption = None,
     gamma: Annotated[
         float | None,
         typer.Option(

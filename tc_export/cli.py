@@ -15,9 +15,9 @@ from rich.table import Table
 
 from tc_export import __version__
 from tc_export.build_commands import app as build_commands
-from tc_export.device_commands import JsonOption
 from tc_export.device_commands import app as device_commands
 from tc_export.errors import CheckFailed, TcExportError, UsageError
+from tc_export.options import JsonOption
 
 # Imports of a verb's own machinery stand in the verb: `--help` need not load PyTorch.
 

@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tc_export.options import JsonOption, MaxLengthOption, PrecisionOption
+
 # Imports of a verb's own machinery stand in the verb: `--help` need not load PyTorch.
 
 app = typer.Typer()
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 @app.command(epilog="Example: tc-export targets --json")
@@ -39,24 +39,9 @@ def plan(
         Path, typer.Option(help="Hugging Face folder, or its config.json alone.")
     ],
     target: Annotated[str, typer.Option(help="Device, or the path of a target's file.")] = "cpu",
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="One format for both engines, or each: vision=fp16,decoder=bf16. By default the "
-            "target's first.",
-            show_default=False,
-        ),
-    ] = None,
+    precision: PrecisionOption = None,
     frames: Annotated[int, typer.Option(min=1, help="Frames of a question.")] = 16,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            help="Most tokens of a conversation. By default the frames' tokens and 512 more, "
-            "within the model's context.",
-            show_default=False,
-        ),
-    ] = None,
+    max_length: MaxLengthOption = None,
     chart: Annotated[
         Path | None, typer.Option(help="Draw memory over frames to this PNG.", show_default=False)
     ] = None,

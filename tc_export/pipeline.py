@@ -17,11 +17,18 @@ from typing import Any
 
 from tc_export import build_stages
 from tc_export.build_stages import Recipe
-from tc_export.bundle import Description, Manifest, Profile, open_staging
+from tc_export.bundle import Description, Manifest, Profile, open_staging, verify
 from tc_export.checkpoint.hf_config import read_config
 from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
 from tc_export.config import ModelConfig
-from tc_export.engine.places import DECODER, EMBEDDING_FILE, GRAPHS, VISION, engine_path
+from tc_export.engine.places import (
+    DECODER,
+    EMBEDDING_FILE,
+    GRAPHS,
+    VISION,
+    engine_path,
+    engine_stage,
+)
 from tc_export.errors import EnvironmentLacks, UsageError
 from tc_export.plan.build_cost import build_cost
 from tc_export.plan.planner import profile_length
@@ -96,7 +103,8 @@ def build(
         )
         stages = plan_stages(recipe, check_parity=request.check_parity)
         published = staging.published
-        if published and is_finished(published) and is_up_to_date(published, stages):
+        is_kept = published and is_finished(published) and is_up_to_date(published, stages)
+        if published and is_kept and not verify(staging.output):
             reporter.planned(stages)
             for stage in stages:
                 reporter.skipped(stage)
@@ -107,7 +115,7 @@ def build(
 def is_finished(manifest: Manifest) -> bool:
     """True where the device has added its engines, which a build here could only take away."""
     stages = manifest.stages
-    return "finish" in stages and all(f"{graph}_engine" in stages for graph in GRAPHS)
+    return "finish" in stages and all(engine_stage(graph) in stages for graph in GRAPHS)
 
 
 Build = Callable[[Reporter, Callable[[Checkpoint, Profile], None]], Manifest]
@@ -297,7 +305,7 @@ def _engine_stages(recipe: Recipe) -> Iterable[Stage]:
     """Engines that are built here, without the device."""
     for graph in GRAPHS:
         yield Stage(
-            name=f"{graph}_engine",
+            name=engine_stage(graph),
             description=f"build the {graph} engine",
             key={
                 "sm": recipe.target.sm,

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "tc_export"
 
 ORDER = [
-    {"__init__", "errors"},
+    {"__init__", "elf", "errors", "options"},
     {"config"},
     {"targets"},
     {"plugins"},

@@ -11,9 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.plugins.native import need
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^    (\.venv/bin/tc-export .+)$", README, re.MULTILINE)
+COMPILERS = {
+    "rtx4090": ("cmake", "make", "g++"),
+    "orin": ("cmake", "make", "aarch64-linux-gnu-g++"),
+}
+"""What the README says that a build for a device needs, by the device."""
+
+
+def of_device(device: str) -> list[str]:
+    """The commands of the README that make a device's bundle or read it."""
+    return [command for command in COMMANDS if f"out/tc-llava-tiny-{device}" in command]
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +75,20 @@ def test_the_commands_of_make_demo_and_of_the_readme(checkout: Path) -> None:
         if "tc-export ask" in line:
             assert printed.strip() == right_answer
     for command in COMMANDS:
-        if "orin" in command and shutil.which("aarch64-linux-gnu-g++") is None:
-            continue  # the README says what it needs
+        if any(command in of_device(device) for device in COMPILERS):
+            continue
         printed = run(command, checkout)
         if "tc-export ask" in command:
             assert printed.strip() == right_answer
+
+
+@pytest.mark.parametrize("device", COMPILERS)
+def test_the_commands_of_the_readme_for_a_device(device: str, checkout: Path) -> None:
+    need(*COMPILERS[device], package="cmake make g++ g++-aarch64-linux-gnu")
+    (checkout / "engines" / "out").mkdir(parents=True, exist_ok=True)  # `make demo` makes it
+    assert any("tc-export build" in command for command in of_device(device))
+    for command in of_device(device):
+        run(command, checkout)
 
 
 def test_make_test_runs_pytest() -> None:

@@ -7,6 +7,7 @@ The compiler and TensorRT are stood in for here; a real build is in `test_rtx_bu
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +37,7 @@ from tc_export.stages import SilentReporter
 from tc_export.targets import Target
 from tests.bundled import MAX_FRAMES, MAX_LENGTH, request_for, save_with_tokenizer
 from tests.checkpoint.families import edit_config
+from tests.finish.fake_tools import report_of
 from tests.test_pipeline import Watching
 
 HEAD_SIZE = 64
@@ -72,16 +74,7 @@ class Tools:
         library = request.plugin_library
         assert library.is_file() if library else not request.custom_nodes
         request.engine.write_bytes(request.graph.read_bytes()[:100])
-        return EngineReport(
-            tensorrt="TensorRT-RTX 9.8.7",
-            layers=5,
-            plugin_layers=dict(request.custom_nodes),
-            layer_types={},
-            precision=request.precision,
-            engine_bytes=100,
-            seconds=0.1,
-            peak_bytes=1,
-        )
+        return report_of(request, "TensorRT-RTX 9.8.7")
 
 
 @pytest.fixture
@@ -245,6 +238,19 @@ def test_a_bundle_that_its_device_finished_stays_so(request_: BuildRequest, tool
     assert "finish" in ran
 
 
+def test_a_finished_bundle_that_is_damaged_is_made_again(
+    request_: BuildRequest, tools: Tools
+) -> None:
+    asked = replace(request_, target="orin")
+    built(asked)
+    finish(request_.output, ORIN, OnDevice(tools).tools)
+    (request_.output / "embedding.safetensors").write_bytes(b"")
+    manifest, _ = built(asked)
+    assert verify(request_.output) == []
+    assert manifest.engine is not None
+    assert manifest.engine.state == "pending"
+
+
 @pytest.mark.parametrize(("sm", "state"), [(87, "built"), (89, "pending")])
 def test_a_build_on_the_device_itself_is_finished_at_once(
     request_: BuildRequest,
@@ -306,8 +312,8 @@ def test_a_head_size_that_no_kernel_has(request_: BuildRequest, tools: Tools, ot
 
 def test_the_head_sizes_are_those_of_the_kernels() -> None:
     source = Path(__file__).parents[1] / "plugins" / "kernels" / "attention_dispatch.cuh"
-    text = source.read_text()
-    assert all(f"{size}" in text for size in pipeline.PLUGIN_HEAD_SIZES)
+    sizes = re.findall(r"case (\d+): return function\(type, HeadSize<\1>", source.read_text())
+    assert tuple(map(int, sizes)) == pipeline.PLUGIN_HEAD_SIZES
 
 
 def test_a_mask_that_is_no_prefix(request_: BuildRequest, tools: Tools, other: Path) -> None:

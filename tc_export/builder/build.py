@@ -12,13 +12,13 @@ import contextlib
 import json
 import os
 import platform
-import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tc_export import elf
 from tc_export.builder.log import Realised, read_layers, summarise
 from tc_export.builder.messages import Result, Task, error_from
 from tc_export.builder.process import Ended, descriptor, path_of, run_worker
@@ -34,7 +34,6 @@ from tc_export.errors import (
 WORKER = "tc_export.builder.worker"
 LAST_LINES = 6  # of what a worker printed, in a message
 NAMED_LAYERS = 3  # of those in another precision, in a message
-ELF_MACHINES = {62: "x86_64", 183: "aarch64"}  # e_machine of elf.h, as `platform` names it
 
 OnProgress = Callable[[float, float | None], None]
 """Called with (done, total)."""
@@ -238,11 +237,9 @@ def _check_files(request: EngineRequest) -> None:
             hint="tc-export plugins build makes it for a target",
         )
     with library.open("rb") as file:
-        header = file.read(20)
-    if len(header) < 20 or header[:4] != b"\x7fELF":
+        machine = elf.architecture(file.read(elf.HEADER_BYTES))
+    if machine is None:
         raise EnvironmentLacks(f"{library} is not a shared library")
-    (number,) = struct.unpack_from("<H", header, 18)
-    machine = ELF_MACHINES.get(number, f"ELF machine {number}")
     if machine != platform.machine():
         raise EnvironmentLacks(
             f"{library} is for {machine}, and this machine is {platform.machine()}",

@@ -17,6 +17,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from tc_export import elf
 from tc_export.plan.host import host_memory
 
 COMMAND_SECONDS = 10.0
@@ -30,7 +31,6 @@ TENSORRT_MODULES = (
     "tensorrt_lean",
 )
 OP_NAMES = ("TcDualRope", "TcBlockCausalAttention")
-ARCHITECTURES = {62: "x86_64", 183: "aarch64"}  # e_machine of an ELF file
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _CUDA_FOLDER = Path("/usr/local/cuda/bin")
@@ -168,9 +168,8 @@ def plugins() -> dict[str, Any]:
 
 
 def _describe_library(content: bytes) -> dict[str, Any]:
-    machine = int.from_bytes(content[18:20], "little")
     return {
-        "architecture": ARCHITECTURES.get(machine, f"unknown ({machine})"),
+        "architecture": elf.architecture(content) or "unknown",
         "ops": [name for name in OP_NAMES if name.encode() in content],
     }
 

@@ -12,6 +12,11 @@ PLUGIN_FOLDER = "plugins"
 PLUGIN_FILE = "libtc_tensorrt.so"
 
 
+def engine_stage(graph: str) -> str:
+    """The stage that makes the engine of a graph, here or on the device."""
+    return f"{graph}_engine"
+
+
 def engine_path(graph: str) -> str:
     """The engine of a graph."""
     return f"engines/{graph}.engine"

@@ -33,6 +33,7 @@ from tc_export.bundle.manifest import digest_of
 from tc_export.engine.cuda import open_cuda
 from tc_export.engine.flavours import TENSORRT
 from tc_export.engine.interface import Engine
+from tc_export.engine.places import engine_stage
 from tc_export.engine.tensorrt import TrtEngine
 from tc_export.engine.tensorrt_runtime import TensorRt, import_tensorrt
 from tc_export.errors import BundleError, UsageError
@@ -119,7 +120,7 @@ class _Finish:
         published = self._staging.published
         if published is None:
             raise UsageError(f"{self._staging.output} was removed in the meantime")
-        engines = {_stage_name(name): name for name in self._plan.graphs}
+        engines = {engine_stage(name): name for name in self._plan.graphs}
         self._tools.on_step("check the bundle's files")
         records = {
             name: self._take_over(name, record)
@@ -232,8 +233,3 @@ class _Finish:
             layers=report.layers,
             plugin_layers=report.plugin_layers,
         )
-
-
-def _stage_name(graph: str) -> str:
-    """As the stages of a build are called that make an engine where that can be done at once."""
-    return f"{graph}_engine"

@@ -9,14 +9,12 @@ from pathlib import Path
 
 from packaging.version import Version
 
+from tc_export import elf
 from tc_export.engine.cuda import compute_capability, open_cuda
 from tc_export.engine.flavours import TENSORRT
 from tc_export.engine.tensorrt_runtime import import_tensorrt
 from tc_export.errors import BundleError, EnvironmentLacks
 from tc_export.finish.plan import FinishPlan
-
-_ELF_MACHINES = {0x3E: "x86_64", 0xB7: "aarch64"}
-_ELF_MACHINE_AT = 18  # e_machine, two bytes
 
 
 @dataclass(frozen=True)
@@ -90,15 +88,15 @@ def library_architecture(library: Path) -> str:
     """
     try:
         with library.open("rb") as file:
-            header = file.read(_ELF_MACHINE_AT + 2)
+            header = file.read(elf.HEADER_BYTES)
     except OSError as error:
         raise BundleError(
             f"the plugin library {library} cannot be read: {error.strerror}",
             hint="get the bundle again from where it was built",
         ) from error
-    if len(header) < _ELF_MACHINE_AT + 2 or header[:4] != b"\x7fELF":
+    architecture = elf.architecture(header)
+    if architecture is None:
         raise BundleError(
             f"{library} is no shared library", hint="get the bundle again from where it was built"
         )
-    number = int.from_bytes(header[_ELF_MACHINE_AT:], "little")
-    return _ELF_MACHINES.get(number, f"machine {number:#x}")
+    return architecture

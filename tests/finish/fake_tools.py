@@ -15,6 +15,20 @@ from tc_export.finish.finish import OnProgress, Tools
 from tc_export.finish.plan import GraphPlan
 
 
+def report_of(request: EngineRequest, tensorrt: str) -> EngineReport:
+    """What a builder would say that has made just what was asked for."""
+    return EngineReport(
+        tensorrt=tensorrt,
+        layers=7,
+        plugin_layers=dict(request.custom_nodes),
+        layer_types={},
+        precision=request.precision,
+        engine_bytes=request.engine.stat().st_size,
+        seconds=1.0,
+        peak_bytes=1,
+    )
+
+
 class FakeTools:
     """Builds files, and opens them as the graph in ONNX Runtime."""
 
@@ -31,16 +45,7 @@ class FakeTools:
         assert request.plugin_library.is_file()
         request.engine.write_text(f"built from {request.graph.parent.name}")
         on_progress(1, 1)
-        return EngineReport(
-            tensorrt="TensorRT 10.3.0.26",
-            layers=7,
-            plugin_layers=dict(request.custom_nodes),
-            layer_types={},
-            precision=request.precision,
-            engine_bytes=request.engine.stat().st_size,
-            seconds=1.0,
-            peak_bytes=1,
-        )
+        return report_of(request, "TensorRT 10.3.0.26")
 
     def open(self, engine: Path, plugin_library: Path, graph: GraphPlan, /) -> Engine:
         assert engine.is_file()
