@@ -246,7 +246,7 @@ bool attend_panels(const tc_cpu::AttentionPlan& plan, int64_t task_index) {
         softmax_block<false, E>(state, correction, scores, n, first);
       }
       const int64_t value_steps = (n + depth(values) - 1) / depth(values);
-      value_block(out + p * D * kPanel, correction, values, reinterpret_cast<const E*>(scores),
+      value_block(out + p * D * kPanel, correction, values, reinterpret_cast<E*>(scores),
                   value_steps, D);
     }
   }

@@ -49,6 +49,7 @@ extern const IsaKernels kPortable;
 extern const IsaKernels kAvx2;
 extern const IsaKernels kAvx512;
 extern const IsaKernels kAvx512Bf16;
+extern const IsaKernels kAmx;
 #endif
 
 }  // namespace tc_cpu

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The table of functions of one instruction set. An isa_*.cpp defines TC_ISA, TC_VECTOR_BYTES and
-// TC_ISA_TABLE (the table's name), and TC_BF16_DOT where there is a dot product of bfloat16.
+// TC_ISA_TABLE (the table's name), TC_BF16_DOT where there is a dot product of bfloat16, and TC_AMX
+// where there is a matrix unit for it.
 
 #include "attention_panels.h"
 #include "attention_rows.h"
+#if defined(TC_AMX)
+#include "attention_tiles.h"
+#endif
 #include "isa_kernels.h"
 #include "rotate.h"
 
@@ -22,6 +26,12 @@ bool attend_stored<Bf16>(const tc_cpu::AttentionPlan& plan, int64_t task) {
   if (plan.rows <= kFewRows && plan.args.head_dim % kLanes == 0) {
     return attend_rows<Bf16>(plan, task);
   }
+#if defined(TC_AMX)
+  if (plan.args.head_dim % kTileStep == 0) {
+    const Tiles tiles;
+    return attend_panels<Bf16, TilePair>(plan, task);
+  }
+#endif
   if (plan.args.head_dim % 2 == 0) return attend_panels<Bf16, Pair>(plan, task);
   return attend_panels<Bf16, float>(plan, task);
 }

@@ -14,6 +14,11 @@
 #include <memory>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "isa_kernels.h"
 
 namespace {
@@ -25,34 +30,54 @@ using tc_cpu::RopePlan;
 // --- Instruction sets --------------------------------------------------------------------------
 
 struct Isa {
+  tc_cpu_isa id;
   const char* name;
   const IsaKernels* kernels;
   bool available;
 };
 
+#if defined(__x86_64__) && !defined(TC_EMULATED_AMX)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+// The matrix unit's registers are large: Linux keeps them only for a process that asks.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;               // of the processor's extended states
+  return has_avx512_bf16() && __builtin_cpu_supports("amx-tile") &&
+         __builtin_cpu_supports("amx-bf16") &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 const Isa* find_isa(tc_cpu_isa wanted) {
   // Best last.
   static const Isa kIsas[] = {
-      {"portable", &tc_cpu::kPortable, true},
-#if defined(__x86_64__)
-      {"avx2", &tc_cpu::kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
-      {"avx512", &tc_cpu::kAvx512,
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
-      {"avx512_bf16", &tc_cpu::kAvx512Bf16,
-       __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
+      {TC_ISA_PORTABLE, "portable", &tc_cpu::kPortable, true},
+#if defined(TC_EMULATED_AMX)
+      {TC_ISA_AMX, "amx", &tc_cpu::kAmx, true},
+#elif defined(__x86_64__)
+      {TC_ISA_AVX2, "avx2", &tc_cpu::kAvx2, has_avx2()},
+      {TC_ISA_AVX512, "avx512", &tc_cpu::kAvx512, has_avx512()},
+      {TC_ISA_AVX512_BF16, "avx512_bf16", &tc_cpu::kAvx512Bf16, has_avx512_bf16()},
+      {TC_ISA_AMX, "amx", &tc_cpu::kAmx, has_amx()},
 #endif
   };
-  constexpr int kCount = sizeof(kIsas) / sizeof(kIsas[0]);
-  if (wanted == TC_ISA_BEST) {
-    int best = kCount - 1;
-    while (!kIsas[best].available) --best;
-    return &kIsas[best];
+  const Isa* found = nullptr;
+  for (const Isa& isa : kIsas) {
+    if (isa.available && (wanted == TC_ISA_BEST || wanted == isa.id)) found = &isa;
   }
-  const int index = static_cast<int>(wanted) - TC_ISA_PORTABLE;
-  if (index < 0 || index >= kCount || !kIsas[index].available) return nullptr;
-  return &kIsas[index];
+  return found;
 }
 
 // --- Arguments ---------------------------------------------------------------------------------

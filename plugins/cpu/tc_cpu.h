@@ -17,7 +17,8 @@ typedef enum {
   TC_ISA_PORTABLE = 1,
   TC_ISA_AVX2 = 2,
   TC_ISA_AVX512 = 3,
-  TC_ISA_AVX512_BF16 = 4
+  TC_ISA_AVX512_BF16 = 4,
+  TC_ISA_AMX = 5
 } tc_cpu_isa;
 
 /* The name of an instruction set ("avx2"); null when this processor or build does not have it. */

@@ -12,7 +12,9 @@
 
 #include "simd.h"
 
-#if defined(TC_BF16_DOT)
+#if defined(TC_EMULATED_AMX)
+#include "emulated_amx.h"  // ../tests/cpu
+#elif defined(TC_BF16_DOT)
 #include <immintrin.h>
 #endif
 

@@ -220,6 +220,8 @@ const Case kCases[] = {
     {"few rows, split, odd size", 1, 4, 1, 5, 1100, 10, 1090, 5},
     {"odd head size", 1, 2, 2, 50, 60, 7, 0, 9},
     {"odd number of keys", 1, 1, 1, 97, 97, 20, 0, 97},
+    {"odd number of keys, head size of 32s", 2, 2, 1, 53, 131, 96, 44, 53},
+    {"largest head", 1, 3, 1, 41, 190, 256, 130, 11},
 };
 
 void test_attention(tc_cpu_isa isa, tc_dtype dtype) {
@@ -360,7 +362,7 @@ void test_refusals() {
 }  // namespace
 
 int main() {
-  for (int i = TC_ISA_PORTABLE; i <= TC_ISA_AVX512_BF16; ++i) {
+  for (int i = TC_ISA_PORTABLE; i <= TC_ISA_AMX; ++i) {
     const tc_cpu_isa isa = static_cast<tc_cpu_isa>(i);
     if (tc_cpu_isa_name(isa) == nullptr) {
       std::printf("instruction set %d is not on this processor: not tested\n", i);

@@ -55,7 +55,7 @@ def test_another_version_is_refused(
 
 def test_its_own_tests_pass(native_build: Path) -> None:
     need("ctest", package="cmake")
-    run("ctest", "--test-dir", native_build, "--output-on-failure", "-R", "^cpu$")
+    run("ctest", "--test-dir", native_build, "--output-on-failure", "-R", "^cpu")
 
 
 @pytest.mark.slow
@@ -65,8 +65,8 @@ def test_they_pass_in_a_debug_build_under_sanitizers() -> None:
     folder = REPOSITORY / "build" / "cpu-debug"
     options = ("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g", "-DTC_ENABLE_CUDA=OFF")
     sanitized = ("-DTC_SANITIZE=address,undefined", "-DTC_FETCH_ONNXRUNTIME=OFF")
-    build(folder, "tc_cpu_test", *options, *sanitized)
-    run("ctest", "--test-dir", folder, "--output-on-failure", "-R", "^cpu$")
+    build(folder, "tc_cpu_tests", *options, *sanitized)
+    run("ctest", "--test-dir", folder, "--output-on-failure", "-R", "^cpu")
 
 
 @pytest.mark.slow
@@ -77,5 +77,5 @@ def test_they_pass_on_aarch64() -> None:
     folder = REPOSITORY / "build" / "cpu-aarch64"
     toolchain = f"-DCMAKE_TOOLCHAIN_FILE={PLUGINS / 'jetson' / 'toolchain.cmake'}"
     options = (toolchain, f"-DTC_CUDA_AARCH64={fetched('cuda-aarch64')}", "-DTC_ENABLE_CUDA=OFF")
-    build(folder, "tc_cpu_test", *options, "-DTC_FETCH_ONNXRUNTIME=OFF")
-    run("ctest", "--test-dir", folder, "--output-on-failure", "-R", "^cpu$")
+    build(folder, "tc_cpu_tests", *options, "-DTC_FETCH_ONNXRUNTIME=OFF")
+    run("ctest", "--test-dir", folder, "--output-on-failure", "-R", "^cpu")
