@@ -26,6 +26,7 @@ SHIPPED_FOLDERS = (
     _PACKAGE.parent / "engines" / "targets",  # a source checkout
 )
 
+OLDEST_SM = 80  # has cp.async and the 16-bit mma.m16n8k16, which the kernels are written with
 SHORT_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -109,7 +110,7 @@ class Target(Config):
 
     name: str = Field(pattern="^[a-z0-9][a-z0-9.-]*$")
     description: str
-    sm: int | None = Field(default=None, ge=50)  # CUDA compute capability, 87 for 8.7
+    sm: int | None = None  # CUDA compute capability, 87 for 8.7
     precisions: tuple[Precision, ...] = Field(min_length=1)
     memory: Memory
     rates: Rates = Rates()
@@ -125,6 +126,8 @@ class Target(Config):
                 raise ValueError(f"a doubt about {doubt.field!r}, which this target does not state")
         if (self.sm is None) != (self.toolchain.engine == "onnxruntime"):
             raise ValueError("sm belongs to a TensorRT engine, and only to one")
+        if self.sm is not None and self.sm < OLDEST_SM:
+            raise ValueError(f"sm is {self.sm}: the kernels need {OLDEST_SM} or later")
         if self.sm is not None and not self.toolchain.releases:
             raise ValueError(
                 "a TensorRT engine is built for a release: toolchain.releases is empty"

@@ -146,6 +146,7 @@ def edited(folder: Path, edit: Callable[[str], str]) -> Path:
         ("total_gb = 64", "total_gb = -1", "memory.total_gb"),
         ("total_gb = 64", "total_gb = nan", "memory.total_gb"),
         ("sm = 87\n", "", "sm belongs to a TensorRT engine"),
+        ("sm = 87", "sm = 75", "sm is 75: the kernels need 80 or later"),
         ('"float16", ', '"float17", ', "precisions.0"),
         ('field = "rates.float16"', 'field = "rates.fp8"', "rates.fp8"),
         ('mark = "derived"', 'mark = "guessed"', "mark"),
