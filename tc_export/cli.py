@@ -269,9 +269,18 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
 @app.command(epilog="Example: tc-export verify out/llava-cpu")
 def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Check every file of a bundle against its manifest; exit code 1 names those that differ."""
+    from rich.progress import DownloadColumn, Progress
+
     from tc_export.bundle import verify as verify_bundle
 
-    problems = verify_bundle(bundle)
+    columns = (*Progress.get_default_columns(), DownloadColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        bar = progress.add_task("reading the bundle", total=None)
+        problems = verify_bundle(
+            bundle, lambda done, total: progress.update(bar, completed=done, total=total)
+        )
     if as_json:
         print(
             json.dumps(

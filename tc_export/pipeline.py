@@ -92,7 +92,7 @@ def build(
             checkpoint=checkpoint,
             description=Description(
                 target=target.name,
-                checkpoint_digest=checkpoint.digest(),
+                checkpoint_digest=checkpoint.digest(partial(reporter.read, "the checkpoint")),
                 profile=profile,
                 precision_asked=precisions.model_dump(mode="json"),
                 tools=versions({*EXPORTERS, *RUNNERS}),
@@ -104,7 +104,8 @@ def build(
         stages = plan_stages(recipe, check_parity=request.check_parity)
         published = staging.published
         is_kept = published and is_finished(published) and is_up_to_date(published, stages)
-        if published and is_kept and not verify(staging.output):
+        read = partial(reporter.read, "the bundle")
+        if published and is_kept and not verify(staging.output, read):
             reporter.planned(stages)
             for stage in stages:
                 reporter.skipped(stage)

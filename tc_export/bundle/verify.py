@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -54,8 +55,13 @@ def locate(bundle: Path, path: str) -> Path:
     return place
 
 
-def verify(bundle: Path) -> list[Problem]:
+def verify(
+    bundle: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Problem]:
     """Compare every file with the manifest, and name each that differs, in order of path.
+
+    `on_progress` gets how many bytes are done, and how many there are; a file that needs no reading
+    is done at once.
 
     Raises:
         BundleError: the manifest itself is missing, damaged, of another version, or lists a path
@@ -63,7 +69,11 @@ def verify(bundle: Path) -> list[Problem]:
     """
     files = read_manifest(bundle).files
     digests = Digests()
-    problems = [_check(locate(bundle, path), path, file, digests) for path, file in files.items()]
+    bytes_read = _BytesRead(sum(file.size_bytes for file in files.values()), on_progress)
+    problems = []
+    for path, file in files.items():
+        problems.append(_check(locate(bundle, path), path, file, digests, bytes_read.add))
+        bytes_read.finish_file(file.size_bytes)
     try:
         found = list(walk_files(bundle))
     except OSError as error:
@@ -76,7 +86,31 @@ def verify(bundle: Path) -> list[Problem]:
     return sorted(filter(None, problems), key=lambda problem: problem.path)
 
 
-def _check(place: Path, path: str, expected: FileRecord, digests: Digests) -> Problem | None:
+class _BytesRead:
+    """Adds up what was read of each file, and tells the caller."""
+
+    def __init__(self, total: int, on_progress: Callable[[int, int], None]) -> None:
+        self._total = total
+        self._on_progress = on_progress
+        self._files = 0  # of those that are done
+        self._file = 0  # of the one that is being read
+
+    def add(self, size_bytes: int) -> None:
+        self._file += size_bytes
+        self._on_progress(self._files + self._file, self._total)
+
+    def finish_file(self, size_bytes: int) -> None:
+        self._files, self._file = self._files + size_bytes, 0
+        self._on_progress(self._files, self._total)
+
+
+def _check(
+    place: Path,
+    path: str,
+    expected: FileRecord,
+    digests: Digests,
+    on_read: Callable[[int], None],
+) -> Problem | None:
     if not os.path.lexists(place):
         return Problem(path, Damage.MISSING, f"{expected.size_bytes:,} bytes expected")
     if not is_regular_file(place):
@@ -87,7 +121,7 @@ def _check(place: Path, path: str, expected: FileRecord, digests: Digests) -> Pr
         detail = f"{size_bytes:,} bytes found, {expected.size_bytes:,} expected"
         return Problem(path, damage, detail)
     try:
-        sha256 = digests.sha256(place)
+        sha256 = digests.sha256(place, on_read)
     except OSError as error:
         return Problem(path, Damage.CHANGED, f"cannot be read: {error.strerror}")
     if sha256 != expected.sha256:

@@ -23,9 +23,13 @@ from tc_export.stages.stage import Stage
 
 
 class Reporter(Protocol):
-    """Follows a build. `planned` comes first, then each stage is skipped, or started, advanced any
-    number of times and, if all goes well, finished. Several may run at once, each in its thread.
+    """Follows a build. What must be read to plan it is read first; then it is planned, and each
+    stage is skipped, or started, advanced any number of times and, if all goes well, finished.
+    Several may run at once, each in its thread.
     """
+
+    def read(self, what: str, done_bytes: int, total_bytes: int) -> None:
+        """So much has been read of the checkpoint, or of what else `what` names."""
 
     def planned(self, stages: Sequence[Stage]) -> None:
         """All stages of the build, in order."""
@@ -45,6 +49,9 @@ class Reporter(Protocol):
 
 class SilentReporter:
     """Tells nobody."""
+
+    def read(self, what: str, done_bytes: int, total_bytes: int) -> None:
+        """Say nothing."""
 
     def planned(self, stages: Sequence[Stage]) -> None:
         """Say nothing."""
@@ -94,6 +101,14 @@ class RichReporter:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
+
+    def read(self, what: str, done_bytes: int, total_bytes: int) -> None:
+        """Move a bar that is there until all is read; a log has nothing of it."""
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(f"read {what}", total=total_bytes)
+        self._progress.update(self._tasks[what], completed=done_bytes)
+        if done_bytes == total_bytes:
+            self._progress.remove_task(self._tasks.pop(what))
 
     def planned(self, stages: Sequence[Stage]) -> None:
         """Number the steps."""

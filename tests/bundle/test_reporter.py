@@ -19,6 +19,9 @@ class Recorder:
     def __init__(self) -> None:
         self.events: list[tuple[object, ...]] = []
 
+    def read(self, what: str, done_bytes: int, total_bytes: int) -> None:
+        self.events.append(("read", what, done_bytes, total_bytes))
+
     def planned(self, stages: Sequence[Stage]) -> None:
         self.events.append(("planned", *(stage.name for stage in stages)))
 
@@ -86,3 +89,13 @@ def test_a_bar_shows_how_far_it_is() -> None:
         reporter.finished(stage, 1.25)
         assert reporter._progress.tasks == []
     assert "[1/1] [odd] name: done in 1.2 s" in out.getvalue()
+
+
+def test_what_is_read_before_the_stages_has_a_bar() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    with RichReporter(console) as reporter:
+        reporter.read("the checkpoint", 10, 40)
+        (task,) = reporter._progress.tasks
+        assert (task.description, task.percentage) == ("read the checkpoint", 25)
+        reporter.read("the checkpoint", 40, 40)
+        assert reporter._progress.tasks == []

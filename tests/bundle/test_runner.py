@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
-from tc_export.bundle import Digests, Facts, StageRecord, open_staging, verify
+from tc_export.bundle import Digests, Facts, StageRecord, files, open_staging, verify
 from tc_export.errors import CheckFailed, TcExportError
 from tc_export.stages import SilentReporter, Stage, StageContext, run_stages
 
@@ -232,15 +233,15 @@ def test_so_do_those_that_a_failed_build_staged(toy: Toy) -> None:
 
 def test_a_large_file_is_hashed_once_a_run(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[int] = []
-    original = hashlib.file_digest
+    original = files._sha256
 
-    def counting(file: Any, algorithm: str) -> Any:
+    def counting(file: BinaryIO, on_read: Callable[[int], None]) -> str:
         hashed.append(os.fstat(file.fileno()).st_ino)
-        return original(file, algorithm)
+        return original(file, on_read)
 
     an_hour_ago = toy.checkpoint.stat().st_mtime - 3600
     os.utime(toy.checkpoint, (an_hour_ago, an_hour_ago))
-    monkeypatch.setattr(hashlib, "file_digest", counting)
+    monkeypatch.setattr(files, "_sha256", counting)
     with open_staging(toy.output) as staging:
         staging.digests.sha256(toy.checkpoint)  # as a pipeline does for the checkpoint's digest
         run_stages(staging, toy.stages(), DESCRIPTION, SilentReporter())

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tc_export.bundle import Digests, inspect, locate, read_manifest, verify
+from tc_export.bundle import Digests, files, inspect, locate, read_manifest, verify
 from tc_export.errors import BundleError
 
 from .toy import DESCRIPTION, Toy
@@ -46,6 +47,26 @@ def test_a_whole_bundle_has_no_problem_even_elsewhere(bundle: Path, tmp_path: Pa
     moved = tmp_path / "moved"
     bundle.rename(moved)
     assert verify(moved) == []
+
+
+def test_progress_ends_with_all_bytes(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_CHUNK_BYTES", 7)
+    sizes = [file.size_bytes for file in read_manifest(bundle).files.values()]
+    told: list[tuple[int, int]] = []
+    assert verify(bundle, lambda done, total: told.append((done, total))) == []
+    done = [step for step, _ in told]
+    assert {total for _, total in told} == {sum(sizes)}
+    assert done == sorted(done)
+    assert done[-1] == sum(sizes)
+    assert max(after - before for before, after in pairwise([0, *done])) <= 7
+
+
+def test_progress_counts_what_is_damaged_too(bundle: Path) -> None:
+    first = next(iter(read_manifest(bundle).files))
+    (bundle / first).unlink()
+    told: list[tuple[int, int]] = []
+    assert len(verify(bundle, lambda done, total: told.append((done, total)))) == 1
+    assert told[-1][0] == told[-1][1]
 
 
 def test_each_damage_is_named(bundle: Path) -> None:
@@ -218,7 +239,7 @@ def test_what_cannot_be_read_is_named(
     if what == "a folder":
         monkeypatch.setattr(os, "scandir", refuse)
     elif what == "a file":
-        monkeypatch.setattr(Digests, "sha256", lambda self, path: refuse(path))
+        monkeypatch.setattr(Digests, "sha256", lambda self, path, on_read: refuse(path))
     else:
         monkeypatch.setattr(Path, "read_bytes", refuse)
     if what == "a file":
