@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -95,13 +96,11 @@ def assets(checkpoint: Checkpoint) -> dict[str, str]:
     return {path.name: sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
 
 
-def write_assets(context: StageContext, recipe: Recipe) -> None:
-    """Copy the small files, and state in `config.json` every setting that was left to us."""
+def bundle_config(recipe: Recipe) -> dict[str, Any]:
+    """The checkpoint's `config.json`, with every setting that was left to us."""
     checkpoint, description = recipe.checkpoint, recipe.description
-    for name in assets(checkpoint):
-        shutil.copyfile(checkpoint.folder / name, context.path(name))
     model = checkpoint.config.model
-    document = {
+    return {
         **checkpoint.config.document,
         "temporal": model.temporal.model_dump(mode="json"),
         "pooling": model.pooling.model_dump(mode="json"),
@@ -112,7 +111,14 @@ def write_assets(context: StageContext, recipe: Recipe) -> None:
             **description.profile.model_dump(),
         },
     }
-    context.path("config.json").write_text(json.dumps(document, indent=2) + "\n")
+
+
+def write_assets(context: StageContext, recipe: Recipe) -> None:
+    """Copy the small files, and write the bundle's `config.json`."""
+    for name in assets(recipe.checkpoint):
+        shutil.copyfile(recipe.checkpoint.folder / name, context.path(name))
+    text = json.dumps(bundle_config(recipe), indent=2) + "\n"
+    context.path("config.json").write_text(text)
 
 
 def write_embedding(context: StageContext, recipe: Recipe) -> None:

@@ -243,7 +243,7 @@ def plan_stages(recipe: Recipe, *, check_parity: bool) -> list[Stage]:
 
 def _common_stages(recipe: Recipe) -> Iterable[Stage]:
     """What every target needs."""
-    checkpoint, profile = recipe.checkpoint, recipe.description.profile.model_dump()
+    checkpoint = recipe.checkpoint
     digest = recipe.description.checkpoint_digest
     exported = {"checkpoint": digest, "tools": versions(EXPORTERS)}
     yield Stage(
@@ -257,11 +257,8 @@ def _common_stages(recipe: Recipe) -> Iterable[Stage]:
         name="assets",
         description="copy configuration and tokenizer",
         key={
-            "checkpoint": digest,
+            "config": build_stages.bundle_config(recipe),
             "files": build_stages.assets(checkpoint),
-            "profile": profile,
-            "target": recipe.target.name,
-            "precision": recipe.description.precision_asked,
         },
         outputs=("config.json", *build_stages.assets(checkpoint)),
         run=partial(build_stages.write_assets, recipe=recipe),
