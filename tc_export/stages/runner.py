@@ -97,8 +97,10 @@ class _Build:
                     self._collect()
                     if was_interrupted():
                         raise KeyboardInterrupt
-            except BaseException:
+            except BaseException as error:
                 self._cancel()
+                if was_interrupted():
+                    raise KeyboardInterrupt from error
                 raise
         return self._ended
 
@@ -139,9 +141,9 @@ class _Build:
         wait(self._running)
         for future, (stage, key) in list(self._running.items()):
             del self._running[future]
-            if future.exception() is None:
+            try:
                 self._end(stage, key, future.result())
-            else:
+            except BaseException:  # what brought the build down is told, and not what came of it
                 self._staging.discard(stage.name, stage.outputs)
 
     def _begin(self, stage: Stage) -> str | None:

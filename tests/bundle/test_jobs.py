@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -79,6 +83,26 @@ def test_a_stage_waits_for_those_that_it_needs(toy: Toy) -> None:
     build(toy, [stage("slow", slow, apart=True), stage("reader", read, "slow")], jobs=3)
 
 
+def test_a_stage_waits_for_all_that_it_needs(toy: Toy) -> None:
+    """One of them ends at once, and the other only when nothing but the waiting stage is left."""
+    begun = threading.Event()
+
+    def slow(context: StageContext) -> None:
+        assert begun.wait(SECONDS)
+        threading.Event().wait(0.2)
+
+    def read(context: StageContext) -> None:
+        assert (context.folder / "slow").exists()
+
+    stages = [
+        stage("slow", slow, apart=True),
+        stage("fast", lambda context: begun.set()),
+        stage("reader", read, "fast", "slow"),
+        stage("reader apart", read, "fast", "slow", apart=True),
+    ]
+    build(toy, stages, jobs=3)
+
+
 def test_no_more_than_so_many_run(toy: Toy) -> None:
     running, most, lock = 0, 0, threading.Lock()
 
@@ -142,3 +166,67 @@ def test_what_ends_well_beside_a_failure_is_kept(toy: Toy) -> None:
     with pytest.raises(CheckFailed):
         build(toy, stages, jobs=2)
     assert (toy.building / "bundle" / "long").read_text() == "long"
+
+
+def test_what_goes_wrong_after_a_failure_does_not_hide_it(toy: Toy) -> None:
+    """The stage beside the one that fails ends, but not as it should."""
+    failed = threading.Event()
+
+    def write_nothing(context: StageContext) -> None:
+        assert failed.wait(SECONDS)
+
+    def fail(context: StageContext) -> None:
+        failed.set()
+        raise CheckFailed("planted")
+
+    beside = replace(stage("beside", nothing, apart=True), run=write_nothing)
+    with pytest.raises(CheckFailed, match="planted"):
+        build(toy, [stage("kept", nothing), beside, stage("bad", fail)], jobs=2)
+    assert [path.name for path in (toy.building / "bundle").iterdir()] == ["kept"]
+
+
+def swallow(context: StageContext) -> None:
+    """Do as a library does that catches everything."""
+    with contextlib.suppress(BaseException):
+        signal.raise_signal(signal.SIGINT)
+
+
+def misname(context: StageContext) -> None:
+    """Do as a library does that wraps everything."""
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except BaseException as error:
+        raise RuntimeError("the export failed") from error
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(("library", "kept"), [(swallow, 2), (misname, 1)])
+def test_an_interrupt_that_a_library_catches_ends_the_build(
+    toy: Toy, library: Callable[[StageContext], None], kept: int, jobs: int
+) -> None:
+    after: list[str] = []
+    stages = [
+        stage("kept", nothing),
+        stage("library", library),
+        stage("after", lambda context: after.append("ran")),
+    ]
+    with pytest.raises(KeyboardInterrupt, match=f"{kept} finished stage.* kept"):
+        build(toy, stages, jobs=jobs)
+    assert not after
+    assert not toy.output.exists()
+
+
+def test_an_interrupt_stops_what_runs_beside(toy: Toy) -> None:
+    """It comes while there is nothing to do here but wait."""
+
+    def endless(context: StageContext) -> None:
+        context.path("endless").write_text("half")
+        for step in range(int(100 * SECONDS)):
+            context.advance(step)
+            if step == 10:
+                os.kill(os.getpid(), signal.SIGINT)
+            threading.Event().wait(0.01)
+
+    with pytest.raises(KeyboardInterrupt, match="1 finished stage kept"):
+        build(toy, [stage("kept", nothing), stage("endless", endless, apart=True)], jobs=2)
+    assert [path.name for path in (toy.building / "bundle").iterdir()] == ["kept"]
