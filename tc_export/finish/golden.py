@@ -20,6 +20,7 @@ from tc_export.builder.shapes import most_tokens_a_call
 from tc_export.config import ModelConfig
 from tc_export.engine.decoder_session import position_feeds
 from tc_export.engine.interface import FRAMES_A_CALL, Engine
+from tc_export.errors import CheckFailed
 from tc_export.model.positions import Clip, Layout, Segment, Text, lay_out
 from tc_export.model.tc_llava import TcLlava
 from tc_export.parity.tolerance import compare
@@ -60,6 +61,9 @@ def make_golden(
         max_frames: the profile's.
         max_length: the profile's.
         seed: of the random frames and tokens.
+
+    Raises:
+        CheckFailed: the model's numbers leave the range of their format.
     """
     random = np.random.default_rng(seed)
     segments = prompt_within(config, max_frames, max_length)
@@ -129,8 +133,16 @@ def _call(
         name: (x.double() if x.is_floating_point() else x).numpy() for name, x in inputs.items()
     }
     true_values, values = (engine.run(feeds)[output] for engine in (truth, pytorch))
-    tolerance = compare(
+    compared = compare(
         "golden", 0, output, truth=true_values, pytorch=values, engine=values, precision=precision
-    ).tolerance
+    )
+    if not compared.is_judged:
+        raise CheckFailed(
+            f"PyTorch itself leaves the range of {precision}: its {output} are not finite, and no "
+            "engine can be judged by them",
+            hint="choose another --precision",
+        )
     kept = {name: x for name, x in inputs.items() if not name.startswith("past_key_values.")}
-    return Golden(inputs=kept, outputs={output: (true_values.astype(np.float32), tolerance)})
+    return Golden(
+        inputs=kept, outputs={output: (true_values.astype(np.float32), compared.tolerance)}
+    )

@@ -9,6 +9,7 @@ PyTorch was lucky.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf, isfinite
 
 import numpy as np
 
@@ -39,14 +40,21 @@ class TensorComparison:
     @property
     def share(self) -> float:
         """The error as a share of the tolerance; above 1 is a failure."""
-        return (
-            self.engine_error / self.tolerance if self.tolerance else float(self.engine_error > 0)
-        )
+        if not self.is_judged:
+            return inf
+        if not self.tolerance:
+            return inf if self.engine_error else 0.0
+        return self.engine_error / self.tolerance
+
+    @property
+    def is_judged(self) -> bool:
+        """False where PyTorch itself leaves the format's range: no error is too large then."""
+        return isfinite(self.tolerance)
 
     @property
     def passed(self) -> bool:
         """True where the engine is within the tolerance (a NaN never is)."""
-        return self.engine_error <= self.tolerance
+        return self.is_judged and self.engine_error <= self.tolerance
 
 
 def compare(

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from tc_export.builder.shapes import decoder_shapes, most_tokens_a_call, vision_shapes
 from tc_export.config import AttentionMask, TemporalConfig
-from tc_export.errors import BundleError, TcExportError
+from tc_export.errors import BundleError, CheckFailed, TcExportError
 from tc_export.finish.golden import Golden, make_golden, prompt_within
 from tc_export.finish.plan import GoldenTensor, read_plan
 from tc_export.finish.write import PendingEngine, write_finish
 from tc_export.model.positions import Clip
+from tc_export.model.tc_llava import TcLlava
 from tests.finish.conftest import ARCHITECTURE, PLUGIN, elf_header
 from tests.model.small_models import VISION, random_model
 
@@ -26,12 +27,20 @@ GRAPHS = ("vision", "decoder")
 PREFIX_MASKS = [mask for mask in AttentionMask if mask.is_prefix]
 
 
-def golden_of(mask: AttentionMask, precision: str) -> tuple[Golden, Golden]:
+def golden_of(
+    mask: AttentionMask, precision: str, head_factor: float = 1.0
+) -> tuple[Golden, Golden]:
     temporal = TemporalConfig(mask=mask, gamma=0.5)
     config = random_model(temporal).config
+
+    def load(dtype: torch.dtype) -> TcLlava:
+        model = random_model(temporal, dtype=torch.float64)
+        model.decoder.lm_head.weight.mul_(head_factor)
+        return model.to(dtype)
+
     golden = make_golden(
         config,
-        lambda dtype: random_model(temporal, dtype=torch.float64).to(dtype),
+        load,
         dict.fromkeys(GRAPHS, precision),
         max_frames=MAX_FRAMES,
         max_length=MAX_LENGTH,
@@ -49,6 +58,14 @@ def test_tolerance_is_the_format_s_own(precision: str) -> None:
         assert 8 * epsilon * largest <= tolerance < 60 * epsilon * largest
         floats = [x for x in golden.inputs.values() if x.is_floating_point()]
         assert [x.dtype for x in floats] == [getattr(torch, precision)]
+
+
+def test_a_model_that_overflows_its_format_gives_no_golden_data() -> None:
+    """Its weights are finite in float16, and its logits are not: any engine would pass."""
+    with pytest.raises(CheckFailed, match="leaves the range of float16: its logits") as raised:
+        golden_of(AttentionMask.CAUSAL, "float16", head_factor=1e5)
+    assert "--precision" in str(raised.value.hint)
+    golden_of(AttentionMask.CAUSAL, "bfloat16", head_factor=1e5)
 
 
 @pytest.mark.parametrize("mask", PREFIX_MASKS)
