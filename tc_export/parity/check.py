@@ -42,8 +42,9 @@ Feed = dict[str, np.ndarray]
 class AnswerComparison:
     """A free-running greedy answer of both sides.
 
-    `margin` is the truth's smallest gap between its first and second choice, up to the first token
-    that differs; where the gap is below the logits' tolerance, either choice is right.
+    `margin` is how much the truth's logits prefer its own token to the engine's where the answers
+    part: up to twice the logits' tolerance either is right. Where they never do it is the truth's
+    smallest gap between its first and second choice.
     """
 
     scenario: str
@@ -62,6 +63,17 @@ class AnswerComparison:
     def passed(self) -> bool:
         """True where the answers agree, or part at a tie."""
         return self.first_difference is None or self.margin <= 2 * self.tolerance
+
+
+def answer_margin(true_logits: Sequence[np.ndarray], engine_tokens: Sequence[int]) -> float:
+    """See `AnswerComparison`; the truth's logits [V] of each token, and the engine's tokens."""
+    gaps = []
+    for logits, token in zip(true_logits, engine_tokens, strict=True):
+        second, first = np.partition(logits, -2)[-2:]
+        if token != logits.argmax():
+            return float(first - logits[token])
+        gaps.append(float(first - second))
+    return min(gaps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,33 +244,30 @@ class _ScenarioCheck:
             features = side.features(self._scenario.pixel_values)
             embeds = self._embedding.prompt(self._scenario, features)
             answers.append(self._greedy(side, embeds))
-        (true_tokens, margins), (engine_tokens, _) = answers
-        same = [a == b for a, b in zip(true_tokens, engine_tokens, strict=True)]
-        compared = same.index(False) + 1 if False in same else len(same)
+        (true_tokens, true_logits), (engine_tokens, _) = answers
         return AnswerComparison(
             scenario=self._scenario.name,
             true_tokens=tuple(true_tokens),
             engine_tokens=tuple(engine_tokens),
-            margin=min(margins[:compared]),
+            margin=answer_margin(true_logits, engine_tokens),
             tolerance=tolerance,
         )
 
     def _bind(self, side: Side) -> None:
         bind_cache(side.decoder, self._config, self._rows)
 
-    def _greedy(self, side: Side, embeds: np.ndarray) -> tuple[list[int], list[float]]:
-        """A greedy answer of a fixed length, and the margin of each token."""
+    def _greedy(self, side: Side, embeds: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
+        """A greedy answer of a fixed length, and the logits [V] that each token was chosen by."""
         chunk = self._scenario.chunk_tokens or DEFAULT_CHUNK_TOKENS
         session = DecoderSession(side.decoder, self._config, self._rows, chunk)
         logits = session.prefill(embeds, self._scenario.segments)
         tokens: list[int] = []
-        margins: list[float] = []
+        chosen_by: list[np.ndarray] = []
         while True:
-            second, first = np.partition(logits, -2)[-2:]
             tokens.append(int(logits.argmax()))
-            margins.append(float(first - second))
+            chosen_by.append(logits)
             if len(tokens) == DECODE_STEPS + 1:
-                return tokens, margins
+                return tokens, chosen_by
             logits = session.step(self._embedding.token(tokens[-1]))
 
     def _decoder_feeds(self, embeds: np.ndarray) -> list[Feed]:

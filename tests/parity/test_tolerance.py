@@ -9,7 +9,7 @@ from math import inf, nan
 import numpy as np
 import pytest
 
-from tc_export.parity.check import AnswerComparison, ParityResult
+from tc_export.parity.check import AnswerComparison, ParityResult, answer_margin
 from tc_export.parity.report import as_json, failures
 from tc_export.parity.tolerance import TensorComparison, compare
 
@@ -113,3 +113,27 @@ def test_answers_part_at_a_tie_only() -> None:
     assert not answer((1, 2, 4), 1.01).passed
     assert not answer((1, 2, 4), nan).passed
     assert answer((1, 0, 3), 0.0).first_difference == 1
+
+
+# What the truth thinks of four tokens at each step of an answer: 1, then 0, then 3.
+LOGITS = [
+    np.array([4.99, 5.0, 0.0, 1.0]),
+    np.array([3.0, 1.0, 2.5, -6.0]),
+    np.array([0.0, 1.0, 2.0, 4.0]),
+]
+
+
+@pytest.mark.parametrize(
+    ("engine_tokens", "margin"),
+    [
+        ((1, 0, 3), 0.01),
+        ((0, 0, 3), 0.01),
+        ((1, 2, 3), 0.5),
+        ((1, 3, 1), 9.0),  # not the second choice, but the last
+        ((1, 0, 2), 2.0),  # the tie before, where both chose alike, excuses nothing
+    ],
+)
+def test_the_margin_is_that_of_the_tokens_that_differ(
+    engine_tokens: tuple[int, ...], margin: float
+) -> None:
+    assert answer_margin(LOGITS, engine_tokens) == pytest.approx(margin)
