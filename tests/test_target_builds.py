@@ -19,7 +19,7 @@ import torch
 
 from tc_export import build_stages, pipeline
 from tc_export.builder.build import EngineReport, EngineRequest
-from tc_export.bundle import Manifest, read_manifest, verify
+from tc_export.bundle import Description, Manifest, StageRecord, read_manifest, verify
 from tc_export.cli import main
 from tc_export.engine.interface import Engine
 from tc_export.engine.onnxruntime import OrtEngine
@@ -249,6 +249,26 @@ def test_a_finished_bundle_that_is_damaged_is_made_again(
     assert verify(request_.output) == []
     assert manifest.engine is not None
     assert manifest.engine.state == "pending"
+
+
+@pytest.mark.parametrize(
+    ("stages", "is_finished"),
+    [
+        ("finish", False),
+        ("finish vision_engine", False),
+        ("vision_engine decoder_engine", False),  # built on the host, and built there again
+        ("finish vision_engine decoder_engine", True),
+    ],
+)
+def test_finished_is_what_has_both_engines_of_its_device(
+    on_processor: Path, stages: str, is_finished: bool
+) -> None:
+    record = StageRecord(key="0" * 64, seconds=0, files={})
+    description = {x: getattr(read_manifest(on_processor), x) for x in Description.model_fields}
+    records = dict.fromkeys(stages.split(), record)
+    assert (
+        pipeline.is_finished(Manifest.assemble(Description(**description), records)) == is_finished
+    )
 
 
 @pytest.mark.parametrize(("sm", "state"), [(87, "built"), (89, "pending")])
