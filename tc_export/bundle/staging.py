@@ -149,11 +149,25 @@ class Staging:
         published = {self.output: self.published} if self.published else {}
         for place, manifest in (published | self.siblings).items():
             record = manifest.stages.get(name)
-            if record and record.key == key and self._holds(place, outputs, record):
-                for path in record.files:
-                    link_or_copy(place / path, self.bundle / path)
-                return record
+            if record and record.key == key:
+                if self._take(place, outputs, record):
+                    return record
+                self.discard(name, outputs)
         return None
+
+    def _take(self, place: Path, outputs: Collection[str], record: StageRecord) -> bool:
+        """Bring a stage's outputs here from another bundle; False where it has them not whole.
+
+        Nothing keeps another build from replacing that bundle meanwhile: what counts is what came.
+        """
+        try:
+            if not self._holds(place, outputs, record):
+                return False
+            for path in record.files:
+                link_or_copy(place / path, self.bundle / path)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return False
+        return self._holds(self.bundle, outputs, record)
 
     def _holds(self, folder: Path, outputs: Collection[str], record: StageRecord) -> bool:
         """True when the outputs in `folder` are exactly those that were recorded."""
@@ -269,7 +283,7 @@ def _bundles_beside(output: Path) -> dict[Path, Manifest]:
     """The whole bundles in the folder of `output`, and nothing that only looks like one."""
     found = {}
     for path in sorted(output.parent.iterdir()):
-        if path != output and (path / MANIFEST).is_file():
+        if path != output and is_regular_file(path / MANIFEST):
             with contextlib.suppress(BundleError):
                 found[path] = read_manifest(path)
     return found
