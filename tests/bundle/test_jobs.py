@@ -168,6 +168,29 @@ def test_what_ends_well_beside_a_failure_is_kept(toy: Toy) -> None:
     assert (toy.building / "bundle" / "long").read_text() == "long"
 
 
+def test_scratch_files_of_a_stage_that_still_runs_are_left_alone(toy: Toy) -> None:
+    """A builder writes beside its output, and others end in the meantime."""
+    written, ended = threading.Event(), threading.Event()
+
+    def with_scratch(context: StageContext) -> None:
+        scratch = context.path(".far.partial")
+        scratch.write_text("half")
+        written.set()
+        assert ended.wait(SECONDS)
+        scratch.unlink()
+
+    def near(context: StageContext) -> None:
+        assert written.wait(SECONDS)
+
+    stages = [
+        stage("far", with_scratch, apart=True),
+        stage("near", near),
+        stage("after", lambda context: ended.set(), "near"),
+    ]
+    build(toy, stages, jobs=2)
+    assert verify(toy.output) == []
+
+
 def test_what_goes_wrong_after_a_failure_does_not_hide_it(toy: Toy) -> None:
     """The stage beside the one that fails ends, but not as it should."""
     failed = threading.Event()
