@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -253,3 +254,22 @@ def test_an_interrupt_stops_what_runs_beside(toy: Toy) -> None:
     with pytest.raises(KeyboardInterrupt, match="1 finished stage kept"):
         build(toy, [stage("kept", nothing), stage("endless", endless, apart=True)], jobs=2)
     assert [path.name for path in (toy.building / "bundle").iterdir()] == ["kept"]
+
+
+def test_interrupts_are_given_back_to_who_had_them(toy: Toy) -> None:
+    def fail(context: StageContext) -> None:
+        raise CheckFailed("planted")
+
+    before = signal.getsignal(signal.SIGINT)
+    build(toy, [stage("good", nothing)], jobs=1)
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(CheckFailed):
+        build(toy, [stage("bad", fail)], jobs=1)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_build_need_not_be_in_the_main_thread(toy: Toy) -> None:
+    """Where signals cannot be handled."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(build, toy, [stage("far", nothing, apart=True)], 2).result(SECONDS)
+    assert verify(toy.output) == []
