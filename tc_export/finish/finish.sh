@@ -91,7 +91,7 @@ check_files() {
       "$(grep -v ': OK$' "$work/sums")" "get the bundle again from where it was built"
 }
 
-# The engine is there, and is the one that passed.
+# The engine is there, is the one that passed, and was built from what the bundle holds now.
 is_accepted() {
   [ -f "$engine" ] && [ -f "$engine.sha256" ] && sha256sum -c "$engine.sha256" > /dev/null 2>&1
 }
@@ -154,9 +154,11 @@ finish_graph() {
   mkdir -p "$(dirname "$engine")" || stop 4 "this folder cannot be written to"
   build
   judge "$work/engine" || stop 1 "the $1 engine does not compute what it should; it is not kept"
-  # Its hash goes first: an engine without one, or with another, is built again.
+  # Its hash goes first: an engine without one, or with another, is built again. Beside it stands
+  # that of all that it was made from.
   sum=$(sha256sum "$work/engine") || stop 4 "sha256sum failed"
   printf '%s  %s\n' "${sum%% *}" "$engine" > "$work/sum"
+  sha256sum finish/SHA256SUMS >> "$work/sum" || stop 4 "sha256sum failed"
   [ ! -s "$work/layers.json" ] || mv "$work/layers.json" "$engine.layers.json"
   if ! mv "$work/sum" "$engine.sha256" || ! mv "$work/engine" "$engine"; then
     stop 4 "this folder cannot be written to"

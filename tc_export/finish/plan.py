@@ -30,6 +30,7 @@ from tc_export.errors import BundleError
 
 FOLDER = "finish"
 PLAN_FILE = f"{FOLDER}/finish.json"
+SUMS = f"{FOLDER}/SHA256SUMS"
 
 GoldenType = Literal["float32", "float16", "bfloat16", "int32", "int64"]
 

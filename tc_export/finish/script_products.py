@@ -2,7 +2,7 @@
 """What `finish.sh` leaves in a bundle, and its manifest does not list.
 
     ENGINE              the engine, once it has passed
-    ENGINE.sha256       its hash, as `sha256sum` writes it
+    ENGINE.sha256       its hash and that of finish/SHA256SUMS then, as `sha256sum` writes them
     ENGINE.layers.json  its layers, as trtexec's --exportLayerInfo writes them
     finish/timing.cache what TensorRT measured
     finish/.work.PID/   scratch, left behind only where the script was killed
@@ -23,7 +23,7 @@ from pathlib import Path
 from tc_export.bundle import Digests
 from tc_export.bundle.files import remove
 from tc_export.errors import EnvironmentLacks
-from tc_export.finish.plan import FOLDER, FinishPlan
+from tc_export.finish.plan import FOLDER, SUMS, FinishPlan
 
 _SUFFIXES = ("", ".sha256", ".layers.json")
 _CACHE = "timing.cache"
@@ -43,14 +43,17 @@ class ScriptProducts:
     def take(self, engine: str, bundle: Path) -> int | None:
         """Move an engine into `bundle`; return the number of its layers.
 
-        None where the script has built none, or was killed before it had judged it.
+        None where the script has built none, or was killed before it had judged it, or has built
+        it from a bundle that was another then.
         """
         source = self.folder / engine
         try:
-            expected = source.with_name(f"{source.name}.sha256").read_text().split()
+            lines = source.with_name(f"{source.name}.sha256").read_text().splitlines()
             layers = json.loads(source.with_name(f"{source.name}.layers.json").read_bytes())
             count = len(layers["Layers"])
-            if expected[0] != Digests().sha256(source):
+            digests = Digests()
+            found = {engine: digests.sha256(source), SUMS: digests.sha256(bundle / SUMS)}
+            if lines != [f"{sha256}  {path}" for path, sha256 in found.items()]:
                 return None
         except (OSError, ValueError, LookupError, TypeError):
             return None

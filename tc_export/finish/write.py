@@ -19,6 +19,7 @@ from tc_export.errors import TcExportError
 from tc_export.finish.golden import Golden
 from tc_export.finish.plan import (
     FOLDER,
+    SUMS,
     FinishPlan,
     GoldenOutput,
     GoldenTensor,
@@ -27,7 +28,6 @@ from tc_export.finish.plan import (
 )
 
 SCRIPT = f"{FOLDER}/finish.sh"
-SUMS = f"{FOLDER}/SHA256SUMS"
 _STATIC_FILES = ("finish.sh", "compare.awk")
 _VARIABLES = {
     "--minShapes": "min_shapes",

@@ -114,6 +114,21 @@ def test_an_engine_that_the_script_did_not_accept_is_built(
     assert not verify(pending)
 
 
+def test_an_engine_that_the_script_built_from_another_bundle_is_built(
+    pending: Path, device: Device, fake: FakeTools, tmp_path: Path
+) -> None:
+    """A newer bundle was copied over one that the script had finished."""
+    newer = Path(shutil.copytree(pending, tmp_path / "newer"))
+    sums = pending / "finish" / "SHA256SUMS"
+    sums.write_text(sums.read_text() + sums.read_text())
+    assert device.finish(pending)[0] == 0
+    shutil.copytree(newer, pending, dirs_exist_ok=True)
+    finish(pending, HERE, fake.tools)
+    assert [request.engine.name for request in fake.built] == ["vision.engine", "decoder.engine"]
+    assert not verify(pending)
+    assert not beside(pending)
+
+
 @pytest.mark.parametrize("at", [1, 2])
 def test_a_kill_leaves_a_whole_bundle_and_the_next_run_resumes(
     pending: Path, fake: FakeTools, tmp_path: Path, at: int

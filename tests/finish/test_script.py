@@ -91,6 +91,34 @@ def test_an_engine_that_is_not_the_accepted_one_is_built_again(
     assert built == ["decoder/tensorrt.onnx"]
 
 
+def rewrite(bundle: Path, path: str, old: str, new: str) -> None:
+    """What another build of the bundle would have written, its hash in SHA256SUMS."""
+    file, sums = bundle / path, bundle / "finish" / "SHA256SUMS"
+    before = file.read_bytes()
+    assert old.encode() in before
+    after = before.replace(old.encode(), new.encode())
+    file.write_bytes(after)
+    hashes = [sha256(content).hexdigest() for content in (before, after)]
+    assert hashes[0] in sums.read_text()
+    sums.write_text(sums.read_text().replace(*hashes))
+
+
+def test_an_engine_of_another_bundle_is_built_again(pending: Path, device: Device) -> None:
+    """A newer bundle was copied over one that was finished. The old engines still pass."""
+    assert device.finish(pending)[0] == 0
+    device.calls()
+    rewrite(
+        pending, "finish/vision.settings", "max_shapes=pixel_values:3", "max_shapes=pixel_values:4"
+    )
+    code, said = device.finish(pending)
+    assert code == 0, said
+    built = [call for call in device.calls() if "--onnx" in call]
+    assert [call["--onnx"] for call in built] == ["vision/tensorrt.onnx", "decoder/tensorrt.onnx"]
+    assert built[0]["--maxShapes"].startswith("pixel_values:4")
+    device.finish(pending)
+    assert not any("--onnx" in call for call in device.calls())
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [("build fails", "could not build"), ("run fails", "could not run")],
@@ -214,11 +242,7 @@ def _kill_group(process: subprocess.Popen[str]) -> None:
 
 def test_a_tensorrt_without_an_option_does_without(pending: Path, device: Device) -> None:
     """From 11 on there is no --stronglyTyped: the stand-in refuses it then."""
-    settings, sums = pending / "finish" / "machine.settings", pending / "finish" / "SHA256SUMS"
-    before = sha256(settings.read_bytes()).hexdigest()
-    settings.write_text(settings.read_text().replace("10.3", "11.4"))
-    after = sha256(settings.read_bytes()).hexdigest()
-    sums.write_text(sums.read_text().replace(before, after))
+    rewrite(pending, "finish/machine.settings", "10.3", "11.4")
     device.set(version=110400)
     code, said = device.finish(pending)
     assert code == 0, said
