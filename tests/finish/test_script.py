@@ -279,6 +279,12 @@ JSON_OUTPUT = """[
         ("1, -2.5, 3e-05", 0, "3 values, largest error 0"),
         ("1.01, -2.5, 3e-05", 0, "largest error 0.01"),
         ("1, -2.5, 0.03", 1, "value 2 is 0.03, and should be 3"),
+        ("0.97, -2.5, 0", 1, "value 0 is 0.97, and should be 1"),  # too small
+        ("-1, -2.5, 0", 1, "value 0 is -1, and should be 1"),
+        ("1, 2.5, 0", 1, "value 1 is 2.5, and should be -2.5"),
+        ("10, -12.5, 0", 1, "value 1 is -12.5"),  # as texts, an error of 9 is more than one of 10
+        ("1, -2.5, inf", 1, "largest error 1e+300"),
+        ("1, -2.53, nan", 1, "value 2 is nan"),
         ("1, -2.5, inf", 1, "value 2 is inf"),
         ("1, -nan, 0", 1, "value 1 is -nan"),
         ("1, -2.5", 1, "another number"),
