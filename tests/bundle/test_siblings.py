@@ -48,6 +48,16 @@ def test_a_damaged_sibling_is_not_taken(toy: Toy, second: Toy) -> None:
     assert (second.output / "graph" / "a.onnx").read_text() == "a 1"
 
 
+def test_of_several_siblings_any_whole_one_will_do(toy: Toy, second: Toy) -> None:
+    second.build()
+    (toy.output / "graph" / "a.onnx").unlink()  # of the two names of one file
+    third = Toy(toy.root)
+    third.output = toy.output.with_name("third")
+    third.build()
+    assert third.runs() == {}
+    assert third.hashes() == second.hashes()
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "graph"])
 def test_what_only_looks_like_a_bundle_is_left_alone(toy: Toy, second: Toy, name: str) -> None:
     path: Path = toy.output / name
