@@ -114,6 +114,13 @@ def test_every_stage_is_looked_at_here(world: World, target: str) -> None:
     assert keys(replace(world.request, target=target)).keys() == EVERY_STAGE[target]
 
 
+def test_the_processor_takes_a_mask_that_is_no_prefix_and_any_head_size(world: World) -> None:
+    """What the plugins lack is no concern of its."""
+    world.ask(checkpoint=save_with_tokenizer(world.folder / "heads of 16"))
+    world.ask(temporal={"mask": "frame_block"})
+    assert keys(world.request).keys() == EVERY_STAGE["cpu"]
+
+
 def asked(**change: Any) -> Callable[[World], object]:
     return lambda world: world.ask(**change)
 

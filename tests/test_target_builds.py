@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -20,6 +21,7 @@ import torch
 from tc_export import build_stages, pipeline
 from tc_export.builder.build import EngineReport, EngineRequest
 from tc_export.bundle import Description, Manifest, StageRecord, read_manifest, verify
+from tc_export.checkpoint.hf_config import read_config
 from tc_export.cli import main
 from tc_export.engine.interface import Engine
 from tc_export.engine.onnxruntime import OrtEngine
@@ -34,7 +36,7 @@ from tc_export.pipeline import BuildRequest, build, build_each
 from tc_export.plan import build_cost
 from tc_export.plugins import PluginLibrary
 from tc_export.stages import SilentReporter
-from tc_export.targets import Target
+from tc_export.targets import Precisions, Target, load_target
 from tests.bundled import MAX_FRAMES, MAX_LENGTH, request_for, save_with_tokenizer
 from tests.checkpoint.families import edit_config
 from tests.finish.fake_tools import report_of
@@ -365,6 +367,18 @@ def test_too_little_memory(
     assert f"{step!r} would take 9.0 GB" in message
     assert "8.0 GB" in message
     assert hint in message
+
+
+def test_memory_for_parity_is_needed_for_parity_only(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost = build_cost.BuildCost(peak_by_step={"engine": 1, "parity": 9}, host_bytes=8)
+    monkeypatch.setattr(pipeline, "build_cost", lambda *arguments: cost)
+    config, target = read_config(checkpoint).model, load_target("orin")
+    check = partial(pipeline.check_possible, config, target, Precisions.both("float16"))
+    check(check_parity=False)
+    with pytest.raises(EnvironmentLacks, match="'parity'"):
+        check(check_parity=True)
 
 
 def test_a_float16_bundle_for_the_processor(on_processor: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tc_export.bundle import Digests, Facts, StageRecord, files, open_staging, verify
 from tc_export.errors import CheckFailed, TcExportError
-from tc_export.stages import SilentReporter, Stage, StageContext, run_stages
+from tc_export.stages import SilentReporter, Stage, StageContext, is_up_to_date, run_stages
 
 from .toy import DESCRIPTION, NAMES, Toy
 
@@ -127,6 +127,20 @@ def test_another_result_from_the_same_key_runs_what_needs_it(toy: Toy) -> None:
 
     toy.build([replace(stages[0], run=other), *stages[1:]])
     assert toy.runs() == {"engine": 1, "report": 1}
+
+
+def test_up_to_date_is_what_has_every_stage_with_its_key(toy: Toy) -> None:
+    stages = toy.stages()
+    whole = toy.build()
+    assert is_up_to_date(whole, stages)
+    assert is_up_to_date(whole, stages[:3])  # it may have more
+    for changed in range(3):
+        other = [
+            replace(stage, key={"changed": True}) if index == changed else stage
+            for index, stage in enumerate(stages)
+        ]
+        assert not is_up_to_date(whole, other)
+    assert not is_up_to_date(toy.build(stages[:3]), stages)
 
 
 def _truncate(path: Path) -> None:
