@@ -59,6 +59,7 @@ def test_the_bundle_says_what_it_is(bundle: Path) -> None:
         "mask": "frame_block_causal",
         "after_clip": "restart",
     }
+    assert config["pooling"] == read_config(bundle).model.pooling.model_dump(mode="json")
     assert config["builder_config"]["max_length"] == MAX_LENGTH
     assert json.loads((bundle / "parity" / "report.json").read_text())["passed"]
     assert "greedy answer" in (bundle / "parity" / "report.html").read_text()

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import pytest
 
 from tc_export import build_stages, pipeline
 from tc_export.bundle import StageRecord
-from tc_export.pipeline import BuildRequest, build
+from tc_export.errors import EnvironmentLacks, UsageError
+from tc_export.pipeline import BuildRequest, build, build_each
 from tc_export.stages import SilentReporter, Stage
+from tc_export.targets import Release
 from tests.bundled import request_for, save_with_tokenizer
 from tests.checkpoint.families import edit_config, edit_weights
 
@@ -119,6 +122,46 @@ def test_the_processor_takes_a_mask_that_is_no_prefix_and_any_head_size(world: W
     world.ask(checkpoint=save_with_tokenizer(world.folder / "heads of 16"))
     world.ask(temporal={"mask": "frame_block"})
     assert keys(world.request).keys() == EVERY_STAGE["cpu"]
+
+
+def test_several_targets_are_all_looked_at_before_one_is_built(world: World) -> None:
+    several = world.folder / "several"
+    world.ask(output=several)
+    with pytest.raises(UsageError, match="named twice: orin, orin"):
+        build_each(world.request, ["orin", "orin"])
+    with pytest.raises(UsageError, match="unknown"):
+        build_each(world.request, ["cpu", "orni"])
+    world.ask(precision="fp32")
+    with pytest.raises(UsageError, match="orin cannot run the vision in float32"):
+        build_each(world.request, ["cpu", "orin"])
+    assert not several.exists()
+    world.ask(precision="fp16")
+    places = [place for place, _ in build_each(world.request, ["orin", "thor"])]
+    assert places == [several / "orin", several / "thor"]
+
+
+def test_the_builder_of_engines_must_be_installed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(pipeline, "version", nothing)
+    with pytest.raises(EnvironmentLacks, match="tensorrt-rtx") as raised:
+        build(replace(world.request, target="rtx4090"), SilentReporter())
+    assert "pip install" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize(("release", "cuda"), [(None, "13.2"), ("JetPack 6.2", "12.6")])
+def test_the_compiler_must_be_of_the_releases_cuda(
+    world: World, monkeypatch: pytest.MonkeyPatch, release: str | None, cuda: str
+) -> None:
+    def refuse(found: Release) -> None:
+        raise EnvironmentLacks(f"CUDA {found.cuda}")
+
+    monkeypatch.setattr(pipeline, "check_cuda", refuse)
+    with pytest.raises(EnvironmentLacks, match=f"CUDA {cuda}"):
+        build(replace(world.request, target="orin", release=release), SilentReporter())
 
 
 def asked(**change: Any) -> Callable[[World], object]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tc_export import build_stages, pipeline
 from tc_export.builder.build import EngineReport, EngineRequest
@@ -125,6 +126,8 @@ def test_the_manifest_says_what_was_built(request_: BuildRequest, tools: Tools) 
     assert (manifest.engine.state, manifest.engine.backend) == ("built", "tensorrt-rtx")
     assert manifest.precision_asked == {"vision": "float16", "decoder": "bfloat16"}
     assert manifest.precision_realised == manifest.precision_asked
+    (embedding,) = load_file(request_.output / "embedding.safetensors").values()
+    assert embedding.dtype == torch.bfloat16  # the decoder's
     decoder = manifest.engine_builds["decoder"]
     assert (decoder.builder, decoder.sm) == ("TensorRT-RTX 9.8.7", 89)
     assert decoder.plugin_layers == {"TcDualRope": 4, "TcBlockCausalAttention": 2}
