@@ -113,6 +113,12 @@ class ParityResult:
         return bool(verdicts) and all(verdicts)
 
 
+def _in_format(values: np.ndarray, precision: str) -> np.ndarray:
+    """The values rounded to a number format, in float32: NumPy has no bfloat16."""
+    rounded: np.ndarray = torch.from_numpy(values).to(getattr(torch, precision)).float().numpy()
+    return rounded
+
+
 def torch_side(model: TcLlava) -> Side:
     """The PyTorch model in the format that it was loaded in."""
     decoder = TorchDecoderEngine(model)
@@ -220,7 +226,8 @@ class _ScenarioCheck:
         """Compare the visual features of all frames."""
         inputs = self._sides[2].vision.inputs
         runners = [EngineRunner(side.name, side.vision, inputs) for side in self._sides]
-        pixels = self._scenario.pixel_values.astype(inputs["pixel_values"].dtype)
+        pixels = _in_format(self._scenario.pixel_values, self._precisions.vision)
+        pixels = pixels.astype(inputs["pixel_values"].dtype)
         return self._compare("vision", self._precisions.vision, runners, vision_feeds(pixels))
 
     def decoder(self) -> list[TensorComparison]:
@@ -287,7 +294,8 @@ class _ScenarioCheck:
         # All of a short call, evenly spread over a long one.
         wanted = np.linspace(0, stop - start - 1, rows).round().astype(np.int64)
         dtype = self._sides[2].decoder.inputs["inputs_embeds"].dtype
-        feed = {"inputs_embeds": embeds[None].astype(dtype), "logits_indices": wanted[None]}
+        rounded = _in_format(embeds[None], self._precisions.decoder)
+        feed = {"inputs_embeds": rounded.astype(dtype), "logits_indices": wanted[None]}
         feed |= position_feeds(layout.tokens(start, stop).batched())
         if not self._config.temporal.mask.is_prefix:
             frame_ids = np.full((1, self._rows), TEXT, dtype=np.int64)
