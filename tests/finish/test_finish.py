@@ -7,17 +7,19 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from tc_export.bundle import EngineState, read_manifest, verify
+from tc_export.bundle import EngineState, FileRecord, read_manifest, verify
 from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.errors import BundleError, CheckFailed, EnvironmentLacks
-from tc_export.finish.finish import finish
+from tc_export.finish.finish import _Finish, finish
 from tc_export.finish.judge import judge
 from tc_export.finish.machine import Machine, library_architecture
 from tc_export.finish.plan import read_plan
+from tc_export.finish.script_products import ScriptProducts
 from tests.finish.conftest import ARCHITECTURE, PLUGIN, TENSORRT, Device, elf_header
 from tests.finish.fake_tools import FakeTools
 
@@ -148,6 +150,45 @@ def test_a_kill_leaves_a_whole_bundle_and_the_next_run_resumes(
     assert len(resumed.built) == 3 - at
     assert not verify(bundle)
     assert not beside(bundle)
+
+
+def test_what_another_tensorrt_built_before_a_kill_is_built_again(
+    pending: Path, fake: FakeTools
+) -> None:
+    """The software of the device was brought up to date in between."""
+
+    def interrupt(count: int) -> None:
+        if count == 2:
+            raise KeyboardInterrupt
+
+    fake.on_build = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        finish(pending, HERE, fake.tools)
+    resumed = FakeTools()
+    finish(pending, Machine(ARCHITECTURE, "10.16.1", 87), resumed.tools)
+    assert [request.engine.name for request in resumed.built] == ["vision.engine", "decoder.engine"]
+    assert not verify(pending)
+
+
+def test_an_engine_depends_on_its_graph_the_plugins_and_the_plan(
+    pending: Path, fake: FakeTools, tmp_path: Path
+) -> None:
+    plan, files = read_plan(pending), read_manifest(pending).files
+    graph = plan.graphs["decoder"]
+
+    def key(changed: str = "") -> str:
+        other = {changed: FileRecord(sha256="0" * 64, size_bytes=1)} if changed else {}
+        staging = SimpleNamespace(published=SimpleNamespace(files={**files, **other}))
+        run = _Finish(staging, plan, HERE, fake.tools, ScriptProducts(tmp_path))  # type: ignore[arg-type]
+        return run._key("decoder_engine", graph)
+
+    before = key()
+    assert key() == before
+    weights = next(path for path in files if path.startswith("decoder/") and path != graph.graph)
+    for path in (graph.graph, weights, PLUGIN, "finish/finish.json"):
+        assert path in files
+        assert key(path) != before, path
+    assert key(plan.graphs["vision"].graph) == before
 
 
 def test_an_interrupt_leaves_a_whole_bundle(pending: Path, fake: FakeTools) -> None:
