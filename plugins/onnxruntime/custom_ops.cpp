@@ -250,11 +250,43 @@ struct DualRopeContract {
 
 // --- Registration ------------------------------------------------------------------------------
 
+// True where each size of a tensor is a number or has a name. ONNX Runtime gives a size that has
+// neither as -1, and no axes for a tensor of unknown rank; it would read both as true.
+bool is_known(const OrtTensorTypeAndShapeInfo* info) {
+  const Ort::ConstTensorTypeAndShapeInfo tensor(info);
+  const Shape sizes = tensor.GetShape();
+  std::vector<const char*> names(sizes.size());
+  tensor.GetSymbolicDimensions(names.data(), names.size());
+  bool known = !sizes.empty();
+  for (size_t axis = 0; axis < sizes.size(); ++axis) {
+    known = known && (sizes[axis] >= 0 || *names[axis] != '\0');
+  }
+  return known;
+}
+
+// Gives each output the type and the shape of an input, by the C interface: the C++ one loses the
+// type and cannot name a size.
+template <class Contract>
+OrtStatusPtr infer_outputs(const OrtCustomOp*, OrtShapeInferContext* context) {
+  return as_status([&] {
+    const OrtApi& api = Ort::GetApi();
+    for (size_t output = 0; output < Contract::kOutputShapes.size(); ++output) {
+      const size_t source = Contract::kOutputShapes[output];
+      OrtTensorTypeAndShapeInfo* info = nullptr;  // the context's own
+      Ort::ThrowOnError(api.ShapeInferContext_GetInputTypeShape(context, source, &info));
+      if (!is_known(info)) continue;
+      Ort::ThrowOnError(api.ShapeInferContext_SetOutputTypeShape(context, output, info));
+    }
+  });
+}
+
 // One op for one floating-point type and one execution provider.
 template <class Contract>
 class Op : public Ort::CustomOpBase<Op<Contract>, typename Contract::Kernel, /*WithStatus=*/true> {
  public:
-  Op(ONNXTensorElementDataType type, Provider provider) : type_(type), provider_(provider) {}
+  Op(ONNXTensorElementDataType type, Provider provider) : type_(type), provider_(provider) {
+    this->InferOutputShapeFn = infer_outputs<Contract>;
+  }
 
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
     return as_status([&] {
@@ -271,15 +303,6 @@ class Op : public Ort::CustomOpBase<Op<Contract>, typename Contract::Kernel, /*W
   }
   size_t GetOutputTypeCount() const { return Contract::kOutputShapes.size(); }
   ONNXTensorElementDataType GetOutputType(size_t) const { return type_; }
-
-  static OrtStatusPtr InferOutputShape(Ort::ShapeInferContext& context) {
-    for (size_t output = 0; output < Contract::kOutputShapes.size(); ++output) {
-      const auto shape = context.GetInputShape(Contract::kOutputShapes[output]);
-      Ort::Status status = context.SetOutputShape(output, shape);
-      if (!status.IsOK()) return status.release();
-    }
-    return nullptr;
-  }
 
  private:
   ONNXTensorElementDataType type_;

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ops in ONNX Runtime: types, in-place cache, and errors."""
+"""The ops in ONNX Runtime: types, shapes, in-place cache, and errors."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -13,7 +15,13 @@ from torch import Tensor
 
 from tc_export.engine.native_library import NativeLibrary
 from tc_export.ops import CONTRACTS
-from tc_export.ops.contract import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION, OpContract
+from tc_export.ops.contract import (
+    DOMAIN,
+    PLUGIN_NAMESPACE,
+    PLUGIN_VERSION,
+    OpContract,
+    TensorContract,
+)
 from tests.plugins.cpu.definition import (
     expected_attention,
     expected_cache,
@@ -29,14 +37,33 @@ TYPES = {
 FIXED = {"int32": TensorProto.INT32, "int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
 ONNX_TYPES = {**TYPES, torch.int32: TensorProto.INT32, torch.int64: TensorProto.INT64}
 DUAL_ROPE, ATTENTION = CONTRACTS
+ATTRIBUTES = {DUAL_ROPE.name: {"gamma": 0.5}, ATTENTION.name: {"scale": 0.1}}
+SIZES = {"B": 2, "H": 4, "K": 2, "S": 3, "C": 5, "D": 7, "R": 3}
+
+Axes = Callable[[TensorContract], "tuple[str | int | None, ...] | None"]
 
 
-def model_of(contract: OpContract, dtype: torch.dtype, attributes: dict[str, float]) -> bytes:
+def names(tensor: TensorContract) -> tuple[str, ...]:
+    return tensor.axes
+
+
+def unsaid(tensor: TensorContract) -> None:
+    """Not even the rank: ONNX Runtime then checks no shape of its own accord."""
+
+
+def graph_of(
+    contract: OpContract,
+    dtype: torch.dtype,
+    attributes: dict[str, float],
+    *,
+    inputs: Axes = names,
+    outputs: Axes = names,
+) -> onnx.GraphProto:
     """A graph of one node, as the exporter writes it."""
 
-    def infos(tensors: tuple) -> list[onnx.ValueInfoProto]:
+    def infos(tensors: tuple[TensorContract, ...], axes: Axes) -> list[onnx.ValueInfoProto]:
         return [
-            helper.make_tensor_value_info(t.name, FIXED.get(t.dtype, TYPES[dtype]), t.axes)
+            helper.make_tensor_value_info(t.name, FIXED.get(t.dtype, TYPES[dtype]), axes(t))
             for t in tensors
         ]
 
@@ -49,18 +76,20 @@ def model_of(contract: OpContract, dtype: torch.dtype, attributes: dict[str, flo
         plugin_version=PLUGIN_VERSION,
         **attributes,
     )
-    graph = helper.make_graph([node], "one", infos(contract.inputs), infos(contract.outputs))
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    return helper.make_graph(
+        [node], "one", infos(contract.inputs, inputs), infos(contract.outputs, outputs)
+    )
 
 
-def session_of(library: NativeLibrary, model: bytes) -> ort.InferenceSession:
+def session_of(library: NativeLibrary, graph: onnx.GraphProto) -> ort.InferenceSession:
     if not library.has_onnxruntime_ops:
         pytest.skip("the library was built without ONNX Runtime's headers")
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 2
     options.register_custom_ops_library(str(library.path))
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -77,12 +106,20 @@ def run_bound(session: ort.InferenceSession, inputs: list[Tensor], outputs: list
     session.run_with_iobinding(binding)
 
 
+def numbers(contract: OpContract, dtype: torch.dtype) -> list[Tensor]:
+    """Inputs of the contract's shapes, that every kernel takes."""
+    kinds = {"T": dtype, "float32": torch.float32, "int32": torch.int32, "int64": torch.int64}
+    return [
+        torch.ones([SIZES[axis] for axis in t.axes], dtype=kinds[t.dtype]) for t in contract.inputs
+    ]
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_attention_in_place(library: NativeLibrary, dtype: torch.dtype) -> None:
     case = random_case(
         batch=2, heads=(4, 2), tokens=30, rows=70, head_dim=16, past=20, frame=6, dtype=dtype
     )
-    session = session_of(library, model_of(ATTENTION, dtype, {"scale": case.scale}))
+    session = session_of(library, graph_of(ATTENTION, dtype, {"scale": case.scale}))
     expected = expected_attention(case)
     cache = [
         expected_cache(past, new, case.slots)
@@ -98,7 +135,7 @@ def test_attention_in_place(library: NativeLibrary, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("attributes", [{}, {"attention_factor": 1.5}])
 def test_rotation(library: NativeLibrary, dtype: torch.dtype, attributes: dict[str, float]) -> None:
-    session = session_of(library, model_of(DUAL_ROPE, dtype, {"gamma": 0.5, **attributes}))
+    session = session_of(library, graph_of(DUAL_ROPE, dtype, {"gamma": 0.5, **attributes}))
     x = torch.randn(2, 3, 20, 12).to(dtype)
     n, t = torch.randint(0, 3000, (2, 2, 20))
     inv_freq = 100.0 ** -(torch.arange(5) / 5)
@@ -108,9 +145,42 @@ def test_rotation(library: NativeLibrary, dtype: torch.dtype, attributes: dict[s
     assert np.abs(y.double().numpy() - expected).max() <= 8 * torch.finfo(dtype).eps
 
 
+WAYS_TO_SAY = {
+    "in numbers": lambda t: tuple(SIZES[axis] for axis in t.axes),
+    "by name": names,
+    "but for the rank, not at all": lambda t: (None,) * len(t.axes),
+    "not at all": unsaid,
+}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("said", WAYS_TO_SAY)
+@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.name)
+def test_outputs_are_known_to_have_the_shapes_of_inputs(
+    library: NativeLibrary, contract: OpContract, said: str, dtype: torch.dtype
+) -> None:
+    """As soon as those are known, and not before: the rest of the graph is optimised for them."""
+    axes = WAYS_TO_SAY[said]
+    graph = graph_of(contract, dtype, ATTRIBUTES[contract.name], inputs=axes, outputs=unsaid)
+    for output in contract.outputs:
+        graph.node.append(helper.make_node("Shape", [output.name], [f"shape of {output.name}"]))
+        graph.output.append(
+            helper.make_tensor_value_info(f"shape of {output.name}", TensorProto.INT64, None)
+        )
+    session = session_of(library, graph)
+    for found, output in zip(session.get_outputs(), contract.outputs, strict=False):
+        assert tuple(found.shape) == (axes(output) if said in ("in numbers", "by name") else ())
+
+    sizes = [[SIZES[axis] for axis in output.axes] for output in contract.outputs]
+    results = [torch.empty(shape, dtype=dtype) for shape in sizes]
+    shapes = [torch.empty(len(shape), dtype=torch.int64) for shape in sizes]
+    run_bound(session, numbers(contract, dtype), results + shapes)
+    assert [shape.tolist() for shape in shapes] == sizes
+
+
 def test_errors_name_the_tensor_and_the_shapes(library: NativeLibrary) -> None:
     case = random_case(batch=1, heads=(4, 2), tokens=3, rows=8, head_dim=16, past=0)
-    session = session_of(library, model_of(ATTENTION, torch.float32, {"scale": 1.0}))
+    session = session_of(library, graph_of(ATTENTION, torch.float32, {"scale": 1.0}))
     feeds = dict(zip(ATTENTION.input_names, (x.numpy() for x in case.inputs()), strict=True))
     wrong = {
         "cache overflow": {"slots": feeds["slots"] + 6},
@@ -124,4 +194,4 @@ def test_errors_name_the_tensor_and_the_shapes(library: NativeLibrary) -> None:
         with pytest.raises(Exception, match=message):
             session.run(None, {**feeds, **change})
     with pytest.raises(Exception, match="scale"):
-        session_of(library, model_of(ATTENTION, torch.float32, {}))
+        session_of(library, graph_of(ATTENTION, torch.float32, {}))
