@@ -192,15 +192,24 @@ struct AttentionContract {
 
 constexpr const char* kDualRope = "TcDualRope";
 
+// An attribute that may be left out. As an integer it is there, but not to be read as a float.
+float attribute_or(const OrtKernelInfo* info, const char* name, float absent) {
+  float value = absent;
+  const Ort::Status status(Ort::GetApi().KernelInfoGetAttribute_float(info, name, &value));
+  if (status.IsOK()) return value;
+  int64_t integer;
+  if (Ort::Status(Ort::GetApi().KernelInfoGetAttribute_int64(info, name, &integer)).IsOK()) {
+    fail(std::string(kDualRope) + ": " + name + " is an integer, expected a float");
+  }
+  return absent;
+}
+
 class DualRopeKernel {
  public:
   DualRopeKernel(Provider provider, Ort::ConstKernelInfo info)
-      : provider_(provider), gamma_(info.GetAttribute<float>("gamma")) {
-    float factor = 1.0f;
-    const Ort::Status absent(
-        Ort::GetApi().KernelInfoGetAttribute_float(info, "attention_factor", &factor));
-    attention_factor_ = absent.IsOK() ? factor : 1.0f;
-  }
+      : provider_(provider),
+        gamma_(info.GetAttribute<float>("gamma")),
+        attention_factor_(attribute_or(info, "attention_factor", 1.0f)) {}
 
   OrtStatusPtr ComputeV2(OrtKernelContext* ort_context) {
     return as_status([&] {

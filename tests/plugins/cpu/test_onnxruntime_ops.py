@@ -178,6 +178,13 @@ def test_outputs_are_known_to_have_the_shapes_of_inputs(
     assert [shape.tolist() for shape in shapes] == sizes
 
 
+def test_a_factor_that_is_no_float_is_an_error(library: NativeLibrary) -> None:
+    """It would be taken for one that is not there."""
+    graph = graph_of(DUAL_ROPE, torch.float32, {"gamma": 0.5, "attention_factor": 2})
+    with pytest.raises(Exception, match="TcDualRope: attention_factor is an integer"):
+        session_of(library, graph)
+
+
 def test_errors_name_the_tensor_and_the_shapes(library: NativeLibrary) -> None:
     case = random_case(batch=1, heads=(4, 2), tokens=3, rows=8, head_dim=16, past=0)
     session = session_of(library, graph_of(ATTENTION, torch.float32, {"scale": 1.0}))
