@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, helper
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from torch import Tensor
 
 from tc_export.engine.native_library import NativeLibrary
@@ -115,21 +117,34 @@ def numbers(contract: OpContract, dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_attention_in_place(library: NativeLibrary, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("in_place", [(True, True), (False, False), (True, False), (False, True)])
+def test_attention_writes_the_cache_that_is_bound_to_the_output(
+    library: NativeLibrary, dtype: torch.dtype, in_place: tuple[bool, bool]
+) -> None:
     case = random_case(
         batch=2, heads=(4, 2), tokens=30, rows=70, head_dim=16, past=20, frame=6, dtype=dtype
     )
+    case = replace(case, scale=0.1)  # not what is usual for a head of this size
     session = session_of(library, graph_of(ATTENTION, dtype, {"scale": case.scale}))
     expected = expected_attention(case)
-    cache = [
+    inputs = list(case.inputs())
+    before = [tensor.clone() for tensor in inputs]
+    caches = [
+        past if same else torch.empty_like(past)
+        for past, same in zip(inputs[5:], in_place, strict=True)
+    ]
+    written = [
         expected_cache(past, new, case.slots)
         for past, new in ((case.past_key, case.k), (case.past_value, case.v))
     ]
     y = torch.empty_like(case.q)
-    run_bound(session, list(case.inputs()), [y, case.past_key, case.past_value])
+    run_bound(session, inputs, [y, *caches])
     assert np.abs(y.double().numpy() - expected).max() <= 4 * torch.finfo(dtype).eps
-    for written, wanted in zip((case.past_key, case.past_value), cache, strict=True):
-        torch.testing.assert_close(written, wanted, rtol=0, atol=0, equal_nan=True)
+    for cache, wanted in zip(caches, written, strict=True):
+        torch.testing.assert_close(cache, wanted, rtol=0, atol=0, equal_nan=True)
+    for tensor, original, same in zip(inputs, before, (*[False] * 5, *in_place), strict=True):
+        if not same:
+            torch.testing.assert_close(tensor, original, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -178,6 +193,52 @@ def test_outputs_are_known_to_have_the_shapes_of_inputs(
     assert [shape.tolist() for shape in shapes] == sizes
 
 
+@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.name)
+def test_every_rank_and_every_shared_size_is_checked(
+    library: NativeLibrary, contract: OpContract
+) -> None:
+    attributes = ATTRIBUTES[contract.name]
+    graph = graph_of(contract, torch.float32, attributes, inputs=unsaid, outputs=unsaid)
+    session = session_of(library, graph)
+    arrays = [tensor.numpy() for tensor in numbers(contract, torch.float32)]
+    feeds = dict(zip(contract.input_names, arrays, strict=True))
+    session.run(None, feeds)
+    for tensor in contract.inputs:
+        found = feeds[tensor.name]
+        wrong = [found[None], found[..., None], found[0], found[..., 0]]
+        for i, axis in enumerate(tensor.axes):
+            if any(axis in other.axes for other in contract.inputs if other is not tensor):
+                wrong += [found.take(range(size), i) for size in range(found.shape[i])]
+                wrong += [np.concatenate([found, found], axis=i)]
+        for array in wrong:
+            if array.ndim == 0:
+                continue  # the Python binding takes no scalars
+            with pytest.raises(InvalidArgument, match=rf"{contract.name}: \w+ is \[.+, expected "):
+                session.run(None, {**feeds, tensor.name: array})
+
+
+@pytest.mark.parametrize("axis", ["B", "H", "S", "C", "D", "R"])
+def test_an_empty_axis_is_an_error(library: NativeLibrary, axis: str) -> None:
+    for contract in CONTRACTS:
+        if not any(axis in tensor.axes for tensor in contract.inputs):
+            continue
+        attributes = ATTRIBUTES[contract.name]
+        session = session_of(library, graph_of(contract, torch.float32, attributes))
+        feeds = {
+            t.name: x.numpy().take(range(0), t.axes.index(axis)) if axis in t.axes else x.numpy()
+            for t, x in zip(contract.inputs, numbers(contract, torch.float32), strict=True)
+        }
+        with pytest.raises(InvalidArgument, match=f"{contract.name}: invalid argument"):
+            session.run(None, feeds)
+
+
+def test_attributes_without_a_default_are_required(library: NativeLibrary) -> None:
+    for contract in CONTRACTS:
+        for name in ATTRIBUTES[contract.name]:
+            with pytest.raises(Exception, match=name):
+                session_of(library, graph_of(contract, torch.float32, {}))
+
+
 def test_a_factor_that_is_no_float_is_an_error(library: NativeLibrary) -> None:
     """It would be taken for one that is not there."""
     graph = graph_of(DUAL_ROPE, torch.float32, {"gamma": 0.5, "attention_factor": 2})
@@ -190,7 +251,7 @@ def test_errors_name_the_tensor_and_the_shapes(library: NativeLibrary) -> None:
     session = session_of(library, graph_of(ATTENTION, torch.float32, {"scale": 1.0}))
     feeds = dict(zip(ATTENTION.input_names, (x.numpy() for x in case.inputs()), strict=True))
     wrong = {
-        "cache overflow": {"slots": feeds["slots"] + 6},
+        "TcBlockCausalAttention: cache overflow": {"slots": feeds["slots"] + 6},
         r"kv_end is \[1, 2\], expected \[1, 3\]": {"kv_end": feeds["kv_end"][:, :2]},
         r"past_value is \[1, 2, 7, 16\], expected \[1, 2, 8, 16\]": {
             "past_value": feeds["past_value"][:, :, :7]
@@ -198,7 +259,5 @@ def test_errors_name_the_tensor_and_the_shapes(library: NativeLibrary) -> None:
         r"k is \[1, 1, 3, 16\], expected \[1, 2, 3, 16\]": {"k": feeds["k"][:, :1]},
     }
     for message, change in wrong.items():
-        with pytest.raises(Exception, match=message):
+        with pytest.raises(InvalidArgument, match=message):
             session.run(None, {**feeds, **change})
-    with pytest.raises(Exception, match="scale"):
-        session_of(library, graph_of(ATTENTION, torch.float32, {}))
