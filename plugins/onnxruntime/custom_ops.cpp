@@ -131,9 +131,12 @@ void run_attention(Provider provider, const tc_attention_args& args, Ort::Kernel
     return;
   }
 #if defined(TC_WITH_CUDA)
+  const OrtApi& api = Ort::GetApi();
   const size_t bytes = tc_cuda_block_causal_attention_workspace(&args);
   const Ort::ConstMemoryInfo memory = context.GetInput(0).GetTensorMemoryInfo();
-  Ort::UnownedAllocator allocator(context.GetAllocator(*memory));
+  const std::unique_ptr<OrtAllocator, decltype(api.ReleaseAllocator)> ours(
+      context.GetAllocator(*memory), api.ReleaseAllocator);
+  Ort::UnownedAllocator allocator(ours.get());
   const auto release = [&](void* block) { allocator.Free(block); };
   const std::unique_ptr<void, decltype(release)> workspace(
       bytes > 0 ? allocator.Alloc(bytes) : nullptr, release);

@@ -96,6 +96,7 @@ class Node {
 
   ~Node() {
     if (kernel_ != nullptr) op_.KernelDestroy(kernel_);
+    CHECK(runtime.live.empty());
     CHECK(runtime.blocks.empty());
   }
 
@@ -217,6 +218,7 @@ void test_the_workspace_is_where_q_is_and_is_given_back() {
     CHECK(runtime.memory == &node.context.inputs[0].memory);
     CHECK(runtime.allocated_bytes == 640 && recorded.workspace_bytes == 640);
     CHECK(runtime.blocks.empty());
+    CHECK(runtime.live.empty());
   }
 }
 
