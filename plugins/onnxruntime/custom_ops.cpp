@@ -36,10 +36,20 @@ enum class Provider { kCpu, kCuda };
   throw Ort::Exception(std::move(message), code);
 }
 
+OrtErrorCode code_of(tc_status status) {
+  switch (status) {
+    case TC_UNSUPPORTED:
+      return ORT_NOT_IMPLEMENTED;
+    case TC_OUT_OF_MEMORY:
+    case TC_LAUNCH_FAILED:
+      return ORT_FAIL;
+    default:
+      return ORT_INVALID_ARGUMENT;
+  }
+}
+
 void check(const char* op, tc_status status) {
-  if (status == TC_OK) return;
-  fail(std::string(op) + ": " + tc_status_message(status),
-       status == TC_UNSUPPORTED ? ORT_NOT_IMPLEMENTED : ORT_INVALID_ARGUMENT);
+  if (status != TC_OK) fail(std::string(op) + ": " + tc_status_message(status), code_of(status));
 }
 
 // Exceptions stay on this side of the C interface.

@@ -242,6 +242,7 @@ void test_what_a_kernel_refuses_is_an_error_of_its_kind(const Variant& variant) 
   const std::map<tc_status, OrtErrorCode> codes = {
       {TC_INVALID_ARGUMENT, ORT_INVALID_ARGUMENT}, {TC_UNSUPPORTED, ORT_NOT_IMPLEMENTED},
       {TC_CACHE_OVERFLOW, ORT_INVALID_ARGUMENT},   {TC_KV_END_OUT_OF_RANGE, ORT_INVALID_ARGUMENT},
+      {TC_OUT_OF_MEMORY, ORT_FAIL},                {TC_LAUNCH_FAILED, ORT_FAIL},
   };
   for (const std::string& name : {kAttention, kDualRope}) {
     for (const auto& [status, code] : codes) {
