@@ -337,7 +337,7 @@ void add(Ort::CustomOpDomain& domain, Provider provider) {
   static std::vector<std::unique_ptr<Op<Contract>>> ops;
   for (const auto type : {kFloat32, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
                           ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16}) {
-    if (provider == Provider::kCuda && type == kFloat32) continue;  // no such kernel
+    if (provider == Provider::kCuda && type == kFloat32) continue;  // attention has none
     ops.push_back(std::make_unique<Op<Contract>>(type, provider));
     domain.Add(ops.back().get());
   }
