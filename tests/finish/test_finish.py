@@ -293,7 +293,7 @@ def test_a_running_script_is_not_disturbed(pending: Path, fake: FakeTools) -> No
     assert not verify(pending)
 
 
-def test_an_output_of_another_shape_or_not_finite_fails(pending: Path) -> None:
+def test_an_output_beyond_its_tolerance_of_another_shape_or_not_finite_fails(pending: Path) -> None:
     graph = read_plan(pending).graphs["vision"]
     real = OrtEngine(pending / "vision" / "model.onnx", threads=1)
     expected = graph.golden_outputs["visual_features"].load(pending)
@@ -307,6 +307,13 @@ def test_an_output_of_another_shape_or_not_finite_fails(pending: Path) -> None:
 
     assert judge(pending, "vision", graph, real)["visual_features"] < 1
     assert judge(pending, "vision", graph, Says(expected)) == {"visual_features": 0}
+    tolerance = graph.golden_outputs["visual_features"].tolerance
+    off = np.zeros(expected.shape)
+    for sign in (1, -1):
+        off[1, 2, 3] = sign * tolerance
+        assert judge(pending, "vision", graph, Says(expected + 0.99 * off))
+        with pytest.raises(CheckFailed, match=r"visual_features\[1, 2, 3\]"):
+            judge(pending, "vision", graph, Says(expected + 1.01 * off))
     with pytest.raises(CheckFailed, match="shape"):
         judge(pending, "vision", graph, Says(expected[:2]))
     not_finite = expected.copy()
