@@ -12,6 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tc_export.ops import OpContract, TensorContract
+
+SIZES = {"B": 2, "H": 4, "K": 2, "S": 3, "C": 5, "D": 7, "R": 3}
+
 
 @dataclass(frozen=True)
 class AttentionCase:
@@ -108,5 +112,22 @@ def random_case(
         slots,
         cache[0],
         cache[1],
-        head_dim**-0.5,
+        0.8 * head_dim**-0.5,  # not what is usual: it must be asked for
     )
+
+
+def ones_of(contract: OpContract, dtype: torch.dtype) -> list[Tensor]:
+    """Inputs of the contract's shapes, that every kernel takes."""
+    types = {"T": dtype, "float32": torch.float32, "int32": torch.int32, "int64": torch.int64}
+    return [
+        torch.ones([SIZES[axis] for axis in t.axes], dtype=types[t.dtype]) for t in contract.inputs
+    ]
+
+
+def of_wrong_shape(contract: OpContract, tensor: TensorContract, right: Tensor) -> list[Tensor]:
+    """The input with an axis more or less, or of a size that another input has differently."""
+    wrong = [right[None], right[..., None], right[0], right[..., 0]]
+    for i, axis in enumerate(tensor.axes):
+        if any(axis in other.axes for other in contract.inputs if other is not tensor):
+            wrong += [right.narrow(i, 0, right.shape[i] - 1), torch.cat([right, right], dim=i)]
+    return wrong

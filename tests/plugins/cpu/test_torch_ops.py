@@ -13,7 +13,12 @@ from tc_export import ops
 from tc_export.engine.native_library import NativeLibrary
 from tc_export.errors import UsageError
 from tc_export.ops.native import NativeKernels, register_native_kernels
-from tests.plugins.cpu.definition import expected_attention, random_case
+from tests.plugins.cpu.definition import (
+    expected_attention,
+    expected_cache,
+    expected_rotation,
+    random_case,
+)
 
 
 @pytest.fixture
@@ -41,6 +46,20 @@ def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
     return calls
 
 
+def strided(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers, in another order in memory."""
+    spread = tensor.repeat_interleave(2, dim=-1)[..., ::2]
+    assert not spread.is_contiguous()
+    return spread
+
+
+def rotation() -> tuple[torch.Tensor, ...]:
+    """x [B, H, S, D], position_ids, temporal_ids [B, S] and inv_freq [R]."""
+    generator = torch.Generator().manual_seed(3)
+    n, t = torch.randint(0, 90, (2, 2, 6), generator=generator)
+    return torch.randn(2, 3, 6, 10, generator=generator), n, t, torch.tensor([1.0, 0.3, 0.1])
+
+
 @pytest.mark.usefixtures("registered")
 def test_attention_is_served_and_differentiable(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = counted(monkeypatch, "block_causal_attention")
@@ -55,13 +74,33 @@ def test_attention_is_served_and_differentiable(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("registered")
-def test_float64_goes_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotation_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = counted(monkeypatch, "dual_rope")
-    ids = torch.arange(6)[None]
-    for dtype in (torch.float32, torch.float64):
-        x = torch.ones(1, 1, 6, 8, dtype=dtype)
-        assert torch.ops.tc.dual_rope(x, ids, ids, torch.ones(4), 1.0, 1.0).dtype == dtype
-    assert len(calls) == 1
+    x, n, t, inv_freq = rotation()
+    for factor in (1.0, 1.5):
+        y = torch.ops.tc.dual_rope(x, n, t, inv_freq, 0.4, *([factor] if factor != 1.0 else []))
+        expected = expected_rotation(x, n, t, inv_freq, 0.4, factor)
+        assert np.abs(y.numpy() - expected).max() <= 2e-6
+    assert len(calls) == 2
+
+
+@pytest.mark.usefixtures("registered")
+def test_float64_goes_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are contiguous, as the op says they are, whatever the inputs."""
+    calls = [counted(monkeypatch, name) for name in ("dual_rope", "block_causal_attention")]
+    x, n, t, inv_freq = rotation()
+    y = torch.ops.tc.dual_rope(strided(x.double()), n, t, inv_freq, 0.4, 1.5)
+    assert y.is_contiguous()
+    assert np.abs(y.numpy() - expected_rotation(x.double(), n, t, inv_freq, 0.4, 1.5)).max() <= 1e-4
+
+    case = random_case(batch=2, heads=(4, 2), tokens=6, rows=6, head_dim=8, past=0, frame=3)
+    wide = [x.double() if x.is_floating_point() else x for x in case.inputs()]
+    y, key, value = torch.ops.tc.block_causal_attention(*map(strided, wide), case.scale)
+    assert np.abs(y.numpy() - expected_attention(case)).max() <= 1e-12
+    assert torch.equal(key, expected_cache(wide[5], wide[1], case.slots))
+    assert torch.equal(value, expected_cache(wide[6], wide[2], case.slots))
+    assert all(output.is_contiguous() for output in (y, key, value))
+    assert calls == [[], []]
 
 
 @pytest.mark.usefixtures("registered")
@@ -70,6 +109,35 @@ def test_opcheck() -> None:
     torch.library.opcheck(ops.block_causal_attention, (*case.inputs(), case.scale))
     ids = torch.arange(5)[None]
     torch.library.opcheck(ops.dual_rope, (case.q, ids, ids, torch.rand(4), 0.5, 1.0))
+
+
+def test_inputs_in_any_memory_order_are_left_as_they_are(library: NativeLibrary) -> None:
+    kernels = NativeKernels(library.handle)
+    case = random_case(batch=2, heads=(4, 2), tokens=6, rows=9, head_dim=8, past=2, frame=3)
+    call, turned = case.inputs(), rotation()
+    for change in (torch.Tensor.clone, strided):
+        given = [change(tensor) for tensor in call]
+        y, key, value = kernels.block_causal_attention(*given, case.scale)
+        assert np.abs(y.double().numpy() - expected_attention(case)).max() <= 2e-6
+        for cache, past, new in ((key, case.past_key, case.k), (value, case.past_value, case.v)):
+            wanted = expected_cache(past, new, case.slots)
+            torch.testing.assert_close(cache, wanted, rtol=0, atol=0, equal_nan=True)
+        also_given = [change(tensor) for tensor in turned]
+        y = kernels.dual_rope(*also_given, 0.4)
+        assert np.abs(y.numpy() - expected_rotation(*turned, 0.4, 1.0)).max() <= 2e-6
+        for after, before in zip((*given, *also_given), (*call, *turned), strict=True):
+            torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_only_a_contiguous_cache_is_written_in_place(library: NativeLibrary) -> None:
+    kernels = NativeKernels(library.handle)
+    case = random_case(batch=1, heads=(2, 1), tokens=3, rows=5, head_dim=4, past=2)
+    *new, key, value = case.inputs()
+    for caches in ((strided(key), value), (key, strided(value))):
+        with pytest.raises(UsageError, match="must be contiguous"):
+            kernels.block_causal_attention(*new, *caches, case.scale, in_place=True)
+    written = kernels.block_causal_attention(*new, key, value, case.scale, in_place=True)[1:]
+    assert [tensor.data_ptr() for tensor in written] == [key.data_ptr(), value.data_ptr()]
 
 
 def test_wrong_tensors_are_refused(library: NativeLibrary) -> None:
