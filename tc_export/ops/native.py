@@ -93,8 +93,8 @@ class NativeKernels:
         in_place: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Attend; see `BLOCK_CAUSAL_ATTENTION`. `in_place` writes into the past cache itself."""
-        batch, q_heads, tokens, head_dim = q.shape
-        kv_heads, cache_rows = past_key.shape[1:3]
+        batch, q_heads, tokens, head_dim = _sizes_of("block_causal_attention", "q", q, 4)
+        kv_heads, cache_rows = _sizes_of("block_causal_attention", "past_key", past_key, 4)[1:3]
         new_shape, cache_shape = (batch, kv_heads, tokens, head_dim), past_key.shape
         _expect("block_causal_attention", "k", k, new_shape, q.dtype)
         _expect("block_causal_attention", "v", v, new_shape, q.dtype)
@@ -124,8 +124,8 @@ class NativeKernels:
         attention_factor: float = 1.0,
     ) -> Tensor:
         """Rotate; see `DUAL_ROPE`."""
-        batch, heads, tokens, head_dim = x.shape
-        half = inv_freq.shape[0]
+        batch, heads, tokens, head_dim = _sizes_of("dual_rope", "x", x, 4)
+        (half,) = _sizes_of("dual_rope", "inv_freq", inv_freq, 1)
         _expect("dual_rope", "position_ids", position_ids, (batch, tokens), torch.int64)
         _expect("dual_rope", "temporal_ids", temporal_ids, (batch, tokens), torch.int64)
         _expect("dual_rope", "inv_freq", inv_freq, (half,), torch.float32)
@@ -189,6 +189,17 @@ def register_native_kernels(library: ctypes.CDLL) -> NativeKernels:
     block_causal_attention.register_kernel("cpu")(attend)
     dual_rope.register_kernel("cpu")(rotate)
     return kernels
+
+
+def _sizes_of(op: str, name: str, tensor: Tensor, rank: int) -> tuple[int, ...]:
+    """The sizes of a tensor that others are measured by."""
+    if tensor.dim() != rank or tensor.dtype not in DTYPES:
+        raise UsageError(
+            f"{op}: {name} is {tensor.dtype} {list(tensor.shape)}, expected {rank} axes of "
+            + " or ".join(str(dtype) for dtype in DTYPES)
+        )
+    _expect(op, name, tensor, tensor.shape, tensor.dtype)
+    return tuple(tensor.shape)
 
 
 def _expect(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:

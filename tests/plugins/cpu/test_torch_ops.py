@@ -11,12 +11,14 @@ import torch
 
 from tc_export import ops
 from tc_export.engine.native_library import NativeLibrary
-from tc_export.errors import UsageError
+from tc_export.errors import TcExportError, UsageError
 from tc_export.ops.native import NativeKernels, register_native_kernels
 from tests.plugins.cpu.definition import (
     expected_attention,
     expected_cache,
     expected_rotation,
+    of_wrong_shape,
+    ones_of,
     random_case,
 )
 
@@ -138,6 +140,22 @@ def test_only_a_contiguous_cache_is_written_in_place(library: NativeLibrary) -> 
             kernels.block_causal_attention(*new, *caches, case.scale, in_place=True)
     written = kernels.block_causal_attention(*new, key, value, case.scale, in_place=True)[1:]
     assert [tensor.data_ptr() for tensor in written] == [key.data_ptr(), value.data_ptr()]
+
+
+def test_every_tensor_of_another_shape_type_or_place_is_refused(library: NativeLibrary) -> None:
+    kernels = NativeKernels(library.handle)
+    for contract, op in (
+        (ops.DUAL_ROPE, kernels.dual_rope),
+        (ops.BLOCK_CAUSAL_ATTENTION, kernels.block_causal_attention),
+    ):
+        right = ones_of(contract, torch.float32)
+        op(*right, 0.5)
+        for i, tensor in enumerate(contract.inputs):
+            other_type = torch.float64 if right[i].is_floating_point() else torch.int16
+            wrong = of_wrong_shape(contract, tensor, right[i])
+            for changed in (*wrong, right[i].to(other_type), right[i].to("meta")):
+                with pytest.raises(TcExportError, match=r": \w+ is (torch\..+ expected|on meta)"):
+                    op(*right[:i], changed, *right[i + 1 :], 0.5)
 
 
 def test_wrong_tensors_are_refused(library: NativeLibrary) -> None:
