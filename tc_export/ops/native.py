@@ -22,7 +22,8 @@ from tc_export.ops.dual_rope import dual_rope, dual_rope_reference
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 """Each type that the kernels store, and its `tc_dtype`."""
 
-_OK, _UNSUPPORTED = 0, 2
+_OK = 0
+_LACKING = (2, 4)  # TC_UNSUPPORTED, TC_OUT_OF_MEMORY
 _SIZES = (
     "batch",
     "q_heads",
@@ -145,7 +146,7 @@ class NativeKernels:
         if status == _OK:
             return
         sizes = ", ".join(f"{name} {getattr(args, name)}" for name in _SIZES if hasattr(args, name))
-        error = EnvironmentLacks if status == _UNSUPPORTED else UsageError
+        error = EnvironmentLacks if status in _LACKING else UsageError
         raise error(f"{function}: {self._library.tc_status_message(status).decode()} ({sizes})")
 
 

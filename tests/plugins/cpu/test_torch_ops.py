@@ -11,7 +11,7 @@ import torch
 
 from tc_export import ops
 from tc_export.engine.native_library import NativeLibrary
-from tc_export.errors import TcExportError, UsageError
+from tc_export.errors import EnvironmentLacks, TcExportError, UsageError
 from tc_export.ops.native import NativeKernels, register_native_kernels
 from tests.plugins.cpu.definition import (
     expected_attention,
@@ -156,6 +156,19 @@ def test_every_tensor_of_another_shape_type_or_place_is_refused(library: NativeL
             for changed in (*wrong, right[i].to(other_type), right[i].to("meta")):
                 with pytest.raises(TcExportError, match=r": \w+ is (torch\..+ expected|on meta)"):
                     op(*right[:i], changed, *right[i + 1 :], 0.5)
+
+
+def test_what_this_machine_lacks_is_no_wrong_usage(
+    library: NativeLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = NativeKernels(library.handle, isa=99)
+    with pytest.raises(EnvironmentLacks, match="does not have"):
+        unknown.dual_rope(*rotation(), 0.5)
+    with pytest.raises(EnvironmentLacks, match="does not have"):
+        unknown.block_causal_attention(*ones_of(ops.BLOCK_CAUSAL_ATTENTION, torch.float32), 0.5)
+    monkeypatch.setattr(library.handle, "tc_cpu_dual_rope_on", lambda *arguments: 4)
+    with pytest.raises(EnvironmentLacks, match="out of memory"):
+        NativeKernels(library.handle).dual_rope(*rotation(), 0.5)
 
 
 def test_wrong_tensors_are_refused(library: NativeLibrary) -> None:
