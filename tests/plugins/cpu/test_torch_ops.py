@@ -151,11 +151,22 @@ def test_every_tensor_of_another_shape_type_or_place_is_refused(library: NativeL
         right = ones_of(contract, torch.float32)
         op(*right, 0.5)
         for i, tensor in enumerate(contract.inputs):
-            other_type = torch.float64 if right[i].is_floating_point() else torch.int16
+            types = [torch.float64 if right[i].is_floating_point() else torch.int16]
+            if tensor.name != "x":  # which may be of any type that the kernels store
+                types.append(torch.float16)
             wrong = of_wrong_shape(contract, tensor, right[i])
-            for changed in (*wrong, right[i].to(other_type), right[i].to("meta")):
+            for changed in (*wrong, *(right[i].to(t) for t in types), right[i].to("meta")):
                 with pytest.raises(TcExportError, match=r": \w+ is (torch\..+ expected|on meta)"):
                     op(*right[:i], changed, *right[i + 1 :], 0.5)
+
+
+def test_caches_that_fit_each_other_must_fit_the_call(library: NativeLibrary) -> None:
+    kernels = NativeKernels(library.handle)
+    *new, past_key, past_value = ones_of(ops.BLOCK_CAUSAL_ATTENTION, torch.float32)
+    for axis in (0, 3):
+        caches = [torch.cat([cache, cache], dim=axis) for cache in (past_key, past_value)]
+        with pytest.raises(UsageError, match="past_key is"):
+            kernels.block_causal_attention(*new, *caches, 0.5)
 
 
 def test_what_this_machine_lacks_is_no_wrong_usage(
