@@ -89,11 +89,15 @@ inline void store_weights(Pair* weights, Vec first, Vec second) {
 
 // --- One panel against one block of keys -------------------------------------------------------
 
+constexpr int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // S[key][row] = scale * K[key] . Q[row], in units where weights are powers of two.
 template <class E>
 __attribute__((noinline)) void score_block(float* scores, const E* keys, const E* queries,
-                                           int64_t n, int64_t steps, float scale) {
+                                           int64_t n, int64_t steps, float scale,
+                                           const Ahead& ahead) {
   for (int64_t first = 0; first < n; first += kBlockRows) {
+    ahead.part(first / kBlockRows, ceil_divide(n, kBlockRows)).fetch();
     with_count<kBlockRows>(smaller(kBlockRows, n - first), [&](auto rows) {
       Vec sums[rows.value][kPanelVectors];
       float* to = scores + first * kPanel;
@@ -110,8 +114,9 @@ __attribute__((noinline)) void score_block(float* scores, const E* keys, const E
 template <class E>
 __attribute__((noinline)) void value_block(float* out, const Vec (&correction)[kPanelVectors],
                                            const E* values, const E* weights, int64_t steps,
-                                           int64_t D) {
+                                           int64_t D, const Ahead& ahead) {
   for (int64_t first = 0; first < D; first += kBlockRows) {
+    ahead.part(first / kBlockRows, ceil_divide(D, kBlockRows)).fetch();
     with_count<kBlockRows>(smaller(kBlockRows, D - first), [&](auto rows) {
       Vec sums[rows.value][kPanelVectors];
       float* to = out + first * kPanel;
@@ -211,7 +216,7 @@ bool attend_panels(const tc_cpu::AttentionPlan& plan, int64_t task_index) {
   const Task<T> task(plan, task_index);
   const int64_t D = plan.args.head_dim;
   const int64_t steps = D / depth(static_cast<E*>(nullptr));
-  const int64_t panels = (task.rows + kPanel - 1) / kPanel;
+  const int64_t panels = ceil_divide(task.rows, kPanel);
   const int64_t block_floats = padded(kKeyBlock * D);  // operands that need another form
   Scratch scratch(panels * D * kPanel * 2 + kKeyBlock * kPanel + 2 * block_floats + padded(D));
   if (!scratch) return false;
@@ -234,20 +239,24 @@ bool attend_panels(const tc_cpu::AttentionPlan& plan, int64_t task_index) {
     const int64_t block = smaller(kKeyBlock, task.key_end - first);
     const E* keys = prepare_keys(task.key + first * D, block, D, key_scratch);
     const E* values = prepare_values(task.value + first * D, block, D, value_scratch);
+    // While the panels go over this block, a little at a time is asked for of the next one.
+    const int64_t next = first + block, after = smaller(next + kKeyBlock, task.key_end);
+    const Ahead next_keys(task.key + next * D, task.key + after * D);
+    const Ahead next_values(task.value + next * D, task.value + after * D);
     for (int64_t p = 0; p < panels; ++p) {
       PanelState& state = states[p];
       const int64_t n = smaller(block, state.longest - first);
       if (n <= 0) continue;
       Vec correction[kPanelVectors];
-      score_block(scores, keys, queries + p * steps * kPanel, n, steps, plan.args.scale * kLog2E);
+      score_block(scores, keys, queries + p * steps * kPanel, n, steps, plan.args.scale * kLog2E,
+                  next_keys.part(p, panels));
       if (first + n > state.shortest) {
         softmax_block<true, E>(state, correction, scores, n, first);
       } else {
         softmax_block<false, E>(state, correction, scores, n, first);
       }
-      const int64_t value_steps = (n + depth(values) - 1) / depth(values);
       value_block(out + p * D * kPanel, correction, values, reinterpret_cast<E*>(scores),
-                  value_steps, D);
+                  ceil_divide(n, depth(values)), D, next_values.part(p, panels));
     }
   }
   finish_panels(task, states, out, row_D);

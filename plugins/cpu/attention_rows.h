@@ -19,12 +19,10 @@ static_assert(kAccumulators >= kFewRows, "at least one vector of channels a row"
 constexpr int kScoreStride = kKeyBlock;  // a whole number of vectors
 static_assert(kKeyBlock % kLanes == 0, "a row of scores is whole vectors");
 
-constexpr int64_t kFloatsALine = 16;
-
 // Asks for a row of channels before it is wanted. Narrower types are slower with it: widening
 // them takes the time in which they come.
 inline void prefetch(const float* row_D, int64_t D) {
-  for (int64_t d = 0; d < D; d += kFloatsALine) __builtin_prefetch(row_D + d, 0, 2);
+  Ahead(row_D, row_D + D).fetch();
 }
 template <class T>
 inline void prefetch(const T*, int64_t) {}

@@ -165,8 +165,9 @@ inline void store_weights(TilePair* weights, Vec first, Vec second) {
 
 // S[key][row] = scale * K[key] . Q[row], in units where weights are powers of two.
 inline void score_block(float* scores, const TilePair* keys, const TilePair* queries, int64_t n,
-                        int64_t steps, float scale) {
+                        int64_t steps, float scale, const Ahead& ahead) {
   for (int64_t first = 0; first < n; first += kTileStep) {
+    ahead.part(first / kTileStep, ceil_divide(n, kTileStep)).fetch();
     multiply_tiles<false>(scores + first * kPanel, keys + first * steps, steps, queries, steps);
   }
   for (int64_t i = 0; i < n * kPanel; i += kLanes) store(scores + i, load(scores + i) * scale);
@@ -174,7 +175,8 @@ inline void score_block(float* scores, const TilePair* keys, const TilePair* que
 
 // O[d][row] = O[d][row] * correction[row] + sum over keys of V[key][d] P[key][row].
 inline void value_block(float* out, const Vec (&correction)[kPanelVectors],
-                        const TilePair* values, TilePair* weights, int64_t steps, int64_t D) {
+                        const TilePair* values, TilePair* weights, int64_t steps, int64_t D,
+                        const Ahead& ahead) {
   const int64_t pairs = whole_steps(2 * steps) / 2;
   __builtin_memset(weights + steps * kPanel, 0, (pairs - steps) * kPanel * sizeof(TilePair));
   for (int64_t d = 0; d < D; ++d) {
@@ -184,6 +186,7 @@ inline void value_block(float* out, const Vec (&correction)[kPanelVectors],
     }
   }
   for (int64_t d = 0; d < D; d += kTileStep) {
+    ahead.part(d / kTileStep, D / kTileStep).fetch();
     multiply_tiles<true>(out + d * kPanel, values + d * kKeyBlock / 2, kKeyBlock / 2, weights,
                          pairs);
   }

@@ -90,6 +90,30 @@ inline void with_count(int64_t n, const Function& function) {
   }
 }
 
+// Memory that is read later, and can be asked for now.
+class Ahead {
+ public:
+  Ahead(const void* begin, const void* end)
+      : begin_(static_cast<const char*>(begin)), end_(static_cast<const char*>(end)) {}
+
+  // Part i of n, in whole lines.
+  Ahead part(int64_t i, int64_t n) const {
+    const int64_t lines = (end_ - begin_ + kLineBytes - 1) / kLineBytes;
+    return {begin_ + lines * i / n * kLineBytes, begin_ + lines * (i + 1) / n * kLineBytes};
+  }
+
+  // Does not wait, unless it asks for more lines at once than the processor notes down: some 20.
+  void fetch() const {
+    for (const char* line = begin_; line < end_; line += kLineBytes) __builtin_prefetch(line, 0, 2);
+  }
+
+ private:
+  static constexpr int64_t kLineBytes = 64;
+
+  const char* begin_;
+  const char* end_;
+};
+
 // Memory of one task, 64-byte aligned; null when there is none.
 class Scratch {
  public:
