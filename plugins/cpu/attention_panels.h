@@ -83,7 +83,7 @@ inline void pack_query(Pair* to, const Bf16* query, int64_t D) {
 }
 
 inline void store_weights(Pair* weights, Vec first, Vec second) {
-  store_bits(weights, narrow_bf16(first) | narrow_bf16(second) << 16);
+  store_bits(weights, narrow_to_pairs(first, second));
 }
 #endif
 

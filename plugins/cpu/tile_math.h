@@ -43,6 +43,22 @@ inline Vec multiply_add(Vec sum, BitVec a, BitVec b) {
   return bit_cast<Vec>(
       _mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(a), bit_cast<__m512bh>(b)));
 }
+
+// Numbers 0 and 16, 1 and 17 ... of 32.
+struct PairsOfHalves {
+  uint16_t from[2 * kLanes] = {};
+  constexpr PairsOfHalves() {
+    for (int i = 0; i < 2 * kLanes; ++i) from[i] = static_cast<uint16_t>(i / 2 + i % 2 * kLanes);
+  }
+};
+
+// Rounded to bfloat16: in each lane, that of `first` in the low half and that of `second` above it.
+inline BitVec narrow_to_pairs(Vec first, Vec second) {
+  static constexpr PairsOfHalves kPairs{};
+  const __m512bh halves = _mm512_cvtne2ps_pbh(bit_cast<__m512>(second), bit_cast<__m512>(first));
+  return bit_cast<BitVec>(
+      _mm512_permutexvar_epi16(load_bits<__m512i>(kPairs.from), bit_cast<__m512i>(halves)));
+}
 #endif
 
 // Calls function(sums[r][j], r, j) for each accumulator. Loops over accumulators are unrolled, all

@@ -88,6 +88,15 @@ inline float number(const unsigned char* row, int index) {  // of bfloat16
   return result;
 }
 
+// To the nearest, ties to even; numbers below the normal ones become zero.
+inline uint16_t to_bf16(float number) {
+  uint32_t bits;
+  std::memcpy(&bits, &number, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16 | 0x40);
+  if ((bits & 0x7f800000) == 0) return static_cast<uint16_t>(bits >> 16 & 0x8000);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 // TDPBF16PS: C[m][n] += A[m][2k] B[k][2n] + A[m][2k + 1] B[k][2n + 1] for each k.
 inline void multiply(int sum, int left, int right) {
   Tile &c = unit[sum], &a = unit[left], &b = unit[right];
@@ -116,7 +125,7 @@ inline void multiply(int sum, int left, int right) {
 #define _tile_stored(tile, to, stride) emulated_amx::save(tile, to, stride)
 #define _tile_dpbf16ps(sum, left, right) emulated_amx::multiply(sum, left, right)
 
-// What processors with the matrix unit have too: VDPBF16PS and VPERMT2D.
+// What processors with the matrix unit have too: VDPBF16PS, VCVTNE2PS2BF16, VPERMW and VPERMT2D.
 typedef float __m512 __attribute__((vector_size(64)));
 typedef uint32_t __m512bh __attribute__((vector_size(64)));
 typedef uint32_t __m512i __attribute__((vector_size(64)));
@@ -132,6 +141,24 @@ inline __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
     }
   }
   return sum;
+}
+
+inline __m512bh _mm512_cvtne2ps_pbh(__m512 high, __m512 low) {
+  uint16_t numbers[32];
+  for (int i = 0; i < 32; ++i) numbers[i] = emulated_amx::to_bf16(i < 16 ? low[i] : high[i - 16]);
+  __m512bh result;
+  std::memcpy(&result, numbers, sizeof result);
+  return result;
+}
+
+inline __m512i _mm512_permutexvar_epi16(__m512i lanes, __m512i a) {
+  uint16_t from[32], numbers[32], chosen[32];
+  std::memcpy(from, &lanes, sizeof from);
+  std::memcpy(numbers, &a, sizeof numbers);
+  for (int i = 0; i < 32; ++i) chosen[i] = numbers[from[i] & 31];
+  __m512i result;
+  std::memcpy(&result, chosen, sizeof result);
+  return result;
 }
 
 inline __m512i _mm512_permutex2var_epi32(__m512i a, __m512i lanes, __m512i b) {
