@@ -70,13 +70,15 @@ def prefix_lengths() -> list[int]:
     return [*before, *frames, *range(TOKENS - TEXT + 1, TOKENS + 1)]
 
 
-def work_of(kernel: str, size: int, shape: dict[str, int] | None) -> Work:
+def work_of(
+    kernel: str, size: int, shape: dict[str, int] | None, *, element_bytes: int = 2
+) -> Work:
     """What a kernel does for the workload, masked parts of its tiles included.
 
-    `size` is the head size; for `rotate_and_store` the channels of a piece, with heads of 128.
+    `size` is the head size. `rotate_and_store` has no shape: it is taken with heads of 128.
     """
-    if shape is None:  # rotate_and_store: q, k and v are read and written once
-        return Work(0.0, 2.0 * TOKENS * (Q_HEADS + 2 * KV_HEADS) * 128 * (4 if size == 4 else 2))
+    if shape is None:  # q, k and v are read and written once
+        return Work(0.0, 2.0 * TOKENS * (Q_HEADS + 2 * KV_HEADS) * 128 * element_bytes)
     if kernel == "merge_splits":
         return Work(0.0, Q_HEADS * (4.0 * shape["splits"] * (size + 2) + 2.0 * size))
     ends = [TOKENS] if kernel == "decode_attention" else prefix_lengths()
@@ -98,8 +100,17 @@ class Bound:
     doubtful_figures: bool
 
 
-def roofline(sm: int, work: Work) -> list[Bound]:
-    """The bound on each target that has this SM."""
+@dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """What a kernel does for the workload, and the least time of that on each target of an SM."""
+
+    operations: float
+    bytes: float
+    bounds: list[Bound]
+
+
+def roofline(sm: int, work: Work) -> Roofline:
+    """The bounds on each target that has this SM."""
     bounds = []
     for target in cuda_targets():
         if target.sm != sm:
@@ -114,7 +125,7 @@ def roofline(sm: int, work: Work) -> list[Bound]:
                 doubtful_figures=is_doubtful(target),
             )
         )
-    return bounds
+    return Roofline(operations=work.operations, bytes=work.bytes, bounds=bounds)
 
 
 def occupancy(limits: SmLimits, threads: int, registers: int, shared_bytes: int) -> float:

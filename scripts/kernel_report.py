@@ -25,7 +25,7 @@ from kernel_facts import (
     LIMITS,
     Q_HEADS,
     TOKENS,
-    Bound,
+    Roofline,
     cuda_targets,
     is_doubtful,
     occupancy,
@@ -153,7 +153,7 @@ class Row:
     shared_bytes: int
     tensor_core_instructions: int
     occupancy: float
-    roofline: list[Bound]
+    roofline: Roofline
 
 
 def make_rows(sms: list[int]) -> list[Row]:
@@ -168,6 +168,8 @@ def make_rows(sms: list[int]) -> list[Row]:
                 raise TcExportError(f"a kernel of an unknown name: {found['symbol']}")
             sm, size, registers = int(found["sm"]), int(name["size"]), int(found["registers"])
             shape = shapes.get((name["name"], size))
+            element_bytes = 4 if name["type"] == "f" else 2
+            work = work_of(name["name"], size, shape, element_bytes=element_bytes)
             threads, shared = (shape["threads"], shape["shared_bytes"]) if shape else (256, 0)
             rows.append(
                 Row(
@@ -180,7 +182,7 @@ def make_rows(sms: list[int]) -> list[Row]:
                         code[sm][found["symbol"]]
                     ),
                     occupancy=occupancy(LIMITS[sm], threads, registers, shared),
-                    roofline=roofline(sm, work_of(name["name"], size, shape)),
+                    roofline=roofline(sm, work),
                 )
             )
     return rows
@@ -203,6 +205,21 @@ def code_table(rows: list[Row]) -> list[str]:
     return lines
 
 
+def work_table(rows: list[Row]) -> list[str]:
+    """Operations and bytes of each kernel, which are the same on every SM."""
+    lines = [
+        "| kernel | operations, millions | bytes, millions | operations a byte |",
+        "|---" * 4 + "|",
+    ]
+    kernels = {row.kernel: row.roofline for row in rows if "bfloat16" not in row.kernel}
+    for kernel, work in kernels.items():
+        operations, moved = work.operations / 1e6, work.bytes / 1e6
+        lines.append(
+            f"| `{kernel}` | {operations:,.1f} | {moved:,.2f} | {operations / moved:,.1f} |"
+        )
+    return lines
+
+
 def roofline_table(rows: list[Row]) -> list[str]:
     """Least microseconds by target and kernel."""
     kernels = [f"{kind}<float16, {d}>" for kind in KINDS for d in (64, 128, 256)]
@@ -213,7 +230,7 @@ def roofline_table(rows: list[Row]) -> list[str]:
         found = {row.kernel: row.roofline for row in rows if row.sm == target.sm}
         cells = []
         for kernel in kernels:
-            bound = next(b for b in found[kernel] if b.target == target.name)
+            bound = next(b for b in found[kernel].bounds if b.target == target.name)
             digits = 0 if bound.least_us >= 100 else 1
             cells.append(f"{bound.least_us:,.{digits}f} {bound.bound[0]}")
         doubt = "?" if is_doubtful(target) else ""
@@ -224,10 +241,11 @@ def roofline_table(rows: list[Row]) -> list[str]:
 def write_page(rows: list[Row]) -> None:
     """Replace what stands between the page's markers."""
     text = PAGE.read_text()
-    for name, lines in (("code", code_table(rows)), ("roofline", roofline_table(rows))):
+    tables = {"code": code_table, "work": work_table, "roofline": roofline_table}
+    for name, table in tables.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         before, rest = text.split(begin)
-        text = before + "\n".join((begin, *lines, end)) + rest.split(end)[1]
+        text = before + "\n".join((begin, *table(rows), end)) + rest.split(end)[1]
     PAGE.write_text(text)
 
 

@@ -111,12 +111,15 @@ def test_work_is_counted_from_the_mask(facts: Any) -> None:
     work = facts.work_of("prefill_attention", 128, one_by_one)
     assert work.operations == 4 * 128 * 32 * sum(ends)
     assert work.bytes == 2 * 128 * 2368 * (2 * 32 + 2 * 8)
+    # The rotation reads and writes q, k and v.
+    moved = facts.work_of("rotate_and_store", 1, None, element_bytes=4).bytes
+    assert moved == 4 * 128 * 2368 * 2 * (32 + 8 + 8)
 
 
 def test_roofline_takes_the_larger_bound(facts: Any) -> None:
-    orin = {b.target: b for b in facts.roofline(87, facts.Work(43e12, 1.0))}["orin"]
+    orin = {b.target: b for b in facts.roofline(87, facts.Work(43e12, 1.0)).bounds}["orin"]
     assert (orin.least_us, orin.bound) == (1e6, "arithmetic")
-    orin = {b.target: b for b in facts.roofline(87, facts.Work(1.0, 205e9))}["orin"]
+    orin = {b.target: b for b in facts.roofline(87, facts.Work(1.0, 205e9)).bounds}["orin"]
     assert (orin.least_us, orin.bound) == (1e6, "memory")
 
 
