@@ -14,8 +14,10 @@ Ours runs in float32 and bfloat16 through the PyTorch binding, the cache written
 medians of runs that alternate with the peer's, so that a busy moment hits both; decode, which is
 quick, is run eight times as often. Before each run there is a pause: OpenMP's and ONNX Runtime's
 threads spin for some milliseconds after their work, and would take a core from whoever comes next.
-Extra memory is the growth of the peak resident size over one call, its output included, in a
-process of its own.
+
+`first_prefill` is the first call of a process, which has to get its memory from the system: what a
+program pays that asks once. It is the median over three processes of each, in turns. Extra memory
+is the growth of the peak resident size over such a call, its output included.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,10 +46,9 @@ LENGTHS = (2_400, 9_600, 18_000)
 LONGEST_ONNXRUNTIME = 9_600
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PAUSE_S = 0.02
-PEERS = {
-    "prefill": ("torch_sdpa_dense_mask", "onnxruntime_attention_dense_mask"),
-    "decode": ("stream_copy",),
-}
+PROCESSES = 3
+PREFILL_PEERS = ("torch_sdpa_dense_mask", "onnxruntime_attention_dense_mask")
+DECODE_PEER = "stream_copy"
 
 
 @dataclass(frozen=True)
@@ -139,24 +140,41 @@ def stay_awake(seconds: float) -> None:
         pass
 
 
-def extra_bytes(who: str, length: int, dtype: str, phase: str, threads: int) -> int:
-    """Growth of the peak resident size over one call, measured in a fresh process."""
-    command = [sys.executable, __file__, "--measure-memory", who, "--phase", phase]
-    command += ["--dtype", dtype, "--length", str(length), "--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout)
+@dataclass(frozen=True)
+class FirstCall:
+    """What the first call of a process takes."""
+
+    seconds: float
+    extra_bytes: float
 
 
-def measure_memory(who: str, length: int, dtype: str, phase: str) -> int:
-    """What `extra_bytes` runs."""
+def measure_first_call(who: str, length: int, dtype: str, phase: str) -> FirstCall:
+    """Call once. This process must have made no such call before."""
     if who == "ours":
         call = make_ours(length, DTYPES[dtype], phase)
     else:
         call = make_peer(who, length, DTYPES[dtype])
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at the current size
     before = peak_bytes()
+    start = time.perf_counter()
     call()
-    return peak_bytes() - before
+    return FirstCall(time.perf_counter() - start, peak_bytes() - before)
+
+
+def first_call(who: str, length: int, dtype: str, phase: str, threads: int) -> FirstCall:
+    """The same in a fresh process."""
+    command = [sys.executable, __file__, "--first-call-of", who, "--phase", phase]
+    command += ["--dtype", dtype, "--length", str(length), "--threads", str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return FirstCall(**json.loads(done.stdout))
+
+
+def median_call(calls: Sequence[FirstCall]) -> FirstCall:
+    """The median of each figure."""
+    return FirstCall(
+        statistics.median(call.seconds for call in calls),
+        statistics.median(call.extra_bytes for call in calls),
+    )
 
 
 def peak_bytes() -> int:
@@ -167,25 +185,34 @@ def peak_bytes() -> int:
     raise OSError("/proc/self/status has no VmHWM: memory is measured on Linux only")
 
 
-def compare(length: int, dtype: str, phase: str, peer: str, args: argparse.Namespace) -> Row:
-    """Measure one row."""
-    ours_s, peer_s = alternate(
+def compare(length: int, dtype: str, phase: str, peer: str, args: argparse.Namespace) -> list[Row]:
+    """Measure one comparison: a row, and for prefill one more for the first call."""
+    turns = [
+        [first_call(who, length, dtype, phase, args.threads) for who in ("ours", peer)]
+        for _ in range(PROCESSES)
+    ]
+    ours, theirs = (median_call(calls) for calls in zip(*turns, strict=True))
+    seconds = {f"first_{phase}": (ours.seconds, theirs.seconds)} if phase == "prefill" else {}
+    seconds[phase] = alternate(
         make_ours(length, DTYPES[dtype], phase),
         make_peer(peer, length, DTYPES[dtype]),
         args.repeats * (8 if phase == "decode" else 1),
     )
-    memory = [extra_bytes(who, length, dtype, phase, args.threads) for who in ("ours", peer)]
-    return Row(length, dtype, phase, peer, ours_s, peer_s, peer_s / ours_s, *memory)
+    memory = (int(ours.extra_bytes), int(theirs.extra_bytes))
+    return [
+        Row(length, dtype, name, peer, ours_s, peer_s, peer_s / ours_s, *memory)
+        for name, (ours_s, peer_s) in seconds.items()
+    ]
 
 
-def wanted(args: argparse.Namespace) -> list[tuple[int, str, str, str]]:
+def wanted(lengths: Sequence[int]) -> list[tuple[int, str, str, str]]:
     """The comparisons that can be made, in the order of the table."""
+    pairs = [("prefill", peer) for peer in PREFILL_PEERS] + [("decode", DECODE_PEER)]
     return [
         (length, dtype, phase, peer)
-        for length in args.length
-        for phase, peers in PEERS.items()
+        for length in lengths
         for dtype in DTYPES
-        for peer in peers
+        for phase, peer in pairs
         # ONNX Runtime has no bfloat16 Attention on the CPU, and needs 4 bytes for each score.
         if not peer.startswith("onnxruntime")
         or (dtype == "float32" and length <= LONGEST_ONNXRUNTIME)
@@ -198,25 +225,26 @@ def main() -> None:
     parser.add_argument("--length", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--measure-memory", metavar="WHO", help=argparse.SUPPRESS)
+    parser.add_argument("--first-call-of", metavar="WHO", help=argparse.SUPPRESS)
     parser.add_argument("--phase", help=argparse.SUPPRESS)
     parser.add_argument("--dtype", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    if args.measure_memory:
-        print(measure_memory(args.measure_memory, args.length[0], args.dtype, args.phase))
+    if args.first_call_of:
+        call = measure_first_call(args.first_call_of, args.length[0], args.dtype, args.phase)
+        print(json.dumps(asdict(call)))
         return
-    rows = []
+    rows: list[Row] = []
     if not args.json:
-        print(f"{'length':6} {'dtype':8} {'phase':8} {'peer':33}", end=" ")
+        print(f"{'length':6} {'dtype':8} {'phase':13} {'peer':33}", end=" ")
         print("  ours s   peer s ratio  ours MB  peer MB")
-    for comparison in wanted(args):
-        row = compare(*comparison, args)
-        rows.append(row)
-        if not args.json:
+    for comparison in wanted(args.length):
+        found = compare(*comparison, args)
+        rows += found
+        for row in found if not args.json else []:
             print(
-                f"{row.length:6} {row.dtype:8} {row.phase:8} {row.peer:33} {row.ours_s:8.4f} "
+                f"{row.length:6} {row.dtype:8} {row.phase:13} {row.peer:33} {row.ours_s:8.4f} "
                 f"{row.peer_s:8.4f} {row.ratio:5.2f} {row.ours_extra_bytes / 1e6:8.1f} "
                 f"{row.peer_extra_bytes / 1e6:8.1f}",
                 flush=True,
