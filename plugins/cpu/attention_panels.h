@@ -19,7 +19,7 @@ namespace TC_ISA {
 
 constexpr int kPanelVectors = 2;
 constexpr int kPanel = kPanelVectors * kLanes;
-static_assert(kTileRows % kPanel == 0, "a tile is whole panels");
+static_assert(tc_cpu::AttentionPlan::kRowStep % kPanel == 0, "a tile is whole panels");
 static_assert(kKeyBlock % 2 == 0, "pairs of keys stay in one block");
 
 // --- Operands as floats ------------------------------------------------------------------------
@@ -229,7 +229,7 @@ bool attend_panels(const tc_cpu::AttentionPlan& plan, int64_t task_index) {
 
   __builtin_memset(queries, 0, panels * D * kPanel * sizeof(E));
   __builtin_memset(out, 0, panels * D * kPanel * sizeof(float));
-  PanelState states[kTileRows / kPanel];
+  PanelState states[kMostTileRows / kPanel];
   for (int64_t p = 0; p < panels; ++p) states[p] = start_panel(task, p * kPanel);
   for (int64_t row = 0; row < task.rows; ++row) {
     pack_query(queries + row / kPanel * steps * kPanel + row % kPanel, task.query(row), D);

@@ -11,7 +11,7 @@
 namespace TC_ISA {
 
 constexpr int64_t kKeyBlock = tc_cpu::AttentionPlan::kKeyBlock;
-constexpr int64_t kTileRows = tc_cpu::AttentionPlan::kTileRows;
+constexpr int64_t kMostTileRows = tc_cpu::AttentionPlan::kMostTileRows;
 constexpr float kLog2E = 1.44269504f;
 
 // One tile of query rows of one K/V head against one part of the keys. T is the stored type.
@@ -24,7 +24,7 @@ struct Task {
   const T* key;                // [C, D]
   const T* value;              // [C, D]
   float* partial;              // null when this task has all the keys of its rows
-  int32_t ends[kTileRows];     // kv_end of each row, within [0, C]
+  int32_t ends[kMostTileRows];  // kv_end of each row, within [0, C]
 
   // Tasks with the most keys come first, so that the last ones to finish are short.
   Task(const tc_cpu::AttentionPlan& p, int64_t task) : plan(p) {
@@ -57,8 +57,8 @@ struct Task {
     const int64_t head = tile / plan.tiles;
     batch = head / plan.args.kv_heads;
     kv_head = head % plan.args.kv_heads;
-    first_row = tile % plan.tiles * kTileRows;
-    rows = smaller(kTileRows, plan.rows - first_row);
+    first_row = tile % plan.tiles * plan.tile_rows;
+    rows = smaller(plan.tile_rows, plan.rows - first_row);
   }
 
   int32_t row_end(int64_t row) const {

@@ -18,16 +18,18 @@ struct AttentionPlan {
   tc_attention_args args;
   int64_t group;         // query heads that share a K/V head
   int64_t rows;          // tokens * group
-  int64_t tiles;         // of at most kTileRows rows
+  int64_t tile_rows;     // rows of a tile, a multiple of kRowStep
+  int64_t tiles;
   int64_t splits;        // parts of the keys; above one, each leaves a partial result
   int64_t keys_a_split;  // a multiple of kKeyBlock
   float* partials;       // [batch * kv_heads * tiles * splits][partial_floats()]
 
-  // Sums weighted by exp2(score - maximum) [kTileRows, D], maxima and weights [kTileRows].
-  int64_t partial_rows() const { return rows < kTileRows ? rows : kTileRows; }
+  // Of a tile: sums weighted by exp2(score - maximum) [rows, D], maxima and weights [rows].
+  int64_t partial_rows() const { return rows < tile_rows ? rows : tile_rows; }
   int64_t partial_floats() const { return partial_rows() * (args.head_dim + 2); }
 
-  static constexpr int64_t kTileRows = 128;
+  static constexpr int64_t kMostTileRows = 256;
+  static constexpr int64_t kRowStep = 32;
   static constexpr int64_t kKeyBlock = 96;
 };
 

@@ -193,15 +193,24 @@ bool write_cache(const tc_attention_args& a, tc_parallel_for parallel_for, void*
 }
 
 AttentionPlan make_plan(const tc_attention_args& a) {
-  // Keys are split when there are few heads and rows, so that many threads find work in a decode
-  // step; a part is long enough that combining the parts costs nothing beside it.
+  // So many that many threads find work, and none waits long for the last one.
   constexpr int64_t kEnoughTasks = 32;
-  constexpr int64_t kLeastKeys = 5 * AttentionPlan::kKeyBlock;
   AttentionPlan plan{};
   plan.args = a;
   plan.group = a.q_heads / a.kv_heads;
   plan.rows = a.tokens * plan.group;
-  plan.tiles = ceil_divide(plan.rows, AttentionPlan::kTileRows);
+  // The more rows a tile has, the less often its keys are read; half as many do where there would
+  // be few tiles.
+  plan.tiles = ceil_divide(plan.rows, AttentionPlan::kMostTileRows);
+  if (a.batch * a.kv_heads * plan.tiles < kEnoughTasks) {
+    plan.tiles = ceil_divide(plan.rows, AttentionPlan::kMostTileRows / 2);
+  }
+  plan.tile_rows = ceil_divide(ceil_divide(plan.rows, plan.tiles), AttentionPlan::kRowStep) *
+                   AttentionPlan::kRowStep;
+  plan.tiles = ceil_divide(plan.rows, plan.tile_rows);
+  // Keys are split when there are few heads and rows, as in a decode step; a part is long enough
+  // that combining the parts costs nothing beside it.
+  constexpr int64_t kLeastKeys = 5 * AttentionPlan::kKeyBlock;
   const int64_t largest_end = *std::max_element(a.kv_end, a.kv_end + a.batch * a.tokens);
   const int64_t longest = std::clamp<int64_t>(largest_end, 1, a.cache_rows);
   const int64_t tasks = a.batch * a.kv_heads * plan.tiles;
