@@ -74,20 +74,29 @@ inline __attribute__((always_inline)) void for_each(Vec (&sums)[R][V], const Fun
 
 // sums[r][j] += sum over i < n of a[r * a_row + i * a_step] * b[i * b_step + lanes of vector j].
 // Scores and weighted values, for many query rows and for few, are all this one product.
+//
+// Rows of a are reached from every third one: with a pointer or a distance for each of them, there
+// would be more addresses than the processor has registers for.
 template <int R, int V, class A, class B>
 inline __attribute__((always_inline)) void accumulate(Vec (&sums)[R][V], const A* a, int64_t a_row,
                                                       int64_t a_step, const B* b, int64_t b_step,
                                                       int64_t n) {
-  for (int64_t i = 0; i < n; ++i, a += a_step, b += b_step) {
+  constexpr int kNear = 3;
+  const A* near[(R + kNear - 1) / kNear];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r += kNear) near[r / kNear] = a + r * a_row;
+  for (int64_t i = 0; i < n; ++i, b += b_step) {
     decltype(load(b)) right[V];
 #pragma GCC unroll 16
     for (int j = 0; j < V; ++j) right[j] = load(b + j * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const auto left = broadcast(a[r * a_row]);
+      const auto left = broadcast(near[r / kNear][r % kNear * a_row]);
 #pragma GCC unroll 16
       for (int j = 0; j < V; ++j) sums[r][j] = multiply_add(sums[r][j], left, right[j]);
     }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r += kNear) near[r / kNear] += a_step;
   }
 }
 
