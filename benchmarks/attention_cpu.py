@@ -13,7 +13,7 @@ Eight heads of 128, 35 tokens of text, then frames of 144 tokens that see themse
 Ours runs in float32 and bfloat16 through the PyTorch binding, the cache written in place. Times are
 medians of runs that alternate with the peer's, so that a busy moment hits both; decode, which is
 quick, is run eight times as often. Before each run there is a pause: OpenMP's and ONNX Runtime's
-threads spin for some milliseconds after their work, and would take a core from whoever comes next.
+threads spin for tens of milliseconds after their work, and would take a core from who comes next.
 
 `first_prefill` is the first call of a process, which has to get its memory from the system: what a
 program pays that asks once. It is the median over three processes of each, in turns. Extra memory
@@ -45,7 +45,7 @@ HEADS, HEAD_DIM, TEXT, FRAME = 8, 128, 35, 144
 LENGTHS = (2_400, 9_600, 18_000)
 LONGEST_ONNXRUNTIME = 9_600
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PAUSE_S = 0.02
+PAUSE_S = 0.1
 PROCESSES = 3
 PREFILL_PEERS = ("torch_sdpa_dense_mask", "onnxruntime_attention_dense_mask")
 DECODE_PEER = "stream_copy"
