@@ -89,8 +89,6 @@ inline void store_weights(Pair* weights, Vec first, Vec second) {
 
 // --- One panel against one block of keys -------------------------------------------------------
 
-constexpr int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // S[key][row] = scale * K[key] . Q[row], in units where weights are powers of two.
 template <class E>
 __attribute__((noinline)) void score_block(float* scores, const E* keys, const E* queries,

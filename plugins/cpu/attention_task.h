@@ -20,10 +20,10 @@ struct Task {
   const tc_cpu::AttentionPlan& plan;
   int64_t tile;  // of all tiles of all heads
   int64_t batch, kv_head, first_row, rows;
-  int64_t key_begin, key_end;  // key_end: also at most the largest kv_end of the rows
-  const T* key;                // [C, D]
-  const T* value;              // [C, D]
-  float* partial;              // null when this task has all the keys of its rows
+  int64_t key_begin, key_end;   // key_end: also at most the largest kv_end of the rows
+  const T* key;                 // [C, D]
+  const T* value;               // [C, D]
+  float* partial;               // null when this task has all the keys of its rows
   int32_t ends[kMostTileRows];  // kv_end of each row, within [0, C]
 
   // Tasks with the most keys come first, so that the last ones to finish are short.

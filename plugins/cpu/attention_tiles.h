@@ -29,7 +29,7 @@ struct TilePair {
 
 constexpr int64_t depth(const TilePair*) { return 2; }
 
-inline int64_t whole_steps(int64_t n) { return (n + kTileStep - 1) / kTileStep * kTileStep; }
+inline int64_t whole_steps(int64_t n) { return ceil_divide(n, kTileStep) * kTileStep; }
 
 // What the processor reads to set up its tiles: here all eight, of 16 rows of 64 bytes.
 struct alignas(64) TileConfiguration {

@@ -54,6 +54,7 @@ inline Vec splat(float x) { return x - Vec{}; }
 inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // --- 16-bit storage to float32 and back; rounding is to nearest even ---------------------------
 

@@ -123,7 +123,7 @@ class Ahead {
 
   // Part i of n, in whole lines.
   Ahead part(int64_t i, int64_t n) const {
-    const int64_t lines = (end_ - begin_ + kLineBytes - 1) / kLineBytes;
+    const int64_t lines = ceil_divide(end_ - begin_, kLineBytes);
     return {begin_ + lines * i / n * kLineBytes, begin_ + lines * (i + 1) / n * kLineBytes};
   }
 
@@ -163,7 +163,7 @@ class Scratch {
 };
 
 // The floats that a part of `floats` takes with its padding.
-inline int64_t padded(int64_t floats) { return (floats + 15) / 16 * 16; }
+inline int64_t padded(int64_t floats) { return ceil_divide(floats, 16) * 16; }
 
 }  // namespace TC_ISA
 

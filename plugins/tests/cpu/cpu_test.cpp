@@ -211,6 +211,8 @@ double worst_error(const Attention& t) {
 const Case kCases[] = {
     {"prefill", 1, 2, 2, 150, 150, 64, 0, 12},
     {"prefill, grouped heads, two tiles", 1, 6, 2, 70, 101, 48, 0, 7},
+    {"many heads, a full tile for each", 2, 16, 16, 256, 260, 8, 0, 9},
+    {"many heads, two large tiles for each", 1, 48, 16, 101, 101, 16, 0, 10},
     {"chunk of a long cache", 1, 2, 1, 24, 400, 32, 340, 8},
     {"batch with padding", 2, 2, 1, 37, 45, 16, 0, 5},
     {"one token, one frame", 1, 1, 1, 1, 1, 64, 0, 1},
