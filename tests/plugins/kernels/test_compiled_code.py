@@ -89,6 +89,16 @@ def test_the_page_says_what_the_code_says(rows: list[Row]) -> None:
         assert said == f"{row['registers']}, {row['occupancy']:.0%}", row["kernel"]
 
 
+@pytest.mark.slow
+def test_the_page_says_what_the_kernels_do(rows: list[Row]) -> None:
+    page = (REPOSITORY / "docs" / "kernels.md").read_text()
+    for row in rows:
+        if "bfloat16" in row["kernel"]:
+            continue
+        operations, moved = (row["roofline"][name] / 1e6 for name in ("operations", "bytes"))
+        assert f"| `{row['kernel']}` | {operations:,.1f} | {moved:,.2f} |" in page
+
+
 def test_occupancy_by_arithmetic(facts: Any) -> None:
     limits = facts.LIMITS[86]
     # Two blocks of 49 + 1 KiB fill the 100 KiB; a byte more, and only one fits.
