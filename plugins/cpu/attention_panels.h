@@ -2,7 +2,7 @@
 //
 // Attention of many query rows (prefill): flash attention with the query rows along the lanes.
 //
-// A panel is two vectors of query rows. A block of keys gives its scores as S[key][row], a maximum
+// A panel is two vectors of query rows, of which the second may be empty. A block of keys gives its scores as S[key][row], a maximum
 // and a sum of weights are then plain vector operations, and O[d][row] += V[key][d] P[key][row].
 // Keys and values are read as they lie in the cache, one number broadcast to all lanes, so nothing
 // is transposed but q and y, and the head size need not be a multiple of anything.
@@ -87,17 +87,17 @@ inline void store_weights(Pair* weights, Vec first, Vec second) {
 }
 #endif
 
-// --- One panel against one block of keys -------------------------------------------------------
+// --- One panel against one block of keys: V of its vectors hold rows ----------------------------
 
 // S[key][row] = scale * K[key] . Q[row], in units where weights are powers of two.
-template <class E>
-__attribute__((noinline)) void score_block(float* scores, const E* keys, const E* queries,
-                                           int64_t n, int64_t steps, float scale,
+template <int V, class E>
+__attribute__((noinline)) void score_block(Count<V>, float* scores, const E* keys,
+                                           const E* queries, int64_t n, int64_t steps, float scale,
                                            const Ahead& ahead) {
   for (int64_t first = 0; first < n; first += kBlockRows) {
     ahead.part(first / kBlockRows, ceil_divide(n, kBlockRows)).fetch();
     with_count<kBlockRows>(smaller(kBlockRows, n - first), [&](auto rows) {
-      Vec sums[rows.value][kPanelVectors];
+      Vec sums[rows.value][V];
       float* to = scores + first * kPanel;
       for_each(sums, [](Vec& sum, int, int) { sum = Vec{}; });
       accumulate(sums, keys + first * steps, steps, 1, queries, kPanel, steps);
@@ -109,14 +109,14 @@ __attribute__((noinline)) void score_block(float* scores, const E* keys, const E
 }
 
 // O[d][row] = O[d][row] * correction[row] + sum over keys of V[key][d] P[key][row].
-template <class E>
-__attribute__((noinline)) void value_block(float* out, const Vec (&correction)[kPanelVectors],
+template <int V, class E>
+__attribute__((noinline)) void value_block(float* out, const Vec (&correction)[V],
                                            const E* values, const E* weights, int64_t steps,
                                            int64_t D, const Ahead& ahead) {
   for (int64_t first = 0; first < D; first += kBlockRows) {
     ahead.part(first / kBlockRows, ceil_divide(D, kBlockRows)).fetch();
     with_count<kBlockRows>(smaller(kBlockRows, D - first), [&](auto rows) {
-      Vec sums[rows.value][kPanelVectors];
+      Vec sums[rows.value][V];
       float* to = out + first * kPanel;
       for_each(sums, [&](Vec& sum, int r, int j) {
         sum = load(to + r * kPanel + j * kLanes) * correction[j];
@@ -133,14 +133,15 @@ struct PanelState {
   Vec weight[kPanelVectors];
   IntVec ends[kPanelVectors];  // kv_end of each row
   int64_t longest, shortest;   // of its real rows
+  int64_t vectors;             // that hold real rows
 };
 
 // Scores become weights exp2(score - maximum), in the form that value_block reads, in place.
 // Masked: the block has keys, counted from first_key, that not every row sees.
-template <bool Masked, class E>
-inline void softmax_block(PanelState& state, Vec (&correction)[kPanelVectors], float* scores,
-                          int64_t n, int64_t first_key) {
-  for (int j = 0; j < kPanelVectors; ++j) {
+template <bool Masked, class E, int V>
+inline void softmax_block(PanelState& state, Vec (&correction)[V], float* scores, int64_t n,
+                          int64_t first_key) {
+  for (int j = 0; j < V; ++j) {
     const IntVec visible = state.ends[j] - static_cast<int32_t>(first_key);
     float* column = scores + j * kLanes;
     Vec maximum_now = state.maximum[j];
@@ -176,6 +177,7 @@ template <class T>
 inline PanelState start_panel(const Task<T>& task, int64_t first) {
   PanelState state;
   const int64_t rows = smaller(kPanel, task.rows - first);
+  state.vectors = ceil_divide(rows, kLanes);
   int32_t ends[kPanel];
   state.longest = state.shortest = task.ends[first];
   for (int64_t row = 0; row < rows; ++row) {
@@ -245,16 +247,18 @@ bool attend_panels(const tc_cpu::AttentionPlan& plan, int64_t task_index) {
       PanelState& state = states[p];
       const int64_t n = smaller(block, state.longest - first);
       if (n <= 0) continue;
-      Vec correction[kPanelVectors];
-      score_block(scores, keys, queries + p * steps * kPanel, n, steps, plan.args.scale * kLog2E,
-                  next_keys.part(p, panels));
-      if (first + n > state.shortest) {
-        softmax_block<true, E>(state, correction, scores, n, first);
-      } else {
-        softmax_block<false, E>(state, correction, scores, n, first);
-      }
-      value_block(out + p * D * kPanel, correction, values, reinterpret_cast<E*>(scores),
-                  ceil_divide(n, depth(values)), D, next_values.part(p, panels));
+      with_count<kPanelVectors>(state.vectors, [&](auto vectors) {
+        Vec correction[vectors.value];
+        score_block(vectors, scores, keys, queries + p * steps * kPanel, n, steps,
+                    plan.args.scale * kLog2E, next_keys.part(p, panels));
+        if (first + n > state.shortest) {
+          softmax_block<true, E>(state, correction, scores, n, first);
+        } else {
+          softmax_block<false, E>(state, correction, scores, n, first);
+        }
+        value_block(out + p * D * kPanel, correction, values, reinterpret_cast<E*>(scores),
+                    ceil_divide(n, depth(values)), D, next_values.part(p, panels));
+      });
     }
   }
   finish_panels(task, states, out, row_D);

@@ -162,10 +162,13 @@ inline void store_weights(TilePair* weights, Vec first, Vec second) {
 }
 
 // --- One panel against one block of keys -------------------------------------------------------
+//
+// The unit takes whole panels. What it makes of a vector without rows, nobody reads.
 
 // S[key][row] = scale * K[key] . Q[row], in units where weights are powers of two.
-inline void score_block(float* scores, const TilePair* keys, const TilePair* queries, int64_t n,
-                        int64_t steps, float scale, const Ahead& ahead) {
+template <int V>
+inline void score_block(Count<V>, float* scores, const TilePair* keys, const TilePair* queries,
+                        int64_t n, int64_t steps, float scale, const Ahead& ahead) {
   for (int64_t first = 0; first < n; first += kTileStep) {
     ahead.part(first / kTileStep, ceil_divide(n, kTileStep)).fetch();
     multiply_tiles<false>(scores + first * kPanel, keys + first * steps, steps, queries, steps);
@@ -174,13 +177,13 @@ inline void score_block(float* scores, const TilePair* keys, const TilePair* que
 }
 
 // O[d][row] = O[d][row] * correction[row] + sum over keys of V[key][d] P[key][row].
-inline void value_block(float* out, const Vec (&correction)[kPanelVectors],
-                        const TilePair* values, TilePair* weights, int64_t steps, int64_t D,
-                        const Ahead& ahead) {
+template <int V>
+inline void value_block(float* out, const Vec (&correction)[V], const TilePair* values,
+                        TilePair* weights, int64_t steps, int64_t D, const Ahead& ahead) {
   const int64_t pairs = whole_steps(2 * steps) / 2;
   __builtin_memset(weights + steps * kPanel, 0, (pairs - steps) * kPanel * sizeof(TilePair));
   for (int64_t d = 0; d < D; ++d) {
-    for (int j = 0; j < kPanelVectors; ++j) {
+    for (int j = 0; j < V; ++j) {
       float* to = out + d * kPanel + j * kLanes;
       store(to, load(to) * correction[j]);
     }
