@@ -2,10 +2,11 @@
 //
 // Attention of many query rows (prefill): flash attention with the query rows along the lanes.
 //
-// A panel is two vectors of query rows, of which the second may be empty. A block of keys gives its scores as S[key][row], a maximum
-// and a sum of weights are then plain vector operations, and O[d][row] += V[key][d] P[key][row].
-// Keys and values are read as they lie in the cache, one number broadcast to all lanes, so nothing
-// is transposed but q and y, and the head size need not be a multiple of anything.
+// A panel is two vectors of query rows; the last one may have rows in the first of them only. A
+// block of keys gives its scores as S[key][row], a maximum and a sum of weights are then plain
+// vector operations, and O[d][row] += V[key][d] P[key][row]. Keys and values are read as they lie
+// in the cache, one number broadcast to all lanes, so nothing is transposed but q and y, and the
+// head size need not be a multiple of anything.
 //
 // Blocks past the largest kv_end are never visited; only blocks past the smallest are masked.
 
