@@ -242,7 +242,9 @@ def main() -> None:
     for comparison in wanted(args.length):
         found = compare(*comparison, args)
         rows += found
-        for row in found if not args.json else []:
+        if args.json:
+            continue
+        for row in found:
             print(
                 f"{row.length:6} {row.dtype:8} {row.phase:13} {row.peer:33} {row.ours_s:8.4f} "
                 f"{row.peer_s:8.4f} {row.ratio:5.2f} {row.ours_extra_bytes / 1e6:8.1f} "
