@@ -24,10 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tc_export.config import TemporalConfig
-from tc_export.errors import InputError, TcExportError
-from tc_export.parity.probes import Probe
-from tc_export.tasks import Kind
-from tc_export.training.ablation import (
+from tc_export.demo_model.ablation import (
     BY_GAMMA,
     BY_MASK,
     IN_ORDER,
@@ -38,6 +35,9 @@ from tc_export.training.ablation import (
     run_setting,
     store,
 )
+from tc_export.errors import InputError, TcExportError
+from tc_export.parity.answers.perturbations import Probe
+from tc_export.tasks import Kind
 
 FOLDER = Path(__file__).parent / "results" / "ablation"
 STEPS = 700

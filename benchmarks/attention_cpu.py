@@ -38,7 +38,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 from torch.nn import functional as F
 
-from tc_export.engine.native_library import require_native_library
+from tc_export.native.find import require_native_library
 from tc_export.ops.native import NativeKernels
 
 HEADS, HEAD_DIM, TEXT, FRAME = 8, 128, 35, 144

@@ -14,9 +14,9 @@ from typing import Annotated
 
 import typer
 
+from tc_export.demo_model.config import TrainingConfig
+from tc_export.demo_model.demo import train_demo
 from tc_export.errors import TcExportError
-from tc_export.training.config import TrainingConfig
-from tc_export.training.demo import train_demo
 
 DEFAULTS = TrainingConfig()
 

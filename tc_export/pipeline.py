@@ -15,13 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tc_export import build_stages
-from tc_export.build_stages import Recipe
 from tc_export.bundle import Description, Manifest, Profile, open_staging, verify
-from tc_export.checkpoint.hf_config import read_config
-from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
-from tc_export.config import ModelConfig
-from tc_export.engine.places import (
+from tc_export.bundle.layout import (
     DECODER,
     EMBEDDING_FILE,
     GRAPHS,
@@ -29,11 +24,16 @@ from tc_export.engine.places import (
     engine_path,
     engine_stage,
 )
+from tc_export.checkpoint.hf_config import read_config
+from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
+from tc_export.config import ModelConfig
 from tc_export.errors import EnvironmentLacks, UsageError
+from tc_export.native.build import check_cuda, library_key
 from tc_export.plan.build_cost import build_cost
 from tc_export.plan.planner import profile_length
-from tc_export.plugins import check_cuda, library_key
-from tc_export.stages import Reporter, Stage, is_up_to_date, run_stages
+from tc_export.runner import Reporter, Stage, is_up_to_date, run_stages
+from tc_export.stages import bodies as build_stages
+from tc_export.stages.bodies import Recipe
 from tc_export.targets import (
     Precisions,
     Release,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tc_export.pipeline import BuildRequest, build
-from tc_export.stages import SilentReporter
+from tc_export.runner import SilentReporter
 from tests.checkpoint.families import edit_config, save_small
 from tests.runtime.tokenizers_for_tests import sentencepiece_like
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.native import REPOSITORY, need
+from tests.plugins.native import need
+from tests.repository import REPOSITORY, TARGETS
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +80,7 @@ def test_a_wheel_carries_the_library_and_the_targets(sources: Path, tmp_path: Pa
     assert not [name for name in names if "test" in name or name.endswith((".cu", ".cpp", ".h"))]
 
     question = (
-        "import json; from tc_export.engine.native_library import require_native_library;"
+        "import json; from tc_export.native.find import require_native_library;"
         "from tc_export.targets import list_targets;"
         "print(json.dumps([str(require_native_library().path), len(list_targets())]))"
     )
@@ -87,7 +88,7 @@ def test_a_wheel_carries_the_library_and_the_targets(sources: Path, tmp_path: Pa
     assert asked.returncode == 0, asked.stderr
     path, targets = json.loads(asked.stdout)
     assert path == str(tmp_path / "installed" / LIBRARY)
-    assert targets == len(list((REPOSITORY / "engines" / "targets").glob("*.toml")))
+    assert targets == len(list(TARGETS.glob("*.toml")))
 
 
 def test_without_a_compiler_the_graphs_run_through_their_functions(

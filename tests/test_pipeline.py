@@ -13,15 +13,15 @@ from pathlib import Path
 import onnx
 import pytest
 
-from tc_export import build_stages
 from tc_export.bundle import read_manifest, verify
 from tc_export.checkpoint.hf_config import read_config
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.config import ModelConfig
 from tc_export.errors import CheckFailed, UsageError
-from tc_export.parity_check import check_bundle
+from tc_export.parity.of_bundle import check_bundle
 from tc_export.pipeline import build, choose_profile
-from tc_export.stages import SilentReporter
+from tc_export.runner import SilentReporter
+from tc_export.stages import bodies as build_stages
 from tests.bundled import MAX_FRAMES, MAX_LENGTH, copy_bundle, request_for, save_with_tokenizer
 
 

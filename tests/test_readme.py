@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.plugins.native import need
+from tests.repository import REPOSITORY
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = (REPOSITORY / "README.md").read_text()
 COMMANDS = re.findall(r"^    (\.venv/bin/tc-export .+)$", README, re.MULTILINE)
 COMPILERS = {
     "rtx4090": ("cmake", "make", "g++"),
@@ -33,7 +33,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the commands find it: the environment and the demo checkpoint, no output."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in (".venv", "checkpoints", "scripts"):
-        (folder / name).symlink_to(ROOT / name)
+        (folder / name).symlink_to(REPOSITORY / name)
     return folder
 
 
@@ -51,7 +51,7 @@ def recipe(target: str) -> list[str]:
     assert made
     listed = subprocess.run(
         [made, "--dry-run", "--no-print-directory", target],
-        cwd=ROOT,
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=True,
@@ -93,11 +93,13 @@ def test_the_commands_of_the_readme_for_a_device(device: str, checkout: Path) ->
 
 def test_make_test_runs_pytest() -> None:
     assert any("pytest" in line for line in recipe("test"))
-    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in (REPOSITORY / ".ci" / "run").read_text()
 
 
 @pytest.mark.parametrize(
-    "document", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]), ids=lambda path: path.name
+    "document",
+    sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")]),
+    ids=lambda path: path.name,
 )
 def test_links_lead_somewhere(document: Path) -> None:
     for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):

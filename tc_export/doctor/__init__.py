@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tc_export.doctor.lacks import Lack, lacks_of
-from tc_export.doctor.probes import PROBES, Finding, run_probe
+from tc_export.doctor.checks import PROBES, Finding, run_probe
+from tc_export.doctor.missing import Lack, lacks_of
 from tc_export.targets import Target
 
 

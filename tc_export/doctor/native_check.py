@@ -13,9 +13,9 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
-from tc_export.engine.native_library import find_native_library
+from tc_export.contracts.ops import DOMAIN, OPSET_VERSION, OpContract, TensorContract
+from tc_export.native.find import find_native_library
 from tc_export.ops import CONTRACTS
-from tc_export.ops.contract import DOMAIN, OPSET_VERSION, OpContract, TensorContract
 
 _ERRORS_ONLY = 3
 _OPSET, _IR_VERSION = 23, 10

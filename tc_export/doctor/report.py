@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tc_export.doctor import Report
-from tc_export.doctor.probes import Finding
+from tc_export.doctor.checks import Finding
 
 
 def as_json(report: Report) -> dict[str, Any]:

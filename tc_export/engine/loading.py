@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tc_export.engine.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
+from tc_export.bundle.layout import DECODER, MODEL_FILE, VISION
 from tc_export.engine.interface import Engine
-from tc_export.engine.native_library import find_native_library, require_native_library
 from tc_export.engine.onnxruntime import OrtEngine
-from tc_export.engine.places import DECODER, MODEL_FILE, VISION
-from tc_export.engine.tensorrt_loading import EngineOrigin, open_tensorrt_engines
+from tc_export.engine.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
+from tc_export.engine.tensorrt.loading import EngineOrigin, open_tensorrt_engines
 from tc_export.errors import BundleError, EnvironmentLacks, UsageError
+from tc_export.native.find import find_native_library, require_native_library
 
 ONNX_RUNTIME = "onnxruntime"
 BACKENDS = (ONNX_RUNTIME, TENSORRT, TENSORRT_RTX)

@@ -12,10 +12,10 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto
 
+from tc_export.contracts.ops import DOMAIN
 from tc_export.engine.interface import Buffer, Engine, TensorInfo
 from tc_export.engine.types import BFLOAT16, hand_out
 from tc_export.errors import BundleError
-from tc_export.ops.contract import DOMAIN
 
 _NUMPY_TYPES: dict[str, np.dtype[np.generic]] = {
     "tensor(float)": np.dtype(np.float32),

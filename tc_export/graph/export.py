@@ -24,13 +24,13 @@ from torch.export import ExportedProgram
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.config import ModelConfig
 from tc_export.errors import TcExportError
-from tc_export.graph.constant_shapes import fold_reshaped_constants
 from tc_export.graph.onnx_ops import (
     attach_functions,
     custom_node_counts,
     register_schemas,
     translation_table,
 )
+from tc_export.graph.passes.constant_shapes import fold_reshaped_constants
 from tc_export.graph.trace import (
     decoder_input_names,
     decoder_output_names,

@@ -15,8 +15,7 @@ from onnx.defs import OpSchema
 from onnxscript.values import Opset
 
 from tc_export import ops
-from tc_export.ops.block_causal_attention_function import TcBlockCausalAttention
-from tc_export.ops.contract import (
+from tc_export.contracts.ops import (
     DOMAIN,
     FLOAT_TYPES,
     OPSET_VERSION,
@@ -24,6 +23,7 @@ from tc_export.ops.contract import (
     PLUGIN_VERSION,
     OpContract,
 )
+from tc_export.ops.block_causal_attention_function import TcBlockCausalAttention
 from tc_export.ops.dual_rope_function import TcDualRope
 
 _FUNCTIONS = (TcDualRope, TcBlockCausalAttention)

@@ -19,9 +19,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from tc_export.contracts.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from tc_export.errors import EnvironmentLacks, TcExportError, UsageError
 from tc_export.ops import CONTRACTS
-from tc_export.ops.contract import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
 
 Version = tuple[int, int]
 """Major and minor."""

@@ -4,8 +4,8 @@
 Importing this package registers `torch.ops.tc.*`. See `docs/adding-an-op.md`.
 """
 
+from tc_export.contracts.ops import OpContract, TensorContract
 from tc_export.ops.block_causal_attention import BLOCK_CAUSAL_ATTENTION, block_causal_attention
-from tc_export.ops.contract import OpContract, TensorContract
 from tc_export.ops.dual_rope import DUAL_ROPE, dual_rope
 
 CONTRACTS = (DUAL_ROPE, BLOCK_CAUSAL_ATTENTION)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tc_export.contracts.ops import OpContract, TensorContract
 from tc_export.ops.autograd import differentiate_by_recomputing
-from tc_export.ops.contract import OpContract, TensorContract
 
 BLOCK_CAUSAL_ATTENTION = OpContract(
     name="TcBlockCausalAttention",

@@ -14,7 +14,7 @@ from __future__ import annotations
 from onnxscript import INT32, INT64, opset23, script
 from onnxscript.values import Opset
 
-from tc_export.ops.contract import DOMAIN, OPSET_VERSION, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from tc_export.contracts.ops import DOMAIN, OPSET_VERSION, PLUGIN_NAMESPACE, PLUGIN_VERSION
 
 tc = Opset(DOMAIN, OPSET_VERSION)
 op = opset23

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tc_export.contracts.ops import OpContract, TensorContract
 from tc_export.ops.autograd import differentiate_by_recomputing
-from tc_export.ops.contract import OpContract, TensorContract
 
 DUAL_ROPE = OpContract(
     name="TcDualRope",

@@ -2,7 +2,7 @@
 """The compiled kernels as the CPU kernels of `torch.ops.tc.*`, by ctypes and without torch's ABI.
 
 The C interface is `plugins/include/tc_kernels.h`. Nothing happens at import: call
-`register_native_kernels` with a library from `tc_export.engine.native_library`.
+`register_native_kernels` with a library from `tc_export.native.find`.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tc_export.config import ModelConfig
-from tc_export.engine.decoder_session import DEFAULT_CHUNK_TOKENS
 from tc_export.engine.interface import FRAMES_A_CALL
+from tc_export.engine.session import DEFAULT_CHUNK_TOKENS
 from tc_export.plan.parameters import Count, decoder_count, vision_count
 from tc_export.targets import Precision, Precisions, Target
 

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from tc_export.config import Config
-from tc_export.engine.decoder_session import DecoderSession
+from tc_export.engine.session import DecoderSession
 
 
 class GenerationConfig(Config):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from .toy import Toy
+from tests.runner.toy import Toy
 
 
 @pytest.fixture(autouse=True)

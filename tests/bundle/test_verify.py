@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from tc_export.bundle import Digests, files, inspect, locate, read_manifest, verify
 from tc_export.errors import BundleError
-
-from .toy import DESCRIPTION, Toy
+from tests.runner.toy import DESCRIPTION, Toy
 
 
 def seal(values: dict[str, Any]) -> str:

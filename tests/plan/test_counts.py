@@ -25,6 +25,7 @@ from tc_export.plan.parameters import decoder_count, head_matrix, vision_count
 from tc_export.plan.roofline import visible_pairs
 from tc_export.targets import Precision, Precisions, load_target
 from tests.plan.configs import model_configs, vicuna
+from tests.repository import REPOSITORY
 
 TORCH_TYPES = {
     Precision.FLOAT32: torch.float32,
@@ -121,7 +122,7 @@ def test_a_mask_that_looks_ahead_is_prefilled_at_once(tmp_path: Path) -> None:
 
 
 def test_the_kernels_split_as_the_planner_says() -> None:
-    source = (Path(__file__).parents[2] / "plugins/kernels/attention_dispatch.cuh").read_text()
+    source = (REPOSITORY / "plugins/kernels/attention_dispatch.cuh").read_text()
     found = re.search(r"kBlocksWanted = (\d+), kMinKeys = (\d+)", source)
     rows = re.search(r"packed_rows\(args\) <= (\d+)", source)
     block = re.search(r"ceil_divide\(packed_rows\(args\), (\d+)\)", source)

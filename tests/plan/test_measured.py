@@ -15,6 +15,7 @@ from tc_export.checkpoint.reader import open_checkpoint
 from tc_export.graph.export import export_decoder, export_vision
 from tc_export.plan.planner import make_plan
 from tc_export.targets import load_target, read_precisions
+from tests.repository import REPOSITORY
 
 DECODE_STEPS = 3
 WITHIN = 0.1
@@ -69,7 +70,7 @@ def test_memory_is_predicted_within_a_tenth(engines: Path, frames: int) -> None:
         check=True,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=REPOSITORY,
     ).stdout
     measured = int(printed)
     # What the system keeps for itself is no part of the process.

@@ -20,6 +20,7 @@ from tc_export.plan.planner import make_plan, most_frames, profile_length
 from tc_export.plan.report import as_json
 from tc_export.targets import Precisions, Target, load_target, read_precisions
 from tests.plan.configs import model_configs, vicuna
+from tests.repository import REPOSITORY
 
 PARTS = {
     "vision_weights",
@@ -131,7 +132,7 @@ def test_the_cpu_has_no_times_unless_its_figures_are_given(
     cpu = load_target("cpu")
     assert make_plan(config, cpu, precisions_of(cpu), 1).times is None
     own = tmp_path / "mine.toml"
-    shipped = Path(__file__).parents[2] / "engines/targets/cpu.toml"
+    shipped = REPOSITORY / "engines/targets/cpu.toml"
     text = shipped.read_text().replace('"cpu"', '"mine"')
     text = text.replace("[memory]", "[memory]\ntotal_gb = 64\nbandwidth_gb_s = 40")
     own.write_text(text + "\n[rates]\nfloat32 = 0.4\n")

@@ -25,10 +25,11 @@ from tc_export.runtime.video import (
     choose_frames,
     sample_video,
 )
+from tests.repository import REPOSITORY
 from tests.runtime.clips import number_in, picture, write_clip, write_sound
 
 ALL = Uniform(frames=1000)
-CACHE = Path(__file__).parents[2] / ".cache"
+CACHE = REPOSITORY / ".cache"
 
 
 def numbers(video: SampledVideo) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tc_export.engine.native_library import NativeLibrary, load_native_library
+from tc_export.native.find import NativeLibrary, load_native_library
 from tc_export.ops.native import NativeKernels
 from tests.plugins.native import REPOSITORY, build, need
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tc_export.engine.native_library import NativeLibrary
+from tc_export.native.find import NativeLibrary
 from tc_export.ops.block_causal_attention import block_causal_attention_reference
 from tc_export.ops.native import DTYPES, NativeKernels
 from tests.plugins.cpu.definition import (

@@ -14,15 +14,15 @@ from onnx import TensorProto, helper
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from torch import Tensor
 
-from tc_export.engine.native_library import NativeLibrary
-from tc_export.ops import CONTRACTS
-from tc_export.ops.contract import (
+from tc_export.contracts.ops import (
     DOMAIN,
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
     OpContract,
     TensorContract,
 )
+from tc_export.native.find import NativeLibrary
+from tc_export.ops import CONTRACTS
 from tests.plugins.cpu.definition import (
     SIZES,
     expected_attention,

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tc_export import ops
-from tc_export.engine.native_library import NativeLibrary
 from tc_export.errors import EnvironmentLacks, TcExportError, UsageError
+from tc_export.native.find import NativeLibrary
 from tc_export.ops.native import NativeKernels, register_native_kernels
 from tests.plugins.cpu.definition import (
     expected_attention,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tc_export.plugins import build_plugins
+from tc_export.native.build import build_plugins
 from tc_export.targets import load_target
 from tests.plugins.native import REPOSITORY, build, fetched, need
 

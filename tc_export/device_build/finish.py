@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Complete a bundle on its device: build the engines, judge them, write them into the manifest.
+
+The bundle changes in one step, at the end. A kill before that leaves it as it was, pending and
+whole, and the next run takes up what was built by then. Engines that `finish.sh` has built are
+taken, and judged once more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tc_export.bundle import (
+    Description,
+    EngineBuild,
+    EngineRecord,
+    EngineState,
+    Facts,
+    Manifest,
+    StageRecord,
+    Staging,
+    locate,
+    open_staging,
+    read_manifest,
+    verify,
+)
+from tc_export.bundle.layout import engine_stage
+from tc_export.bundle.manifest import digest_of
+from tc_export.device_build.instructions import PLAN_FILE, FinishPlan, GraphPlan, read_plan
+from tc_export.device_build.judge import judge
+from tc_export.device_build.machine import Machine, check_machine
+from tc_export.device_build.script_products import ScriptProducts, set_aside
+from tc_export.engine.interface import Engine
+from tc_export.engine.tensorrt.build import EngineReport, EngineRequest, build_engine
+from tc_export.engine.tensorrt.cuda import open_cuda
+from tc_export.engine.tensorrt.flavours import TENSORRT
+from tc_export.engine.tensorrt.run import TrtEngine
+from tc_export.engine.tensorrt.runtime import TensorRt, import_tensorrt
+from tc_export.errors import BundleError, UsageError
+
+OnProgress = Callable[[float, float | None], None]
+
+
+class OpenEngine(Protocol):
+    """Opens a built engine on this machine's GPU, with the plugin library in the registry."""
+
+    def __call__(self, engine: Path, plugin_library: Path, graph: GraphPlan, /) -> Engine:
+        """Open the engine file."""
+
+
+def open_on_gpu(engine: Path, plugin_library: Path, graph: GraphPlan, /) -> Engine:
+    """Open an engine on the first GPU of this machine.
+
+    Raises:
+        BundleError: TensorRT refuses the file.
+        EnvironmentLacks: no GPU, no TensorRT, or the plugin library does not load.
+    """
+    tensorrt = TensorRt(TENSORRT, import_tensorrt(TENSORRT), open_cuda())
+    if graph.custom_nodes:
+        tensorrt.load_plugins(plugin_library)
+    return TrtEngine(engine, tensorrt, native_nodes=graph.custom_nodes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What does the work on the device, and how it is shown."""
+
+    build_engine: Callable[[EngineRequest, OnProgress], EngineReport] = build_engine
+    open_engine: OpenEngine = open_on_gpu
+    on_step: Callable[[str], None] = lambda phrase: None
+    on_progress: OnProgress = lambda done, total: None
+
+
+def finish(bundle: Path, machine: Machine, tools: Tools) -> Manifest:
+    """Build and judge what is pending in `bundle`; return the manifest that then holds.
+
+    A bundle whose engines are there already is judged once more, and stays as it is.
+
+    Raises:
+        BundleError: it is none, is damaged, or has nothing that could be finished.
+        EnvironmentLacks: this is not the machine that it was made for.
+        CheckFailed: an engine does not compute what the model computes; nothing was changed.
+    """
+    bundle = bundle.resolve()
+    manifest = read_manifest(bundle)
+    plan = read_plan(bundle)
+    library = locate(bundle, plan.plugin_library)
+    check_machine(plan, machine, library)
+    if manifest.engine is None or manifest.engine.state is EngineState.PENDING:
+        with set_aside(bundle, plan) as products, open_staging(bundle) as staging:
+            return _Finish(staging, plan, machine, tools, products).run()
+    for name, graph in plan.graphs.items():
+        tools.on_step(f"compare the {name} engine with the golden data")
+        judge(bundle, name, graph, tools.open_engine(locate(bundle, graph.engine), library, graph))
+    return manifest
+
+
+class _Finish:
+    """The bundle under construction beside the pending one."""
+
+    def __init__(
+        self,
+        staging: Staging,
+        plan: FinishPlan,
+        machine: Machine,
+        tools: Tools,
+        products: ScriptProducts,
+    ) -> None:
+        self._staging = staging
+        self._plan = plan
+        self._machine = machine
+        self._tools = tools
+        self._products = products
+
+    def run(self) -> Manifest:
+        published = self._staging.published
+        if published is None:
+            raise UsageError(f"{self._staging.output} was removed in the meantime")
+        engines = {engine_stage(name): name for name in self._plan.graphs}
+        self._tools.on_step("check the bundle's files")
+        records = {
+            name: self._take_over(name, record)
+            for name, record in published.stages.items()
+            if name not in engines
+        }
+        for stage, name in engines.items():
+            records[stage] = self._finish_graph(stage, name, self._plan.graphs[name])
+        description = Description(**{x: getattr(published, x) for x in Description.model_fields})
+        manifest = Manifest.assemble(description, records)
+        self._staging.publish(manifest)
+        return manifest
+
+    def _take_over(self, name: str, record: StageRecord) -> StageRecord:
+        """Link what the host has made, once its hashes hold."""
+        taken = self._staging.reuse(name, record.key, tuple(record.files))
+        if taken is None:
+            problems = "\n".join(f"  {problem}" for problem in verify(self._staging.output))
+            raise BundleError(
+                f"the bundle {self._staging.output} is damaged:\n{problems}",
+                hint="get it again from where it was built",
+            )
+        self._staging.keep(name, taken)
+        return taken
+
+    def _finish_graph(self, stage: str, name: str, graph: GraphPlan) -> StageRecord:
+        staging, start = self._staging, time.perf_counter()
+        key = self._key(stage, graph)
+        record = staging.reuse(stage, key, (graph.engine,))
+        if record is not None:
+            self._tools.on_step(f"the {name} engine was built and judged before")
+            staging.keep(stage, record)
+            return record
+        try:
+            built = self._take(name, graph) or self._build(name, graph)
+            self._tools.on_step(f"compare the {name} engine with the golden data")
+            folder = staging.bundle
+            library = folder / self._plan.plugin_library
+            judge(
+                folder, name, graph, self._tools.open_engine(folder / graph.engine, library, graph)
+            )
+            files = staging.hash_outputs((graph.engine,))
+        except BaseException:
+            staging.discard(stage, (graph.engine,))
+            raise
+        record = StageRecord(
+            key=key,
+            seconds=round(time.perf_counter() - start, 3),
+            files=files,
+            facts=Facts(
+                precision_realised={name: built.precision},
+                engine_builds={name: built},
+                engine=EngineRecord(backend=TENSORRT, state=EngineState.BUILT),
+            ),
+        )
+        staging.keep(stage, record)
+        return record
+
+    def _key(self, stage: str, graph: GraphPlan) -> str:
+        """Hash of what the engine depends on: plan, graph, library and TensorRT."""
+        published = self._staging.published
+        assert published is not None
+        files = {path: record.sha256 for path, record in published.files.items()}
+        folder = graph.graph.rpartition("/")[0]
+        sources = {
+            path: sha256
+            for path, sha256 in files.items()
+            if path in (PLAN_FILE, self._plan.plugin_library) or path.startswith(f"{folder}/")
+        }
+        return digest_of({"stage": stage, "files": sources, "tensorrt": self._machine.tensorrt})
+
+    def _take(self, name: str, graph: GraphPlan) -> EngineBuild | None:
+        """The engine that `finish.sh` has built, if it has."""
+        layers = self._products.take(graph.engine, self._staging.bundle)
+        if layers is None:
+            return None
+        self._tools.on_step(f"take the {name} engine that finish.sh has built")
+        return EngineBuild(
+            builder=f"TensorRT {self._machine.tensorrt}",
+            sm=self._machine.sm,
+            # The network is strongly typed, and no function could stand in for a plugin.
+            precision=graph.precision,
+            layers=layers,
+            plugin_layers=graph.custom_nodes,
+        )
+
+    def _build(self, name: str, graph: GraphPlan) -> EngineBuild:
+        self._tools.on_step(f"build the {name} engine")
+        folder = self._staging.bundle
+        engine = folder / graph.engine
+        engine.parent.mkdir(parents=True, exist_ok=True)
+        report = self._tools.build_engine(
+            EngineRequest(
+                flavour="tensorrt",
+                graph=folder / graph.graph,
+                engine=engine,
+                shapes=graph.shape_ranges,
+                precision=graph.precision,
+                plugin_library=folder / self._plan.plugin_library,
+                compute_capability=None,
+                custom_nodes=graph.custom_nodes,
+                timing_cache=self._products.timing_cache,
+            ),
+            self._tools.on_progress,
+        )
+        return EngineBuild(
+            builder=report.tensorrt,
+            sm=self._machine.sm,
+            precision=report.precision,
+            layers=report.layers,
+            plugin_layers=report.plugin_layers,
+        )

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Golden data: one call of each graph, with what the model gives for it and how far is near.
+
+The truth is the PyTorch model in float64. An engine may err twice as much as plain PyTorch does in
+the engine's own format, plus a floor: `tc_export.parity.tensors.tolerance`.
+
+The decoder's call is the prefill of a short prompt with a clip between text, so that positions
+after the clip and the mask inside it both show. It sees only cache rows that it writes itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tc_export.config import ModelConfig
+from tc_export.contracts.shapes import most_tokens_a_call
+from tc_export.engine.interface import FRAMES_A_CALL, Engine
+from tc_export.engine.session import position_feeds
+from tc_export.errors import CheckFailed
+from tc_export.model.positions import Clip, Layout, Segment, Text, lay_out
+from tc_export.model.tc_llava import TcLlava
+from tc_export.parity.tensors.tolerance import compare
+from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
+
+MOST_FRAMES = 3
+MOST_LOGITS = 8
+TEXT_BEFORE, TEXT_AFTER = 5, 7
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A call of one graph.
+
+    `inputs` are in the graph's own types, bfloat16 as torch tensors have it. `outputs` are in
+    float32, each with its tolerance.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    outputs: dict[str, tuple[np.ndarray, float]]
+
+
+def make_golden(
+    config: ModelConfig,
+    load_model: Callable[[torch.dtype], TcLlava],
+    precisions: Mapping[str, str],
+    *,
+    max_frames: int,
+    max_length: int,
+    seed: int = 0,
+) -> dict[str, Golden]:
+    """Golden data of both graphs, within the engines' shapes.
+
+    Args:
+        config: the model's.
+        load_model: reads the reference model in a given type; it is held in float64 for a while.
+        precisions: number format of each graph, by name.
+        max_frames: the profile's.
+        max_length: the profile's.
+        seed: of the random frames and tokens.
+
+    Raises:
+        CheckFailed: the model's numbers leave the range of their format.
+    """
+    random = np.random.default_rng(seed)
+    segments = prompt_within(config, max_frames, max_length)
+    frames = sum(segment.frames for segment in segments if isinstance(segment, Clip))
+    size = config.vision.image_size
+    pixels = random.standard_normal((frames, 3, size, size))
+    layout, _ = lay_out(segments, config.temporal)
+    tokens = random.integers(0, config.text.vocab_size, layout.length)
+    truth = load_model(torch.float64)
+    true_vision, true_decoder = TorchVisionEngine(truth), TorchDecoderEngine(truth)
+    features = true_vision.run({"pixel_values": pixels})["visual_features"]
+    embeds = true_decoder.embedding_table()[tokens]
+    embeds[layout.frame_ids >= 0] = features.reshape(-1, features.shape[-1])
+    floats = {
+        "vision": {"pixel_values": pixels},
+        "decoder": {"inputs_embeds": embeds[None], **_cache(config, layout.length)},
+    }
+    integers = {"vision": {}, "decoder": _positions(layout)}
+    wanted = {"vision": "visual_features", "decoder": "logits"}
+    golden = {}
+    for graph, true_engine in (("vision", true_vision), ("decoder", true_decoder)):
+        dtype = getattr(torch, precisions[graph])
+        inputs = {name: torch.from_numpy(x).to(dtype) for name, x in floats[graph].items()}
+        inputs |= {name: torch.from_numpy(x) for name, x in integers[graph].items()}
+        rounded = load_model(dtype)
+        engine = TorchVisionEngine(rounded) if graph == "vision" else TorchDecoderEngine(rounded)
+        golden[graph] = _call(inputs, wanted[graph], true_engine, engine, precisions[graph])
+    return golden
+
+
+def prompt_within(config: ModelConfig, max_frames: int, max_length: int) -> list[Segment]:
+    """Text, a clip of at most three frames, and text, that fit one call of the engine."""
+    room = most_tokens_a_call(config, max_length)
+    frames = min(MOST_FRAMES, FRAMES_A_CALL, max_frames)
+    while frames > 1 and room - frames * config.tokens_per_frame < TEXT_BEFORE + TEXT_AFTER:
+        frames -= 1
+    left = room - frames * config.tokens_per_frame
+    before = min(TEXT_BEFORE, left // 2)
+    after = min(TEXT_AFTER, left - before)
+    clip = Clip(frames, config.tokens_per_frame)
+    segments: list[Segment] = [Text(before), clip, Text(after)]
+    return [segment for segment in segments if segment.length]
+
+
+def _positions(layout: Layout) -> dict[str, np.ndarray]:
+    rows = min(layout.length, MOST_LOGITS)
+    wanted = np.linspace(0, layout.length - 1, rows).round().astype(np.int64)
+    return {**position_feeds(layout.batched()), "logits_indices": wanted[None]}
+
+
+def _cache(config: ModelConfig, rows: int) -> dict[str, np.ndarray]:
+    """An empty cache, just large enough: the engine's has more rows, which nothing sees."""
+    text = config.text
+    zeros = np.zeros((1, text.num_key_value_heads, rows, text.head_dim))
+    return {
+        f"past_key_values.{layer}.{part}": zeros
+        for layer in range(text.num_hidden_layers)
+        for part in ("key", "value")
+    }
+
+
+def _call(
+    inputs: dict[str, torch.Tensor], output: str, truth: Engine, pytorch: Engine, precision: str
+) -> Golden:
+    """Run both engines on the same numbers, those of the graph's own type."""
+    feeds = {
+        name: (x.double() if x.is_floating_point() else x).numpy() for name, x in inputs.items()
+    }
+    true_values, values = (engine.run(feeds)[output] for engine in (truth, pytorch))
+    compared = compare(
+        "golden", 0, output, truth=true_values, pytorch=values, engine=values, precision=precision
+    )
+    if not compared.is_judged:
+        raise CheckFailed(
+            f"PyTorch itself leaves the range of {precision}: its {output} are not finite, and no "
+            "engine can be judged by them",
+            hint="choose another --precision",
+        )
+    kept = {name: x for name, x in inputs.items() if not name.startswith("past_key_values.")}
+    return Golden(
+        inputs=kept, outputs={output: (true_values.astype(np.float32), compared.tolerance)}
+    )

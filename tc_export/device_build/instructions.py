@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`finish/finish.json`: all that the device needs to know to build and judge the engines.
+
+The script that runs without Python of ours reads the same values from `finish/*.settings`, which
+are written from this plan and from nothing else.
+
+In the folder `finish/` of a bundle:
+
+    finish.json        this plan
+    finish.sh          builds and judges with trtexec alone
+    compare.awk        its comparison
+    machine.settings, vision.settings, decoder.settings
+    SHA256SUMS         every file that the script relies on
+    golden/GRAPH/      an input or an output a file: raw, little-endian, in C order
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from tc_export.bundle import BundlePath, locate
+from tc_export.config import Config
+from tc_export.contracts.shapes import ShapeRange
+from tc_export.errors import BundleError
+
+FOLDER = "finish"
+PLAN_FILE = f"{FOLDER}/finish.json"
+SUMS = f"{FOLDER}/SHA256SUMS"
+
+GoldenType = Literal["float32", "float16", "bfloat16", "int32", "int64"]
+
+
+class GoldenTensor(Config):
+    """A tensor in a file of its own. NumPy has no bfloat16: there the file holds the upper halves
+    of float32 numbers.
+    """
+
+    file: BundlePath
+    dtype: GoldenType
+    shape: tuple[int, ...]
+
+    def load(self, bundle: Path) -> np.ndarray:
+        """The tensor; bfloat16 as float32, which holds every one of its numbers.
+
+        Raises:
+            BundleError: the file is missing or of another size.
+        """
+        path = locate(bundle, self.file)
+        stored = np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype).newbyteorder("<")
+        try:
+            values = np.fromfile(path, stored)
+            shaped = values.reshape(self.shape)
+        except (OSError, ValueError) as error:
+            raise BundleError(
+                f"{path} does not hold {self.dtype} {list(self.shape)}: {error}",
+                hint="tc-export verify BUNDLE names every file that is changed or missing",
+            ) from error
+        if self.dtype == "bfloat16":
+            return (shaped.astype(np.uint32) << 16).view(np.float32)
+        return shaped
+
+
+class GoldenOutput(GoldenTensor):
+    """What the engine shall give, in float32; and how far it may be from it, in absolute terms."""
+
+    tolerance: float = Field(gt=0)
+
+
+class Range(Config):
+    """`ShapeRange`, as it is written down."""
+
+    smallest: tuple[int, ...]
+    usual: tuple[int, ...]
+    largest: tuple[int, ...]
+
+
+class GraphPlan(Config):
+    """One engine: what it is built from, and what it is judged by.
+
+    Inputs without golden values are the cache: no golden query sees a row that the call itself
+    does not write, so any finite numbers will do.
+    """
+
+    graph: BundlePath
+    engine: BundlePath
+    precision: str
+    custom_nodes: dict[str, int]
+    shapes: dict[str, Range]
+    golden_inputs: dict[str, GoldenTensor]
+    golden_outputs: dict[str, GoldenOutput] = Field(min_length=1)
+
+    @property
+    def shape_ranges(self) -> dict[str, ShapeRange]:
+        """The shapes, as builders take them."""
+        return {
+            name: ShapeRange(shape.smallest, shape.usual, shape.largest)
+            for name, shape in self.shapes.items()
+        }
+
+    def call_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an input in the golden call."""
+        golden = self.golden_inputs.get(name)
+        return golden.shape if golden is not None else self.shapes[name].usual
+
+
+class FinishPlan(Config):
+    """What is to be done on the device."""
+
+    target: str
+    tensorrt: str = Field(pattern=r"^\d+\.\d+$")  # that the graphs were made for
+    architecture: str
+    sm: int
+    plugin_library: BundlePath
+    graphs: dict[str, GraphPlan] = Field(min_length=1)
+
+    def write(self, folder: Path) -> None:
+        """Write the plan into the bundle `folder`."""
+        values = self.model_dump(mode="json")
+        (folder / PLAN_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def read_plan(bundle: Path) -> FinishPlan:
+    """Read a bundle's plan.
+
+    Raises:
+        BundleError: it has none, or a damaged one.
+    """
+    path = locate(bundle, PLAN_FILE)
+    try:
+        return FinishPlan.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BundleError(
+            f"{bundle} has no {PLAN_FILE} ({error.strerror}): it is not to be finished on a device",
+            hint="tc-export inspect BUNDLE shows the state of its engine",
+        ) from error
+    except ValidationError as error:
+        raise BundleError(
+            f"{path} is damaged: {error.error_count()} fields are wrong or missing",
+            hint="get the bundle again from where it was built",
+        ) from error

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare what an engine computes with the golden data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tc_export.device_build.instructions import GraphPlan
+from tc_export.engine.interface import Engine
+from tc_export.errors import CheckFailed
+
+_CACHE_IN, _CACHE_OUT = "past_key_values.", "present."
+
+
+def judge(bundle: Path, name: str, graph: GraphPlan, engine: Engine) -> dict[str, float]:
+    """Run the golden call; return the largest error of each output as a share of its tolerance.
+
+    Raises:
+        CheckFailed: an output is not what it should be; says where and by how much.
+        BundleError: a golden file is missing or damaged.
+    """
+    feeds = {tensor: golden.load(bundle) for tensor, golden in graph.golden_inputs.items()}
+    for tensor in graph.shapes:
+        if tensor.startswith(_CACHE_IN):
+            buffer = engine.allocate(tensor, graph.call_shape(tensor))
+            engine.bind(tensor, buffer)
+            engine.bind(_CACHE_OUT + tensor.removeprefix(_CACHE_IN), buffer)
+    results = engine.run(feeds)
+    shares = {}
+    for tensor, golden in graph.golden_outputs.items():
+        expected = golden.load(bundle).astype(np.float64)
+        if results[tensor].shape != expected.shape:
+            raise CheckFailed(
+                f"the {name} engine gives {tensor} of shape {list(results[tensor].shape)}, "
+                f"expected {list(expected.shape)}"
+            )
+        errors = np.abs(results[tensor].astype(np.float64) - expected)
+        errors = np.where(np.isfinite(errors), errors, np.inf)
+        worst = np.unravel_index(int(errors.argmax()), errors.shape)
+        if errors[worst] > golden.tolerance:
+            raise CheckFailed(
+                f"the {name} engine does not compute what the model computes: {tensor}"
+                f"{[int(i) for i in worst]} is {float(results[tensor][worst]):.6g}, and should be "
+                f"{expected[worst]:.6g} within {golden.tolerance:.3g}",
+                hint="the engine is not kept; the bundle is as it was",
+            )
+        shares[tensor] = float(errors[worst]) / golden.tolerance
+    return shares

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is this the machine that the engines are to be built on?"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.version import Version
+
+from tc_export.device_build.instructions import FinishPlan
+from tc_export.engine.tensorrt.cuda import compute_capability, open_cuda
+from tc_export.engine.tensorrt.flavours import TENSORRT
+from tc_export.engine.tensorrt.runtime import import_tensorrt
+from tc_export.errors import BundleError, EnvironmentLacks
+from tc_export.native import elf
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine that builds engines: its processor as `uname -m` says it, TensorRT, and its GPU."""
+
+    architecture: str
+    tensorrt: str
+    sm: int
+
+
+def this_machine(plan: FinishPlan) -> Machine:
+    """The machine that we run on.
+
+    Raises:
+        EnvironmentLacks: it is not of the plan's processor, has no GPU, no TensorRT, or not the
+            bindings to reach it.
+    """
+    architecture = platform.machine()
+    _check_processor(plan, architecture)  # first: a host need not be told that it has no TensorRT
+    tensorrt = import_tensorrt(TENSORRT)
+    return Machine(architecture, tensorrt.__version__, compute_capability(open_cuda()))
+
+
+def _check_processor(plan: FinishPlan, architecture: str) -> None:
+    if architecture != plan.architecture:
+        raise EnvironmentLacks(
+            f"this machine is {architecture}; the bundle is for {plan.target}, which is "
+            f"{plan.architecture}",
+            hint=f"copy the bundle to the {plan.target}, and run the command there",
+        )
+
+
+def check_machine(plan: FinishPlan, machine: Machine, library: Path) -> None:
+    """See that the plan can be carried out here.
+
+    Raises:
+        EnvironmentLacks: another processor or GPU, or another TensorRT than the graphs were made
+            for.
+        BundleError: the plugin library is missing, or for another processor than the plan says.
+    """
+    _check_processor(plan, machine.architecture)
+    if machine.sm != plan.sm:
+        raise EnvironmentLacks(
+            f"this machine's GPU is of SM {machine.sm}; the plugins in the bundle are for SM "
+            f"{plan.sm} ({plan.target})",
+            hint="build the bundle for a target of this GPU: tc-export targets lists them",
+        )
+    here, made_for = Version(machine.tensorrt), Version(plan.tensorrt)
+    # A parser keeps what older ones of its major version took.
+    if here.major != made_for.major or here.minor < made_for.minor:
+        raise EnvironmentLacks(
+            f"this machine has TensorRT {machine.tensorrt}; the graphs in the bundle were made for "
+            f"TensorRT {plan.tensorrt} or a later {made_for.major}.x",
+            hint=f"build the bundle again for a release of {plan.target} that has TensorRT "
+            f"{here.major}.{here.minor} (tc-export targets lists the releases)",
+        )
+    found = library_architecture(library)
+    if found != plan.architecture:
+        raise BundleError(
+            f"the plugin library {library} is for {found}, expected {plan.architecture}",
+            hint="build the bundle again; tc-export verify BUNDLE names what was changed",
+        )
+
+
+def library_architecture(library: Path) -> str:
+    """The processor of a shared library, as `uname -m` says it.
+
+    Raises:
+        BundleError: it is missing, or no shared library.
+    """
+    try:
+        with library.open("rb") as file:
+            header = file.read(elf.HEADER_BYTES)
+    except OSError as error:
+        raise BundleError(
+            f"the plugin library {library} cannot be read: {error.strerror}",
+            hint="get the bundle again from where it was built",
+        ) from error
+    architecture = elf.architecture(header)
+    if architecture is None:
+        raise BundleError(
+            f"{library} is no shared library", hint="get the bundle again from where it was built"
+        )
+    return architecture

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A serialised engine of TensorRT or TensorRT-RTX behind the engine interface.
+
+Bound buffers stay where they are, in device memory: a cache that is bound to its input and to its
+output is updated in place. All other inputs and outputs have device memory of their own, which
+grows to the largest call so far and is kept, so that addresses stay the same from call to call. A
+call like the one before it, as decoding makes them, is launched as a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tc_export.engine.interface import Buffer, Engine, TensorInfo
+from tc_export.engine.tensorrt.cuda import DeviceMemory, Repeater, Stream
+from tc_export.engine.tensorrt.runtime import TensorRt
+from tc_export.engine.types import BFLOAT16, hand_out
+from tc_export.errors import BundleError, TcExportError, UsageError
+
+# By the names of TensorRT's DataType, whose values differ between versions.
+_NUMPY_TYPES: dict[str, np.dtype[np.generic]] = {
+    "FLOAT": np.dtype(np.float32),
+    "HALF": np.dtype(np.float16),
+    "BF16": BFLOAT16,
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+}
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The shapes that the engine was built for: from `smallest` to `largest`, axis by axis."""
+
+    smallest: Shape
+    largest: Shape
+
+    def check(self, name: str, shape: Shape) -> None:
+        """Refuse a shape that the engine does not take.
+
+        Raises:
+            UsageError: saying which it takes.
+        """
+        if len(shape) == len(self.smallest) and all(
+            low <= size <= high
+            for low, size, high in zip(self.smallest, shape, self.largest, strict=True)
+        ):
+            return
+        raise UsageError(
+            f"{name} is {list(shape)}; the engine was built for {list(self.smallest)} to "
+            f"{list(self.largest)}",
+            hint="give it less at once, or build with a larger --max-length or --max-frames",
+        )
+
+
+class TrtBuffer(Buffer):
+    """Device memory with a shape and a type."""
+
+    def __init__(self, stream: Stream, dtype: np.dtype[np.generic], shape: Shape) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.memory = stream.allocate(math.prod(shape) * dtype.itemsize)
+        self._stream = stream
+        stream.fill_with_zeros(self.memory)
+        stream.synchronize()
+
+    def numpy(self) -> np.ndarray:
+        """See `Buffer.numpy`; bfloat16 comes out as float32."""
+        values = np.empty(self.shape, self.dtype)
+        self._stream.copy_out(values, self.memory)
+        self._stream.synchronize()
+        return hand_out(values)
+
+    def write(self, values: np.ndarray) -> None:
+        """See `Buffer.write`; bfloat16 may be given as float32."""
+        if values.shape != self.shape:
+            raise ValueError(f"values {list(values.shape)} for a buffer {list(self.shape)}")
+        contiguous = np.ascontiguousarray(values, self.dtype)
+        self._stream.copy_in(self.memory, contiguous)
+        self._stream.synchronize()
+
+
+class TrtEngine(Engine):
+    """An engine on this machine's GPU.
+
+    bfloat16 is fed as any type of numbers, and handed out as float32.
+    """
+
+    def __init__(
+        self, path: Path, tensorrt: TensorRt, *, native_nodes: Mapping[str, int] | None = None
+    ) -> None:
+        """Load the engine at `path`, whose plugins `tensorrt` has loaded.
+
+        Raises:
+            BundleError: the file cannot be loaded, or is no engine of ours.
+            EnvironmentLacks: the GPU's memory does not hold it.
+        """
+        self._tensorrt = tensorrt
+        self._stream = tensorrt.stream
+        self._engine = tensorrt.load_engine(path)
+        self._context = tensorrt.create_context(self._engine)
+        self.backend = f"{tensorrt.name}, SM {tensorrt.sm}"
+        self.native_nodes = dict(native_nodes or {})
+        self._limits: dict[str, Limits] = {}
+        self.inputs, self.outputs = self._describe(path)
+        self._bound: dict[str, TrtBuffer] = {}
+        self._own: dict[str, DeviceMemory] = {}
+        # What the context was last told.
+        self._shapes: dict[str, Shape] = {}
+        self._addresses: dict[str, int] = {}
+        self._repeater = Repeater(self._stream)
+
+    @property
+    def graph_capture(self) -> str:
+        """Who captures CUDA graphs, whether the next call launches one, or why none does."""
+        if self._tensorrt.captures_graphs:
+            return f"by {self._tensorrt.name}"
+        if self._repeater.refusal is not None:
+            return f"off: {self._repeater.refusal}"
+        return "captured" if self._repeater.captured else "waiting for two calls alike"
+
+    def allocate(self, name: str, shape: Sequence[int]) -> TrtBuffer:
+        """See `Engine.allocate`."""
+        info = self.inputs.get(name) or self.outputs[name]
+        return TrtBuffer(self._stream, info.dtype, tuple(shape))
+
+    def bind(self, name: str, buffer: Buffer) -> None:
+        """See `Engine.bind`."""
+        assert isinstance(buffer, TrtBuffer)
+        info = self.inputs.get(name) or self.outputs[name]
+        if buffer.dtype != info.dtype:
+            raise ValueError(f"{name} is {info.dtype}, and the buffer {buffer.dtype}")
+        if name in self.inputs:
+            self._limits[name].check(name, buffer.shape)
+        self._bound[name] = buffer
+        self._own.pop(name, None)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `Engine.run`."""
+        self._check_names(feeds)
+        arrays = {
+            name: np.ascontiguousarray(array, self.inputs[name].dtype)
+            for name, array in feeds.items()
+        }
+        bound = {name: self._bound[name].shape for name in self.inputs if name in self._bound}
+        outputs = self._prepare({name: array.shape for name, array in arrays.items()} | bound)
+        for name, array in arrays.items():
+            self._stream.copy_in(self._own[name], array)
+        self._repeat()
+        results = {
+            name: np.empty(shape, self.outputs[name].dtype) for name, shape in outputs.items()
+        }
+        for name, result in results.items():
+            self._stream.copy_out(result, self._own[name])
+        self._stream.synchronize()
+        return {name: hand_out(result) for name, result in results.items()}
+
+    def _describe(self, path: Path) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo]]:
+        """All inputs and outputs; an axis with one size only in the profile is not dynamic."""
+        inputs: dict[str, TensorInfo] = {}
+        outputs: dict[str, TensorInfo] = {}
+        for index in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(index)
+            type_name = self._engine.get_tensor_dtype(name).name
+            if type_name not in _NUMPY_TYPES:
+                raise BundleError(
+                    f"{name} of {path} has the type {type_name}; known: {', '.join(_NUMPY_TYPES)}",
+                    hint="build the engine again with `tc-export build`",
+                )
+            shape = tuple(self._engine.get_tensor_shape(name))
+            is_input = self._engine.get_tensor_mode(name).name == "INPUT"
+            if is_input:
+                smallest, _, largest = map(tuple, self._engine.get_tensor_profile_shape(name, 0))
+                self._limits[name] = Limits(smallest, largest)
+                shape = tuple(
+                    low if low == high else -1 for low, high in zip(smallest, largest, strict=True)
+                )
+            axes = tuple(size if size >= 0 else f"axis {i}" for i, size in enumerate(shape))
+            info = TensorInfo(name, _NUMPY_TYPES[type_name], axes)
+            (inputs if is_input else outputs)[name] = info
+        return inputs, outputs
+
+    def _check_names(self, feeds: Mapping[str, np.ndarray]) -> None:
+        missing = self.inputs.keys() - self._bound - feeds.keys()
+        if missing:
+            raise ValueError(f"inputs neither given nor bound: {', '.join(sorted(missing))}")
+        unknown = feeds.keys() - (self.inputs.keys() - self._bound)
+        if unknown:
+            raise ValueError(f"given, but bound or no inputs: {', '.join(sorted(unknown))}")
+
+    def _prepare(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Tell the context shapes and addresses; return the shapes of outputs to be fetched."""
+        for name, shape in shapes.items():
+            self._limits[name].check(name, shape)
+        same_shapes = self._shapes == shapes
+        if not same_shapes:
+            self._set_shapes(shapes)
+        outputs = {
+            name: tuple(self._context.get_tensor_shape(name))
+            for name in self.outputs
+            if name not in self._bound
+        }
+        own = {name: shape for name, shape in shapes.items() if name not in self._bound} | outputs
+        for name, shape in own.items():
+            self._make_room(name, shape)
+        same_addresses = self._set_addresses()
+        if not (same_shapes and same_addresses):
+            self._repeater.forget()
+        return outputs
+
+    def _set_shapes(self, shapes: Mapping[str, Shape]) -> None:
+        self._shapes = {}  # should it fail half-way, nothing is known of the context
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
+                raise self._failure(f"does not take {name} as {list(shape)}")
+        unknown = self._context.infer_shapes()
+        if unknown:
+            raise self._failure(f"cannot tell the shapes of {', '.join(unknown)}")
+        self._shapes = dict(shapes)
+
+    def _make_room(self, name: str, shape: Shape) -> None:
+        info = self.inputs.get(name) or self.outputs[name]
+        nbytes = math.prod(shape) * info.dtype.itemsize
+        if name not in self._own or self._own[name].nbytes < nbytes:
+            self._own.pop(name, None)  # frees the old before there is a new one
+            self._own[name] = self._stream.allocate(nbytes)
+
+    def _set_addresses(self) -> bool:
+        """Tell the context where everything lies; return whether it lay there before."""
+        addresses = {name: memory.address for name, memory in self._own.items()}
+        addresses |= {name: buffer.memory.address for name, buffer in self._bound.items()}
+        if addresses == self._addresses:
+            return True
+        self._addresses = {}
+        for name, address in addresses.items():
+            if not self._context.set_tensor_address(name, address):
+                raise self._failure(f"does not take the address of {name}")
+        self._addresses = addresses
+        return False
+
+    def _repeat(self) -> None:
+        """Run: by a graph of ours, unless TensorRT makes its own."""
+        if self._tensorrt.captures_graphs:
+            self._enqueue()
+        else:
+            self._repeater.run(self._enqueue)
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(int(self._stream)):
+            raise self._failure("failed to run the engine")
+
+    def _failure(self, what: str) -> TcExportError:
+        said: str = self._tensorrt.complaints()
+        return TcExportError(f"{self._tensorrt.name} {what}: {said}")

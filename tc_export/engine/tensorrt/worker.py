@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that builds one engine: `python -m tc_export.engine.tensorrt.worker`.
+
+It imports TensorRT's module and nothing else that is heavy. What it says to whoever started it
+stands in `messages`; what libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from tc_export.engine.tensorrt.flavours import FLAVOURS, Flavour
+from tc_export.engine.tensorrt.gpu import compute_capability_here
+from tc_export.engine.tensorrt.messages import Result, Task, describe_error
+from tc_export.engine.tensorrt.network import TensorRt, load_module
+from tc_export.engine.tensorrt.process import fix_addresses
+from tc_export.engine.tensorrt.progress import Phases
+from tc_export.errors import EnvironmentLacks, TcExportError
+
+
+class Channel:
+    """Standard output, ours alone from now on: what libraries print there goes to stderr."""
+
+    def __init__(self) -> None:
+        self._pipe = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def send(self, key: str, content: Any) -> bool:
+        """Send one message; False where nobody listens any more."""
+        try:
+            self._pipe.write(json.dumps({key: content}) + "\n")
+        except BrokenPipeError:
+            return False
+        return True
+
+
+def build(task: Task, phases: Phases) -> Result:
+    """Build the engine and write it.
+
+    Raises:
+        TcExportError: it cannot be built, or would not be what was asked for.
+        OSError: it cannot be written.
+    """
+    flavour = FLAVOURS[task.flavour]
+    trt = load_module(flavour)
+    _check_gpu(flavour, task.compute_capability)
+    tensorrt = TensorRt(flavour, trt)
+    if task.plugin_library is not None:
+        tensorrt.load_plugins(task.plugin_library)
+    tensorrt.parse(task.graph)
+    plugin_layers = tensorrt.plugin_layers()
+    if plugin_layers != dict(task.custom_nodes):
+        raise EnvironmentLacks(
+            f"{tensorrt.name} made plugin layers {plugin_layers} of {task.graph}, which has custom "
+            f"nodes {dict(task.custom_nodes)}: the rest would silently run as standard operators",
+            hint=f"is {task.plugin_library or 'a plugin library'} the one that this graph needs?",
+        )
+    config = tensorrt.configure(task.shapes, task.compute_capability, phases)
+    cache = None if task.timing_cache is None else Path(task.timing_cache)
+    if cache is not None:
+        tensorrt.use_timing_cache(config, cache.read_bytes() if cache.exists() else b"")
+    engine = tensorrt.build(config)
+    with os.fdopen(task.engine, "wb") as file:
+        file.write(engine)
+    if cache is not None:
+        _replace(cache, tensorrt.timings(config))
+    return Result(
+        version=tensorrt.name,
+        plugin_layers=plugin_layers,
+        layer_lines=tensorrt.log.layers,
+        engine_bytes=engine.nbytes,
+        peak_bytes=peak_memory_bytes(),
+    )
+
+
+def _check_gpu(flavour: Flavour, compute_capability: int | None) -> None:
+    """Where the builder serves the GPU that is here, see that there is one, and the right one."""
+    if flavour.takes_target and compute_capability is not None:
+        return
+    here = compute_capability_here()
+    if compute_capability not in (None, here):
+        raise EnvironmentLacks(
+            f"{flavour.title} builds for the GPU that is here, which is an SM{here}; "
+            f"asked for was SM{compute_capability}",
+            hint="build on the device itself",
+        )
+
+
+def _replace(path: Path, content: memoryview) -> None:
+    """Write a file beside its place, and rename it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident set of this process so far.
+
+    From /proc and not from getrusage, which starts with the size of the process that forked us.
+    """
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def main() -> None:
+    """Read a task, do it, and say how it went."""
+    fix_addresses()
+    channel = Channel()
+    task = Task.from_json(sys.stdin.read())
+    phases = Phases(lambda fraction: channel.send("progress", fraction))
+    try:
+        result = build(task, phases)
+    except (TcExportError, OSError) as error:
+        channel.send("error", describe_error(error))
+    else:
+        channel.send("result", result.to_json())
+
+
+if __name__ == "__main__":
+    main()

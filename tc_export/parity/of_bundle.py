@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares a bundle's engine, or its graphs, tensor by tensor with the checkpoint in PyTorch.
+
+Here the parts meet that `tc_export.parity` may not know: the bundle and its manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tc_export.bundle import Manifest, Profile, read_manifest
+from tc_export.checkpoint.hf_config import read_config
+from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
+from tc_export.engine.loading import Engines
+from tc_export.errors import CheckpointError
+from tc_export.parity.graph_engines import load_graphs
+from tc_export.parity.tensors.check import ParityResult, Side, check_parity
+from tc_export.parity.tensors.scenario import standard_scenarios
+from tc_export.runtime.answering import open_engines
+from tc_export.targets import Precisions
+
+STEPS = 3
+"""Steps that a scenario reports: vision, decoder, answer."""
+
+
+def check_bundle(
+    bundle: Path,
+    checkpoint: Path | None = None,
+    *,
+    graphs: bool = False,
+    native: bool | None = None,
+    threads: int | None = None,
+) -> ParityResult:
+    """Compare a published bundle with the PyTorch model that it was built from.
+
+    Args:
+        bundle: what is judged.
+        checkpoint: where that is now; by default where it was at the build.
+        graphs: judge the exported graphs in ONNX Runtime, and not the engine.
+        native: see `load_engines`.
+        threads: CPU threads of each engine.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+        CheckpointError: the checkpoint is gone, or is another one.
+        EnvironmentLacks: this machine cannot run the engine.
+    """
+    manifest, opened = open_with_checkpoint(bundle, checkpoint)
+    engines = judged_engines(bundle, manifest, graphs=graphs, native=native, threads=threads)
+    precisions = Precisions.model_validate(manifest.precision_asked)
+    return compare_with_pytorch(engines, opened, manifest.profile, precisions)
+
+
+def judged_engines(
+    bundle: Path, manifest: Manifest, *, graphs: bool, native: bool | None, threads: int | None
+) -> Engines:
+    """The bundle's engines, or its graphs."""
+    if graphs:
+        precisions = Precisions.model_validate(manifest.precision_asked)
+        return load_graphs(bundle, precisions, threads=threads)
+    return open_engines(bundle, manifest, native=native, threads=threads)
+
+
+def open_with_checkpoint(bundle: Path, checkpoint: Path | None) -> tuple[Manifest, Checkpoint]:
+    """Read a bundle's manifest, and open the checkpoint that it was built from.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+        CheckpointError: the checkpoint is gone, or is another one.
+    """
+    manifest = read_manifest(bundle)
+    config = read_config(bundle)
+    source = checkpoint or Path(config.document["builder_config"]["checkpoint"])
+    if not source.is_dir():
+        raise CheckpointError(
+            f"the checkpoint that {bundle} was built from is not at {source}",
+            hint="say where it is now: --checkpoint DIR",
+        )
+    opened = open_checkpoint(source, config.model.temporal.model_dump())
+    if opened.digest() != manifest.checkpoint_digest:
+        raise CheckpointError(
+            f"{source} is not the checkpoint that {bundle} was built from, or it has changed since",
+            hint="give that one with --checkpoint DIR, or build the bundle again",
+        )
+    return manifest, opened
+
+
+def compare_with_pytorch(
+    engines: Engines,
+    checkpoint: Checkpoint,
+    profile: Profile,
+    precisions: Precisions,
+    advance: Callable[[float, float | None], None] = lambda done, total: None,
+) -> ParityResult:
+    """Run every parity scenario that the profile has room for."""
+    config = checkpoint.config.model
+    scenarios = standard_scenarios(config, profile.max_frames, profile.max_length)
+    done = 0
+
+    def step(phrase: str) -> None:
+        nonlocal done
+        done += 1
+        advance(done, STEPS * len(scenarios))
+
+    side = Side(name=engines.decoder.backend, vision=engines.vision, decoder=engines.decoder)
+    return check_parity(config, checkpoint.load_model, side, precisions, scenarios, step)

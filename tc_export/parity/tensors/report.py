@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A parity result for people (a table) and for programs (JSON)."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tc_export.parity.tensors.check import AnswerComparison, ParityResult
+from tc_export.parity.tensors.tolerance import TensorComparison
+
+REPORT_JSON = "report.json"
+REPORT_HTML = "report.html"
+
+
+def as_json(result: ParityResult) -> dict[str, Any]:
+    """Everything that was compared, ready for JSON. Infinite errors (NaN) become strings."""
+    return {
+        "passed": result.passed,
+        "engine": result.engine,
+        "truth": result.truth,
+        "precision": result.precision,
+        "tensors": [
+            _finite({**asdict(x), "share": x.share, "passed": x.passed}) for x in result.tensors
+        ],
+        "answers": [
+            _finite({**asdict(x), "first_difference": x.first_difference, "passed": x.passed})
+            for x in result.answers
+        ],
+    }
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    def spell(value: Any) -> Any:
+        is_odd = isinstance(value, float) and value - value != 0
+        return str(value) if is_odd else value
+
+    return {name: spell(value) for name, value in values.items()}
+
+
+def failures(result: ParityResult) -> list[str]:
+    """A line for each comparison that failed, in the order of the model: the first one counts."""
+    return [describe_tensor(x) for x in result.tensors if not x.passed] + [
+        describe_answer(x) for x in result.answers if not x.passed
+    ]
+
+
+def describe_tensor(x: TensorComparison) -> str:
+    """Where a tensor is worst, and by how much."""
+    limit = (
+        f"tolerance {x.tolerance:.3g}"
+        if x.is_judged
+        else "and PyTorch itself leaves the range of the number format"
+    )
+    return (
+        f"{x.stage}, step {x.step}: {x.tensor}{list(x.worst_index)} is {x.engine_value:.6g}, "
+        f"should be {x.true_value:.6g}; error {x.engine_error:.3g}, {limit}"
+    )
+
+
+def describe_answer(x: AnswerComparison) -> str:
+    """Where an answer parts."""
+    return (
+        f"{x.scenario}: the greedy answer parts at token {x.first_difference} "
+        f"(margin {x.margin:.3g}, tolerance {x.tolerance:.3g}): "
+        f"{list(x.engine_tokens)}, should be {list(x.true_tokens)}"
+    )
+
+
+def as_table(result: ParityResult) -> Table:
+    """One row a stage, with its worst step; one row an answer."""
+    table = Table(
+        title=f"{result.engine} against {result.truth} ({result.precision})",
+        caption="error: largest absolute; tolerance: twice PyTorch's own error in "
+        f"{result.precision}, plus a floor",
+    )
+    for heading in ("what", "steps", "error", "PyTorch's", "tolerance", "share", ""):
+        table.add_column(heading, justify="left" if heading in ("what", "") else "right")
+    for stage, group in groupby(result.tensors, key=lambda x: x.stage):
+        _add_tensor_row(table, stage, list(group))
+    for answer in result.answers:
+        length = len(answer.true_tokens)
+        agreed = length if answer.first_difference is None else answer.first_difference
+        table.add_row(
+            f"{answer.scenario}: greedy answer",
+            f"{agreed}/{length}",
+            "",
+            "",
+            "",
+            "",
+            _verdict(answer.passed),
+        )
+    return table
+
+
+def _add_tensor_row(table: Table, stage: str, items: list[TensorComparison]) -> None:
+    worst = max(items, key=lambda x: x.share)
+    table.add_row(
+        stage,
+        str(len(items)),
+        f"{worst.engine_error:.2e}",
+        f"{worst.pytorch_error:.2e}",
+        f"{worst.tolerance:.2e}",
+        f"{worst.share:.0%}",
+        _verdict(all(x.passed for x in items)),
+    )
+
+
+def _verdict(passed: bool) -> str:
+    return "[green]passed[/green]" if passed else "[red]FAILED[/red]"
+
+
+def write_report(result: ParityResult, folder: Path) -> None:
+    """Write `report.json`, and the table as `report.html`."""
+    (folder / REPORT_JSON).write_text(json.dumps(as_json(result), indent=2) + "\n")
+    console = Console(record=True, width=140, file=io.StringIO())
+    console.print(as_table(result))
+    _print_lines(console, failures(result))
+    console.save_html(str(folder / REPORT_HTML))
+
+
+def _print_lines(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, highlight=False, markup=False)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs `targets` and `plan`, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tc_export.cli.main import main
+from tests.plan.configs import save_vicuna_config
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    return int(ended.value.code or 0), printed.out, " ".join(printed.err.split())
+
+
+@pytest.mark.parametrize("verb", ["targets", "plan", "doctor"])
+def test_help_has_an_example(verb: str, capsys: Capture) -> None:
+    code, out, _ = run(capsys, verb, "--help")
+    assert code == 0
+    assert f"Example: tc-export {verb}" in " ".join(out.split())
+
+
+def test_targets_lists_figures_with_their_marks(capsys: Capture) -> None:
+    code, out, _ = run(capsys, "targets")
+    assert code == 0
+    row = next(line for line in out.splitlines() if "thor-t4000" in line)
+    assert "150†" in row
+    assert "300†?" in row
+    code, out, _ = run(capsys, "targets", "--json")
+    assert code == 0
+    assert {"orin-nano", "b200", "cpu"} <= {target["name"] for target in json.loads(out)}
+
+
+def test_plan_from_a_config_alone(tmp_path: Path, capsys: Capture) -> None:
+    folder = save_vicuna_config(tmp_path / "vicuna")
+    options = ("--target", "orin", "--precision", "vision=fp16,decoder=bf16", "--frames", 8)
+    reports = []
+    for checkpoint in (folder, folder / "config.json"):
+        chart = tmp_path / "chart.png"
+        code, out, _ = run(
+            capsys, "plan", "--checkpoint", checkpoint, *options, "--chart", chart, "--json"
+        )
+        assert code == 0
+        assert chart.is_file()
+        reports.append(json.loads(out))
+    assert reports[0] == reports[1]
+    report = reports[0]
+    assert report["fits"] is True
+    assert report["max_frames"] == 28
+    assert report["precision"] == {"vision": "float16", "decoder": "bfloat16"}
+    assert report["predicted"]["decode_tokens_per_s"] > 0
+    code, out, _ = run(capsys, "plan", "--checkpoint", folder, *options)
+    assert code == 0
+    assert "the most frames: 28" in out
+    assert "derived: half of the INT8 rate" in " ".join(out.split())
+
+
+def test_plan_says_what_would_help(tmp_path: Path, capsys: Capture) -> None:
+    folder = save_vicuna_config(tmp_path)
+    code, out, _ = run(capsys, "plan", "--checkpoint", folder, "--target", "orin-nx")
+    assert code == 0
+    assert "INT4 weights in the decoder" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--target", "orni"), 2, "did you mean orin?"),
+        (("--target", "none.toml"), 3, "cannot be read"),
+        (("--target", "orin", "--precision", "fp8"), 2, "orin has: float16, bfloat16"),
+        (("--target", "orin", "--frames", 29), 2, "29 frames of 144"),
+        (("--target", "orin", "--frames", 0), 2, "--frames"),
+        (("--target", "orin", "--max-length", 5000), 2, "context of 4096"),
+        (("--target", "orin", "--chart", "none/c.png"), 2, "cannot be written"),
+    ],
+)
+def test_wrong_plans(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    options: tuple[object, ...],
+    code: int,
+    words: str,
+) -> None:
+    folder = save_vicuna_config(tmp_path / "vicuna")
+    monkeypatch.chdir(tmp_path)
+    found, out, err = run(capsys, "plan", "--checkpoint", folder, *options)
+    assert (found, out) == (code, "")
+    assert words in err
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"model_type": "bert"}', '"\\ud800"'])
+def test_wrong_configs(tmp_path: Path, capsys: Capture, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    code, out, err = run(capsys, "plan", "--checkpoint", tmp_path / "config.json")
+    assert (code, out) == (3, "")
+    assert str(tmp_path.name) in err.replace(" ", "")

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small pending bundle, and the device's tools as stand-ins."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tc_export.bundle import (
+    Description,
+    EngineRecord,
+    EngineState,
+    Facts,
+    Manifest,
+    Profile,
+    StageRecord,
+    open_staging,
+)
+from tc_export.bundle.manifest import digest_of
+from tc_export.checkpoint.reader import open_checkpoint
+from tc_export.contracts.shapes import decoder_shapes, vision_shapes
+from tc_export.device_build.golden import make_golden
+from tc_export.device_build.write import PendingEngine, write_finish
+from tc_export.graph.export import export_decoder, export_vision
+from tc_export.graph.passes.tensorrt_form import TENSORRT_FILE, to_tensorrt_form
+from tests.checkpoint.families import edit_config, save_small
+
+TENSORRT = "10.3"
+MAX_FRAMES, MAX_LENGTH = 3, 64
+ARCHITECTURE = platform.machine()
+PLUGIN = f"plugins/{ARCHITECTURE}-sm87/libtc_tensorrt.so"
+ELF_MACHINES = {"x86_64": 0x3E, "aarch64": 0xB7}
+
+
+def elf_header(architecture: str) -> bytes:
+    """As much of a shared library as anyone here reads."""
+    return b"\x7fELF" + bytes(14) + ELF_MACHINES[architecture].to_bytes(2, "little") + bytes(44)
+
+
+def write_pending_bundle(output: Path, scratch: Path) -> Path:
+    """What a host without the device makes of a small LLaVA in float16."""
+    source = save_small(scratch / "checkpoint", dtype=torch.float16)
+    settings = {"gamma": 0.5}
+    edit_config(source, lambda document: document.update(temporal=settings))
+    checkpoint = open_checkpoint(source)
+    config = checkpoint.config.model
+    with open_staging(output) as staging:
+        folder = staging.bundle
+        nodes = {}
+        for name, export in (("vision", export_vision), ("decoder", export_decoder)):
+            (folder / name).mkdir()
+            export(checkpoint, torch.float16, folder / name, lambda nbytes: None)
+            form = to_tensorrt_form(
+                folder / name / "model.onnx", folder / name / TENSORRT_FILE, TENSORRT
+            )
+            nodes[name] = form.custom_nodes
+        (folder / PLUGIN).parent.mkdir(parents=True)
+        (folder / PLUGIN).write_bytes(elf_header(ARCHITECTURE))
+        precisions = {"vision": "float16", "decoder": "float16"}
+        golden = make_golden(
+            config,
+            checkpoint.load_model,
+            precisions,
+            max_frames=MAX_FRAMES,
+            max_length=MAX_LENGTH,
+        )
+        shapes = {
+            "vision": vision_shapes(config, MAX_FRAMES),
+            "decoder": decoder_shapes(config, MAX_LENGTH),
+        }
+        write_finish(
+            folder,
+            {
+                name: PendingEngine(
+                    graph=f"{name}/{TENSORRT_FILE}",
+                    engine=f"engines/{name}.engine",
+                    precision=precisions[name],
+                    custom_nodes=nodes[name],
+                    shapes=shapes[name],
+                    golden=golden[name],
+                )
+                for name in nodes
+            },
+            target="orin",
+            tensorrt=TENSORRT,
+            architecture=ARCHITECTURE,
+            sm=87,
+            plugin_library=PLUGIN,
+        )
+        pending = EngineRecord(
+            backend="tensorrt", state=EngineState.PENDING, next_step="tc-export finish BUNDLE"
+        )
+        facts = {
+            "vision": Facts(custom_nodes=nodes),
+            "finish": Facts(engine=pending),
+        }
+        records = {
+            name: StageRecord(
+                key=digest_of(name),
+                seconds=0,
+                files=staging.hash_outputs((name,)),
+                facts=facts.get(name, Facts()),
+            )
+            for name in ("vision", "decoder", "plugins", "finish")
+        }
+        description = Description(
+            target="orin",
+            checkpoint_digest=checkpoint.digest(),
+            profile=Profile(max_frames=MAX_FRAMES, max_length=MAX_LENGTH),
+            precision_asked=precisions,
+            tools={},
+        )
+        staging.publish(Manifest.assemble(description, records))
+    return output
+
+
+@pytest.fixture(scope="session")
+def pending_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be changed: copy it first."""
+    folder = tmp_path_factory.mktemp("pending")
+    return write_pending_bundle(folder / "bundle", folder)
+
+
+@pytest.fixture
+def pending(pending_template: Path, tmp_path: Path) -> Path:
+    """A pending bundle whose path has what a shell might stumble over."""
+    folder = tmp_path / "a device, its: 'bundles'"
+    return Path(shutil.copytree(pending_template, folder / "bundle"))
+
+
+@dataclass
+class Device:
+    """A machine with a stand-in trtexec first on its PATH."""
+
+    bin: Path
+
+    def set(self, *, version: int = 100300, fault: str = "") -> None:
+        """What the next trtexec is and does."""
+        values = {"version": version, "fault": fault, "calls": str(self.bin / "calls")}
+        (self.bin / "settings.json").write_text(json.dumps(values))
+
+    def calls(self) -> list[dict[str, Any]]:
+        """The options of every trtexec since the last question."""
+        notes = self.bin / "calls"
+        found = [json.loads(line) for line in notes.read_text().splitlines()]
+        notes.write_text("")
+        return found
+
+    def add(self, name: str, text: str) -> None:
+        """Put a program on the PATH."""
+        path = self.bin / name
+        path.write_text(text)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"}
+
+    def start(self, bundle: Path) -> subprocess.Popen[str]:
+        """Start the script from another folder, by its path."""
+        return subprocess.Popen(
+            # A job in the background ignores interrupts, and so would the script.
+            ["env", "--default-signal=INT", "sh", str(bundle / "finish" / "finish.sh")],
+            cwd=bundle.parent,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self, bundle: Path) -> tuple[int, str]:
+        """Run the script; return its exit code and what it said."""
+        process = self.start(bundle)
+        said, _ = process.communicate(timeout=120)
+        return process.returncode, said
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Device:
+    """The device that the bundle is for."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    made = Device(folder)
+    text = Path(__file__).with_name("trtexec.py").read_text()
+    made.add("trtexec", f"#!{sys.executable}\n{text}")
+    (folder / "calls").touch()
+    made.set()
+    return made

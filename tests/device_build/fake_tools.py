@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A builder that writes files, and a runtime that opens them as their graph in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tc_export.device_build.finish import OnProgress, Tools
+from tc_export.device_build.instructions import GraphPlan
+from tc_export.engine.interface import Engine
+from tc_export.engine.onnxruntime import OrtEngine
+from tc_export.engine.tensorrt.build import EngineReport, EngineRequest
+
+
+def report_of(request: EngineRequest, tensorrt: str) -> EngineReport:
+    """What a builder would say that has made just what was asked for."""
+    return EngineReport(
+        tensorrt=tensorrt,
+        layers=7,
+        plugin_layers=dict(request.custom_nodes),
+        layer_types={},
+        precision=request.precision,
+        engine_bytes=request.engine.stat().st_size,
+        seconds=1.0,
+        peak_bytes=1,
+    )
+
+
+class FakeTools:
+    """Builds files, and opens them as the graph in ONNX Runtime."""
+
+    def __init__(self) -> None:
+        self.built: list[EngineRequest] = []
+        self.opened: list[Path] = []
+        self.on_build: Callable[[int], None] = lambda count: None
+        self.wrong: str | None = None
+
+    def build(self, request: EngineRequest, on_progress: OnProgress) -> EngineReport:
+        self.built.append(request)
+        self.on_build(len(self.built))
+        assert request.plugin_library is not None
+        assert request.plugin_library.is_file()
+        request.engine.write_text(f"built from {request.graph.parent.name}")
+        on_progress(1, 1)
+        return report_of(request, "TensorRT 10.3.0.26")
+
+    def open(self, engine: Path, plugin_library: Path, graph: GraphPlan, /) -> Engine:
+        assert engine.is_file()
+        assert plugin_library.is_file()
+        self.opened.append(engine)
+        bundle = engine.parents[1]
+        kind = Shifted if self.wrong and self.wrong in engine.name else OrtEngine
+        return kind((bundle / graph.graph).with_name("model.onnx"), threads=1)
+
+    @property
+    def tools(self) -> Tools:
+        return Tools(build_engine=self.build, open_engine=self.open)
+
+
+class Shifted(OrtEngine):
+    """An engine that is wrong in one value."""
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = super().run(feeds)
+        name = next(iter(results))
+        results[name] = results[name].copy()
+        results[name].flat[5] += np.float16(0.3)
+        return results

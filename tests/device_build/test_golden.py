@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Golden data: fits the engines, shows the mask and the positions, and survives being written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tc_export.config import AttentionMask, TemporalConfig
+from tc_export.contracts.shapes import decoder_shapes, most_tokens_a_call, vision_shapes
+from tc_export.device_build.golden import Golden, make_golden, prompt_within
+from tc_export.device_build.instructions import GoldenTensor, read_plan
+from tc_export.device_build.write import PendingEngine, write_finish
+from tc_export.errors import BundleError, CheckFailed, TcExportError
+from tc_export.model.positions import Clip
+from tc_export.model.tc_llava import TcLlava
+from tests.device_build.conftest import ARCHITECTURE, PLUGIN, elf_header
+from tests.model.small_models import VISION, random_model
+
+MAX_FRAMES, MAX_LENGTH = 2, 70
+GRAPHS = ("vision", "decoder")
+PREFIX_MASKS = [mask for mask in AttentionMask if mask.is_prefix]
+
+
+def golden_of(
+    mask: AttentionMask, precision: str, head_factor: float = 1.0
+) -> tuple[Golden, Golden]:
+    temporal = TemporalConfig(mask=mask, gamma=0.5)
+    config = random_model(temporal).config
+
+    def load(dtype: torch.dtype) -> TcLlava:
+        model = random_model(temporal, dtype=torch.float64)
+        model.decoder.lm_head.weight.mul_(head_factor)
+        return model.to(dtype)
+
+    golden = make_golden(
+        config,
+        load,
+        dict.fromkeys(GRAPHS, precision),
+        max_frames=MAX_FRAMES,
+        max_length=MAX_LENGTH,
+    )
+    return golden["vision"], golden["decoder"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_tolerance_is_the_format_s_own(precision: str) -> None:
+    """Of the size of a few roundings: a quarter of the values' range would pass anything."""
+    epsilon = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}[precision]
+    for golden in golden_of(AttentionMask.FRAME_BLOCK_CAUSAL, precision):
+        ((values, tolerance),) = golden.outputs.values()
+        largest = np.abs(values).max()
+        assert 8 * epsilon * largest <= tolerance < 60 * epsilon * largest
+        floats = [x for x in golden.inputs.values() if x.is_floating_point()]
+        assert [x.dtype for x in floats] == [getattr(torch, precision)]
+
+
+def test_a_model_that_overflows_its_format_gives_no_golden_data() -> None:
+    """Its weights are finite in float16, and its logits are not: any engine would pass."""
+    with pytest.raises(CheckFailed, match="leaves the range of float16: its logits") as raised:
+        golden_of(AttentionMask.CAUSAL, "float16", head_factor=1e5)
+    assert "--precision" in str(raised.value.hint)
+    golden_of(AttentionMask.CAUSAL, "bfloat16", head_factor=1e5)
+
+
+@pytest.mark.parametrize("mask", PREFIX_MASKS)
+def test_the_truth_is_what_the_model_says_of_the_rounded_inputs(mask: AttentionMask) -> None:
+    _, decoder = golden_of(mask, "bfloat16")
+    model = random_model(TemporalConfig(mask=mask, gamma=0.5))
+    x = {name: tensor.double() for name, tensor in decoder.inputs.items()}
+    length = x["position_ids"].shape[1]
+    logits, _ = model.decoder(
+        x["inputs_embeds"],
+        decoder.inputs["position_ids"],
+        decoder.inputs["temporal_ids"],
+        decoder.inputs["kv_end"],
+        decoder.inputs["logits_indices"],
+        model.new_cache(1, length + 9),
+    )
+    expected, _ = decoder.outputs["logits"]
+    np.testing.assert_allclose(expected, logits.detach().numpy(), rtol=1e-6)
+
+
+def test_masks_and_positions_show() -> None:
+    """Two masks give other logits, by more than an engine may err."""
+    causal, block, full = (golden_of(mask, "float16")[1].outputs["logits"] for mask in PREFIX_MASKS)
+    assert np.abs(causal[0] - block[0]).max() > 2 * causal[1]
+    assert np.abs(full[0] - block[0]).max() > 2 * full[1]
+
+
+@given(
+    stride=st.sampled_from([1, 2, 4]),
+    max_frames=st.integers(1, 40),
+    extra=st.integers(0, 60),
+    mask=st.sampled_from(PREFIX_MASKS),
+)
+def test_the_prompt_fits_one_call(
+    stride: int, max_frames: int, extra: int, mask: AttentionMask
+) -> None:
+    model = random_model(TemporalConfig(mask=mask), pooling={"stride": stride})
+    config = model.config
+    max_length = config.tokens_per_frame + extra
+    segments = prompt_within(config, max_frames, max_length)
+    length = sum(segment.length for segment in segments)
+    assert 0 < length <= most_tokens_a_call(config, max_length)
+    clips = [segment for segment in segments if isinstance(segment, Clip)]
+    assert len(clips) == 1
+    assert 1 <= clips[0].frames <= min(3, max_frames)
+    if extra >= 12:
+        assert length - clips[0].length == 12
+
+
+def write(folder: Path, golden: dict[str, Golden]) -> None:
+    config = random_model(TemporalConfig()).config
+    shapes = {
+        "vision": vision_shapes(config, MAX_FRAMES),
+        "decoder": decoder_shapes(config, MAX_LENGTH),
+    }
+    (folder / PLUGIN).parent.mkdir(parents=True)
+    (folder / PLUGIN).write_bytes(elf_header(ARCHITECTURE))
+    for graph in GRAPHS:
+        (folder / graph).mkdir()
+        (folder / graph / "tensorrt.onnx").write_text("a graph")
+    write_finish(
+        folder,
+        {
+            graph: PendingEngine(
+                graph=f"{graph}/tensorrt.onnx",
+                engine=f"engines/{graph}.engine",
+                precision="bfloat16",
+                custom_nodes={},
+                shapes=shapes[graph],
+                golden=golden[graph],
+            )
+            for graph in golden
+        },
+        target="orin",
+        tensorrt="10.3",
+        architecture=ARCHITECTURE,
+        sm=87,
+        plugin_library=PLUGIN,
+    )
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    golden = dict(zip(GRAPHS, golden_of(AttentionMask.CAUSAL, "bfloat16"), strict=True))
+    write(tmp_path, golden)
+    plan = read_plan(tmp_path)
+    for graph, data in golden.items():
+        for name, tensor in data.inputs.items():
+            read = plan.graphs[graph].golden_inputs[name].load(tmp_path)
+            wide = tensor.float() if tensor.is_floating_point() else tensor
+            np.testing.assert_array_equal(read, wide.numpy())
+        for name, (values, tolerance) in data.outputs.items():
+            output = plan.graphs[graph].golden_outputs[name]
+            np.testing.assert_array_equal(output.load(tmp_path), values)
+            assert output.tolerance == tolerance
+    sums = (tmp_path / "finish" / "SHA256SUMS").read_text()
+    listed = {line.split("  ", 1)[1] for line in sums.splitlines()}
+    written = {x.relative_to(tmp_path).as_posix() for x in tmp_path.rglob("*") if x.is_file()}
+    assert listed == written - {"finish/SHA256SUMS"}
+
+
+def test_golden_data_outside_the_profile_is_refused(tmp_path: Path) -> None:
+    vision, decoder = golden_of(AttentionMask.CAUSAL, "bfloat16")
+    pixels = torch.zeros(MAX_FRAMES + 1, 3, VISION.image_size, VISION.image_size)
+    too_many = Golden(inputs={"pixel_values": pixels}, outputs=vision.outputs)
+    with pytest.raises(TcExportError, match="golden pixel_values"):
+        write(tmp_path, {"vision": too_many, "decoder": decoder})
+
+
+def test_bfloat16_is_read_as_float32(tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(bytes([0x80, 0x3F, 0x20, 0xC0]))
+    tensor = GoldenTensor(file="x.bin", dtype="bfloat16", shape=(2, 1))
+    np.testing.assert_array_equal(tensor.load(tmp_path), np.array([[1.0], [-2.5]], np.float32))
+    with pytest.raises(BundleError, match="does not hold bfloat16"):
+        GoldenTensor(file="x.bin", dtype="bfloat16", shape=(3,)).load(tmp_path)

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The adapter against the real Python bindings of TensorRT 10.3 to 11.4 and TensorRT-RTX.
+
+The libraries under TensorRT's bindings cannot be had here, so stand-ins are compiled that export
+the names which the bindings import, and hand out null pointers. That is enough to import them, to
+see every class, member and signature, and to run what needs no library.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tc_export.engine.tensorrt import network as api
+from tests.plugins.native import fetched, need, run
+from tests.repository import REPOSITORY
+
+WORKER = Path(__file__).with_name("bindings_worker.py")
+ENTRY_POINTS = (
+    "createInferBuilder_INTERNAL",
+    "createInferRefitter_INTERNAL",
+    "createInferRuntime_INTERNAL",
+    "createNvOnnxParserRefitter_INTERNAL",
+    "createNvOnnxParser_INTERNAL",
+    "getBuilderPluginRegistry",
+    "getNvOnnxParserVersion",
+    "getPluginRegistry",
+    "initLibNvInferPlugins",
+)
+LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
+
+# Class -> what the adapter uses of it -> number of arguments, or None for what is not called.
+CONTRACT: dict[str, dict[str, int | None]] = {
+    "Builder": {
+        "build_serialized_network": 2,
+        "create_builder_config": 0,
+        "create_network": 1,
+        "create_optimization_profile": 0,
+    },
+    "BuilderFlag": {"TF32": None},
+    "IBuilderConfig": {
+        "add_optimization_profile": 1,
+        "clear_flag": 1,
+        "create_timing_cache": 1,
+        "get_timing_cache": 0,
+        "profiling_verbosity": None,
+        "progress_monitor": None,
+        "set_preview_feature": 2,
+        "set_timing_cache": 2,
+    },
+    "ILayer": {"type": None},
+    "ILogger": {"log": 2, "Severity": None, "ERROR": None, "INTERNAL_ERROR": None},
+    "INetworkDefinition": {
+        "get_input": 1,
+        "get_layer": 1,
+        "num_inputs": None,
+        "num_layers": None,
+    },
+    "IOptimizationProfile": {"set_shape": 4},
+    "IPluginRegistry": {"load_library": 1},
+    "IPluginV3": {"get_capability_interface": 1},
+    "IPluginV3Layer": {"plugin": None},
+    "IPluginV3OneCore": {"plugin_name": None},
+    "IProgressMonitor": {"phase_start": 3, "step_complete": 2, "phase_finish": 1},
+    "ITensor": {"name": None, "shape": None},
+    "ITimingCache": {"serialize": 0},
+    "LayerType": {"PLUGIN_V3": None},
+    "NetworkDefinitionCreationFlag": {"STRONGLY_TYPED": None},
+    "OnnxParser": {"get_error": 1, "num_errors": None, "parse_from_file": 1},
+    "ParserError": {"desc": 0},
+    "PluginCapabilityType": {"CORE": None},
+    "PreviewFeature": {"ALIASED_PLUGIN_IO_10_03": None},
+    "ProfilingVerbosity": {"DETAILED": None},
+}
+# What TensorRT-RTX alone has: it is told its target.
+RTX_CONTRACT: dict[str, dict[str, int | None]] = {
+    "ComputeCapability": {"SM89": None, "SM120": None},
+    "IBuilderConfig": {"num_compute_capabilities": None, "set_compute_capability": 2},
+}
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with stand-ins for the libraries of TensorRT 10 and 11."""
+    need("cc", package="gcc")
+    folder = tmp_path_factory.mktemp("stand-ins")
+    source = folder / "stand_in.c"
+    source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in ENTRY_POINTS))
+    for library in LIBRARIES:
+        for major in (10, 11):
+            run("cc", "-shared", "-fPIC", "-o", folder / f"lib{library}.so.{major}", source)
+    return folder
+
+
+def report_on(bindings: Path, libraries: Path) -> dict[str, Any]:
+    """What bindings_worker.py says of the bindings in a folder."""
+    done = subprocess.run(
+        [sys.executable, str(WORKER)],
+        input=json.dumps(CONTRACT),
+        env=os.environ | {"PYTHONPATH": str(bindings), "LD_LIBRARY_PATH": str(libraries)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+@pytest.mark.parametrize(
+    ("version", "strongly_typed"),
+    [("10.3", 1 << 1), ("10.13", 1 << 1), ("10.16", 1 << 1), ("11.4", 1 << 0)],
+)
+def test_every_version_has_what_the_adapter_uses(
+    stand_ins: Path, version: str, strongly_typed: int
+) -> None:
+    report = report_on(fetched(f"tensorrt-bindings-{version}"), stand_ins)
+    assert report["version"].startswith(f"{version}.")
+    assert report["departures"] == []
+    assert report["strongly_typed"] == strongly_typed
+    assert report["log"] == {
+        "errors": ["an error", "a bug"],
+        "layers": ["Name: a, LayerType: gemm"],
+    }
+    assert report["progress"] == [0.25, 0.5, 1.0]
+    assert report["ways_down"] == [True, True]
+    assert report["start"].startswith(f"TensorRT {report['version']} does not start")
+
+
+def test_tensorrt_rtx_has_it_too() -> None:
+    """No stand-ins: its libraries are real, and need no GPU."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import json, sys\n"
+            "import tensorrt_rtx_bindings as trt\n"
+            "from tests.engine.tensorrt.bindings_worker import departures\n"
+            "print([departures(trt, contract) for contract in json.load(sys.stdin)])",
+        ],
+        input=json.dumps([CONTRACT, RTX_CONTRACT]),
+        env=os.environ | {"PYTHONPATH": str(fetched("tensorrt-rtx"))},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[[], []]\n"
+
+
+def test_the_contract_names_all_that_the_adapter_uses() -> None:
+    """Every attribute that api.py takes from one of TensorRT's objects."""
+    names = r"trt|config|core|layer|parser|profile|tensor|timings|self\.(_trt|_builder|network)"
+    used = {
+        node.attr
+        for node in ast.walk(ast.parse(Path(api.__file__).read_text()))
+        if isinstance(node, ast.Attribute) and re.match(rf"({names})\b", ast.unparse(node.value))
+    }
+    contracts = (CONTRACT, RTX_CONTRACT)
+    classes = {name for contract in contracts for name in contract}
+    members = {name for contract in contracts for names in contract.values() for name in names}
+    of_the_module = {"get_plugin_registry", "__version__"}
+    of_python = {"__class__", "__init__", "__members__", "get", "items"}
+    assert len(used) > 40
+    assert used <= classes | members | of_the_module | of_python

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening a bundle's TensorRT engines: what is checked before, and what is said when it fails."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tc_export.engine.loading import Engines, load_engines
+from tc_export.engine.tensorrt.cuda import BINDINGS
+from tc_export.engine.tensorrt.loading import EngineOrigin
+from tc_export.engine.tensorrt.run import TrtEngine
+from tc_export.errors import BundleError, EnvironmentLacks, UsageError
+from tests.engine.tensorrt.fake_cuda import FakeCuda
+from tests.engine.tensorrt.fake_runtime import FakeTensorRt
+from tests.engine.tensorrt.test_run import feeds, toy
+
+NODES = {"vision": {}, "decoder": {"TcDualRope": 2, "TcBlockCausalAttention": 1}}
+
+
+class Device:
+    """A device with a bundle on it, both of TensorRT 10.3 and SM 87."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.monkeypatch = monkeypatch
+        self.cuda = FakeCuda(sm=87)
+        self.trt = FakeTensorRt(self.cuda, "10.3.0")
+        self.install("tensorrt_bindings", None)
+        self.install("tensorrt", self.trt)
+        self.install(BINDINGS, self.cuda)
+        (folder / "engines").mkdir()
+        for graph in NODES:
+            (folder / "engines" / f"{graph}.engine").write_bytes(graph.encode())
+            self.trt.models[graph.encode()] = replace(toy(), needs_plugins=graph == "decoder")
+        self.add_plugins(f"{platform.machine()}-sm87")
+
+    def install(self, name: str, module: object) -> None:
+        """Make `name` importable, or not at all where the module is None."""
+        self.monkeypatch.setitem(sys.modules, name, module)  # type: ignore[arg-type]
+
+    def add_plugins(self, which: str) -> Path:
+        path = self.folder / "plugins" / which / "libtc_tensorrt.so"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        self.trt.loadable_plugins.add(str(path))
+        return path
+
+    def load(
+        self, builder: str = "TensorRT 10.3.0", sm: int | None = 87, backend: str = "tensorrt"
+    ) -> Engines:
+        origins = {graph: EngineOrigin(builder=builder, sm=sm) for graph in NODES}
+        return load_engines(self.folder, NODES, backend=backend, origins=origins)
+
+
+@pytest.fixture
+def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
+    return Device(tmp_path, monkeypatch)
+
+
+def test_both_engines_open_and_run(device: Device) -> None:
+    engines = device.load()
+    assert isinstance(engines.vision, TrtEngine)
+    assert isinstance(engines.decoder, TrtEngine)
+    assert engines.native
+    assert engines.decoder.native_nodes == NODES["decoder"]
+    engines.decoder.bind("sum_in", engines.decoder.allocate("sum_in", (1, 3)))
+    assert engines.decoder.run(feeds(2)).keys() == {"y", "sum_out"}
+
+
+@pytest.mark.parametrize("builder", ["TensorRT 10.3.0.26", "TensorRT 10.3.1"])
+def test_another_patch_release_is_left_to_tensorrt(device: Device, builder: str) -> None:
+    assert device.load(builder, sm=None).native
+
+
+@pytest.mark.parametrize("builder", ["TensorRT 10.13.3.9", "TensorRT 11.3.0", "TensorRT-RTX 10.3"])
+def test_another_version_is_refused_before_loading(device: Device, builder: str) -> None:
+    with pytest.raises(EnvironmentLacks, match=f"built with {builder}, and here is TensorRT 10.3"):
+        device.load(builder)
+    assert device.cuda.live() == []
+
+
+@pytest.mark.parametrize("builder", ["TensorRT", "", "TensorRT new"])
+def test_a_manifest_without_a_version(device: Device, builder: str) -> None:
+    with pytest.raises(BundleError, match="no name and version"):
+        device.load(builder)
+
+
+def test_another_gpu(device: Device) -> None:
+    with pytest.raises(EnvironmentLacks, match=r"GPUs of SM 89, and the one here is SM 87"):
+        device.load(sm=89)
+
+
+def test_no_plugins_for_this_machine(device: Device) -> None:
+    device.add_plugins("riscv64-sm87")
+    device.cuda.sm = 89
+    with pytest.raises(EnvironmentLacks, match=r"-sm89; the bundle has riscv64-sm87, .*-sm87$"):
+        device.load(sm=None)
+
+
+def test_plugins_that_do_not_load(device: Device) -> None:
+    device.trt.loadable_plugins.clear()
+    with pytest.raises(EnvironmentLacks, match=r"cannot load the plugins .*: Unable to load"):
+        device.load()
+
+
+def test_a_damaged_engine_is_named_with_tensorrts_words(device: Device) -> None:
+    (device.folder / "engines" / "decoder.engine").write_bytes(b"cut off")
+    with pytest.raises(BundleError, match=r"refuses .*decoder\.engine: magicTag failed"):
+        device.load()
+
+
+def test_bundles_do_not_share_plugins(device: Device) -> None:
+    """Each runtime registers its bundle's own: two bundles in one process are no clash."""
+    first, second = device.load(), device.load()
+    assert first.native
+    assert second.native
+
+
+def test_no_gpu(device: Device) -> None:
+    device.cuda.devices = 0
+    with pytest.raises(EnvironmentLacks, match="no CUDA GPU"):
+        device.load()
+
+
+def test_an_old_driver(device: Device) -> None:
+    device.cuda.driver_is_old = True
+    with pytest.raises(EnvironmentLacks, match="cudaErrorInsufficientDriver") as caught:
+        device.load()
+    assert "driver" in str(caught.value.hint)
+    device.monkeypatch.setattr(device.cuda, "cudaGetDeviceCount", fail_to_open_the_driver)
+    with pytest.raises(EnvironmentLacks, match="Failed to dlopen"):
+        device.load()
+
+
+def fail_to_open_the_driver() -> None:
+    """As cuda-bindings before 13 do it."""
+    raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+
+def test_tensorrt_is_not_installed(device: Device) -> None:
+    for name in ("tensorrt", "tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings"):
+        device.install(name, None)
+    with pytest.raises(EnvironmentLacks, match="needs TensorRT, which") as caught:
+        device.load()
+    assert "nvidia-jetpack" in str(caught.value.hint)
+    with pytest.raises(EnvironmentLacks, match="needs TensorRT-RTX, which") as caught:
+        device.load("TensorRT-RTX 1.7.1.116", backend="tensorrt-rtx")
+    assert "tc-export[rtx]" in str(caught.value.hint)
+
+
+def test_the_bindings_alone_will_do(device: Device) -> None:
+    rtx = FakeTensorRt(device.cuda, "1.7.1.116", rtx=True)
+    rtx.models, rtx.loadable_plugins = device.trt.models, device.trt.loadable_plugins
+    device.install("tensorrt_rtx_bindings", rtx)
+    engines = device.load("TensorRT-RTX 1.7.0", backend="tensorrt-rtx")
+    assert engines.decoder.backend == "TensorRT-RTX 1.7.1.116, SM 87"
+
+
+def test_the_cuda_bindings_are_not_installed(device: Device) -> None:
+    device.install(BINDINGS, None)
+    with pytest.raises(EnvironmentLacks, match="CUDA bindings for Python") as caught:
+        device.load()
+    assert "cuda-bindings" in str(caught.value.hint)
+
+
+def test_what_only_onnxruntime_takes(device: Device) -> None:
+    with pytest.raises(UsageError, match="no choice of native library or threads"):
+        load_engines(device.folder, NODES, backend="tensorrt", origins={}, threads=2)
+
+
+def test_a_backend_that_is_not_known(device: Device) -> None:
+    with pytest.raises(BundleError, match="'openvino'; known here: onnxruntime, tensorrt"):
+        device.load(backend="openvino")
+
+
+def test_an_engine_of_unknown_origin(device: Device) -> None:
+    origins = {"vision": EngineOrigin(builder="TensorRT 10.3.0", sm=87)}
+    with pytest.raises(BundleError, match="what built its engines: decoder"):
+        load_engines(device.folder, NODES, backend="tensorrt", origins=origins)

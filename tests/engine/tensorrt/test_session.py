@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A decoder on the TensorRT engine, whose kernel is the PyTorch model: what reaches it, and when.
+
+The engine's shapes are those that the builder gives real engines.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tc_export.config import ModelConfig
+from tc_export.contracts.shapes import decoder_shapes, vision_shapes
+from tc_export.engine.interface import Engine
+from tc_export.engine.session import DecoderSession, bind_cache
+from tc_export.engine.tensorrt.flavours import TENSORRT
+from tc_export.engine.tensorrt.run import TrtEngine
+from tc_export.engine.tensorrt.runtime import TensorRt
+from tc_export.errors import UsageError
+from tc_export.model.positions import Clip, Segment, Text
+from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
+from tests.engine.tensorrt.fake_cuda import FakeCuda
+from tests.engine.tensorrt.fake_runtime import DataType, FakeTensorRt, Input, Model, Output
+from tests.exported import Exported
+
+ROWS = 60
+INTEGERS = ("position_ids", "temporal_ids", "kv_end", "logits_indices")
+
+
+class Machine:
+    """A machine with an engine for a small model's decoder, computed in float64."""
+
+    def __init__(self, folder: Path, exported: Exported) -> None:
+        self.cuda = FakeCuda()
+        self.trt = FakeTensorRt(self.cuda)
+        self.torch = exported.checkpoint.load_model(torch.float64)
+        self.trt.models[b"decoder"] = decoder(exported.config, TorchDecoderEngine(self.torch))
+        self.trt.models[b"vision"] = vision(exported.config, TorchVisionEngine(self.torch))
+        self.folder = folder
+
+    def engine(self, name: str) -> TrtEngine:
+        path = self.folder / f"{name}.engine"
+        path.write_bytes(name.encode())
+        return TrtEngine(path, TensorRt(TENSORRT, self.trt, self.cuda))
+
+
+def decoder(config: ModelConfig, kernel: Engine) -> Model:
+    inputs = {
+        name: Input(
+            DataType.INT64 if name in INTEGERS else DataType.FLOAT, range_.smallest, range_.largest
+        )
+        for name, range_ in decoder_shapes(config, ROWS).items()
+    }
+    outputs = {
+        "logits": Output(
+            DataType.FLOAT,
+            lambda shapes: (*shapes["logits_indices"], config.text.vocab_size),
+            3,
+        )
+    }
+    for name in inputs:
+        if name.startswith("past_key_values"):
+            present = name.replace("past_key_values", "present")
+            outputs[present] = Output(DataType.FLOAT, lambda shapes, name=name: shapes[name], 4)
+    return Model(inputs=inputs, outputs=outputs, compute=kernel.run)
+
+
+def vision(config: ModelConfig, kernel: Engine) -> Model:
+    (range_,) = vision_shapes(config, 8).values()
+    tail = (config.tokens_per_frame, config.text.hidden_size)
+    return Model(
+        inputs={"pixel_values": Input(DataType.FLOAT, range_.smallest, range_.largest)},
+        outputs={
+            "visual_features": Output(
+                DataType.FLOAT, lambda shapes: (shapes["pixel_values"][0], *tail), 3
+            )
+        },
+        compute=kernel.run,
+    )
+
+
+@pytest.fixture
+def machine(tmp_path: Path, exported: Exported) -> Machine:
+    return Machine(tmp_path, exported)
+
+
+def prompt(config: ModelConfig) -> tuple[list[Segment], np.ndarray]:
+    segments: list[Segment] = [Text(3), Clip(5, config.tokens_per_frame), Text(4)]
+    length = sum(segment.length for segment in segments)
+    embeds = np.random.default_rng(3).standard_normal((length, config.text.hidden_size))
+    return segments, embeds
+
+
+def close(actual: np.ndarray, expected: np.ndarray) -> None:
+    """Both sides compute in float64; inputs, cache and logits pass through float32 here."""
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("chunk_tokens", [4, 7, 1000])
+def test_chunks_and_steps_equal_pytorch_at_once(
+    exported: Exported, machine: Machine, chunk_tokens: int
+) -> None:
+    """Prefill in chunks, then decode, which is replayed as a graph."""
+    config = exported.config
+    segments, embeds = prompt(config)
+    engine = machine.engine("decoder")
+    actual = DecoderSession(engine, config, ROWS, chunk_tokens)
+    expected = DecoderSession(TorchDecoderEngine(machine.torch), config, ROWS, 1000)
+    close(actual.prefill(embeds, segments), expected.prefill(embeds, segments))
+    replayed_before = machine.cuda.launches
+    for token in range(6):
+        embed = embeds[token] + token
+        close(actual.step(embed), expected.step(embed))
+    # The first step runs plainly, unless the prompt's last chunk was a single token too.
+    assert machine.cuda.launches - replayed_before in (5, 6)
+    assert engine.graph_capture == "captured"
+
+
+def test_the_cache_stays_where_it_is(exported: Exported, machine: Machine) -> None:
+    """One allocation for each part, filled in place; no output is handed out for it."""
+    engine = machine.engine("decoder")
+    session = DecoderSession(engine, exported.config, ROWS)
+    parts = 2 * exported.config.text.num_hidden_layers
+    assert machine.cuda.allocations == parts
+    segments, embeds = prompt(exported.config)
+    caches = bind_cache(engine, exported.config, ROWS)
+    session.prefill(embeds, segments)
+    for cache in caches:
+        rows = np.abs(cache.numpy()).sum(axis=(0, 1, 3))
+        assert (rows[: len(embeds)] > 0).all()
+        assert (rows[len(embeds) :] == 0).all()
+
+
+def test_two_sessions_do_not_share_a_cache(exported: Exported, machine: Machine) -> None:
+    engine = machine.engine("decoder")
+    segments, embeds = prompt(exported.config)
+    answers = []
+    for _ in range(2):
+        session = DecoderSession(engine, exported.config, ROWS)
+        session.prefill(embeds, segments)
+        answers.append([session.step(embeds[token]) for token in range(4)])
+    np.testing.assert_array_equal(answers[0], answers[1])
+
+
+def test_a_session_of_fewer_rows_than_the_engine(exported: Exported, machine: Machine) -> None:
+    """The engine takes its own number of rows and no other; the session keeps to what it asked."""
+    segments, embeds = prompt(exported.config)
+    engine = machine.engine("decoder")
+    session = DecoderSession(engine, exported.config, len(embeds))
+    assert bind_cache(engine, exported.config, 1)[0].numpy().shape[2] == ROWS
+    session.prefill(embeds, segments)
+    with pytest.raises(UsageError, match=f"the cache holds {len(embeds)}"):
+        session.step(embeds[0])
+
+
+def test_more_rows_than_the_engine_holds(exported: Exported, machine: Machine) -> None:
+    with pytest.raises(UsageError, match=f"cache of {ROWS + 1} tokens .* engine holds {ROWS}"):
+        DecoderSession(machine.engine("decoder"), exported.config, ROWS + 1)
+
+
+def test_vision_in_calls_of_several_sizes(exported: Exported, machine: Machine) -> None:
+    engine = machine.engine("vision")
+    size = exported.config.vision.image_size
+    random = np.random.default_rng(5)
+    for frames in (8, 8, 3, 1):
+        feeds = {"pixel_values": random.standard_normal((frames, 3, size, size), "f")}
+        expected = TorchVisionEngine(machine.torch).run(feeds)["visual_features"]
+        close(engine.run(feeds)["visual_features"], expected)
+    with pytest.raises(UsageError, match=r"built for \[1, 3, .* to \[8, 3"):
+        engine.run({"pixel_values": np.zeros((9, 3, size, size))})

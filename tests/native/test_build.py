@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Building the plugin library: what is asked of CMake, and when nothing is built again."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tc_export.errors import EnvironmentLacks, UsageError
+from tc_export.native import build as plugins
+from tc_export.native.build import LIBRARY, build_plugins, check_cuda
+from tc_export.targets import Target, choose_release, load_target
+
+
+class Tools:
+    """Stands for nvcc, CMake and the fetcher: notes what they are asked, and makes a library."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+        self.paths: list[str] = []  # PATH of each call of CMake
+        self.fails = ""
+        self.nvcc = "release 13.0"
+        self.fetcher = ""  # what stops it, if anything
+
+    def run(self, command: Sequence[str], **options: Any) -> SimpleNamespace:
+        self.asked.append(list(command))
+        program = Path(command[0]).name
+        if program == "nvcc":
+            return SimpleNamespace(stdout=self.nvcc, returncode=0)
+        if program != "cmake":
+            found = f"/fetched/{command[-1]}\n"
+            code = 4 if self.fetcher else 0
+            return SimpleNamespace(stdout=found, stderr=self.fetcher, returncode=code)
+        self.paths.append(options["env"]["PATH"])
+        phase = "compile" if "--build" in command else "configure"
+        if phase == self.fails:
+            options["stdout"].write("error: a star is missing\n")
+            options["stdout"].flush()
+            return SimpleNamespace(returncode=2)
+        if phase == "compile":
+            folder = Path(command[command.index("--build") + 1]) / "tensorrt"
+            folder.mkdir(exist_ok=True)
+            (folder / LIBRARY).write_text("library")
+        return SimpleNamespace(returncode=0)
+
+    def options(self) -> list[str]:
+        return next(command for command in self.asked if "-S" in command)
+
+
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch) -> Tools:
+    stand_in = Tools()
+    monkeypatch.setattr(subprocess, "run", stand_in.run)
+    monkeypatch.setattr(plugins.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(plugins.platform, "machine", lambda: "x86_64")
+    return stand_in
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    sources = tmp_path / "plugins"
+    (sources / "kernels").mkdir(parents=True)
+    (sources / "tests").mkdir()
+    (sources / "CMakeLists.txt").write_text("project(tc_plugins)")
+    (sources / "kernels" / "prefill.cu").write_text("// a kernel")
+    (sources / "tests" / "test.cpp").write_text("// a test")
+    return tmp_path
+
+
+def test_the_target_alone_decides_the_architecture(tools: Tools, checkout: Path) -> None:
+    library = build_plugins(load_target("rtx5090"), root=checkout)
+    assert library.path.read_text() == "library"
+    assert (library.sm, library.architecture, library.cached) == (120, "x86_64", False)
+    assert "-DCMAKE_CUDA_ARCHITECTURES=120-real" in tools.options()
+    assert tools.options()[tools.options().index("--preset") + 1] == "cuda"
+    assert "-DTENSORRT_ROOT=/fetched/tensorrt-headers" in tools.options()
+
+
+def test_a_jetson_is_cross_compiled(tools: Tools, checkout: Path) -> None:
+    library = build_plugins(load_target("orin"), root=checkout)
+    assert (library.sm, library.architecture) == (87, "aarch64")
+    assert "-DCMAKE_CUDA_ARCHITECTURES=87-real" in tools.options()
+    assert tools.options()[tools.options().index("--preset") + 1] == "jetson-cross"
+    assert "-DTC_CUDA_AARCH64=/fetched/cuda-aarch64" in tools.options()
+
+
+def test_on_the_jetson_itself_nothing_is_crossed(
+    tools: Tools, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins.platform, "machine", lambda: "aarch64")
+    build_plugins(load_target("orin"), root=checkout, tensorrt_root=Path("/usr/include"))
+    assert tools.options()[tools.options().index("--preset") + 1] == "cuda"
+    assert "-DTENSORRT_ROOT=/usr/include" in tools.options()
+
+
+def test_it_is_built_once(tools: Tools, checkout: Path) -> None:
+    target = load_target("rtx4090")
+    first = build_plugins(target, root=checkout)
+    tools.asked.clear()
+    (checkout / "plugins" / "tests" / "test.cpp").write_text("// another test")
+    again = build_plugins(target, root=checkout)
+    assert again.cached
+    assert again.path == first.path
+    assert [command[0] for command in tools.asked] == ["/usr/bin/nvcc"]
+
+
+def _another_source(tools: Tools, checkout: Path) -> Target:
+    (checkout / "plugins" / "kernels" / "prefill.cu").write_text("// another kernel")
+    return load_target("rtx4090")
+
+
+def _another_compiler(tools: Tools, checkout: Path) -> Target:
+    tools.nvcc = "release 13.1"
+    return load_target("rtx4090")
+
+
+def _another_sm(tools: Tools, checkout: Path) -> Target:
+    return load_target("a100")
+
+
+@pytest.mark.parametrize("change", [_another_source, _another_compiler, _another_sm])
+def test_what_it_is_made_from_decides(tools: Tools, checkout: Path, change: Any) -> None:
+    first = build_plugins(load_target("rtx4090"), root=checkout)
+    other = build_plugins(change(tools, checkout), root=checkout)
+    assert not other.cached
+    assert other.path != first.path
+
+
+@pytest.mark.parametrize("phase", ["configure", "compile"])
+def test_a_failure_shows_the_end_of_the_log_and_keeps_nothing(
+    tools: Tools, checkout: Path, phase: str
+) -> None:
+    tools.fails = phase
+    with pytest.raises(EnvironmentLacks, match="a star is missing") as raised:
+        build_plugins(load_target("rtx4090"), root=checkout)
+    assert "build.log" in str(raised.value.hint)
+    assert not list(checkout.rglob(LIBRARY))
+    tools.fails = ""
+    assert not build_plugins(load_target("rtx4090"), root=checkout).cached
+
+
+def without(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setattr(
+        plugins.shutil, "which", lambda name: None if name == missing else f"/usr/bin/{name}"
+    )
+
+
+def test_no_compiler(tools: Tools, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "g++")
+    with pytest.raises(EnvironmentLacks, match="needs g\\+\\+"):
+        build_plugins(load_target("rtx4090"), root=checkout)
+
+
+def test_nvcc_of_the_path_comes_first(tools: Tools, checkout: Path) -> None:
+    build_plugins(load_target("rtx4090"), root=checkout)
+    assert [path.split(":")[0] for path in tools.paths] == ["/usr/bin", "/usr/bin"]
+    assert "nvcc" not in [command[-1] for command in tools.asked]
+
+
+@pytest.mark.parametrize("device", ["rtx4090", "orin"])
+def test_without_nvcc_the_registry_has_one(
+    tools: Tools, checkout: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    without(monkeypatch, "nvcc")
+    build_plugins(load_target(device), root=checkout)
+    assert ["/fetched/nvcc/nvcc", "--version"] in tools.asked
+    assert [path.split(":")[0] for path in tools.paths] == ["/fetched/nvcc", "/fetched/nvcc"]
+
+
+def test_neither_nvcc_nor_a_registry(
+    tools: Tools, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, "nvcc")
+    tools.fetcher = "no connection"
+    with pytest.raises(
+        EnvironmentLacks, match=r"nvcc could not be fetched.*\n.*no connection"
+    ) as e:
+        build_plugins(load_target("rtx4090"), root=checkout)
+    assert "put nvcc on the PATH" in str(e.value.hint)
+
+
+def test_no_gpu(tools: Tools, checkout: Path) -> None:
+    with pytest.raises(UsageError, match="cpu has no GPU"):
+        build_plugins(load_target("cpu"), root=checkout)
+
+
+def test_an_installed_package_has_no_sources(tools: Tools, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentLacks, match="does not have them"):
+        build_plugins(load_target("rtx4090"), root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("target", "release", "compiler", "fits"),
+    [
+        ("orin", "JetPack 7.2", "release 13.0", True),
+        ("orin", "JetPack 6.2", "release 13.0", False),
+        ("orin", "JetPack 6.2", "release 12.6", True),
+        ("rtx4090", None, "release 13.2", True),
+        ("a100", None, "no compiler of ours", False),
+    ],
+)
+def test_the_compiler_and_the_release_have_one_cuda(
+    tools: Tools, checkout: Path, target: str, release: str | None, compiler: str, fits: bool
+) -> None:
+    tools.nvcc = compiler
+    chosen = choose_release(load_target(target), release)
+    assert chosen is not None
+    if fits:
+        check_cuda(chosen, root=checkout)
+        return
+    with pytest.raises(EnvironmentLacks, match="would not load there") as caught:
+        check_cuda(chosen, root=checkout)
+    assert caught.value.hint
+    assert "--release" in caught.value.hint

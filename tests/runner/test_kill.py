@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A build is killed at every point that matters, and then run again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tc_export.bundle import Staging, staging, verify
+from tc_export.errors import CheckFailed
+from tc_export.runner import StageContext
+from tests.runner.toy import NAMES, Toy, die, exit_code, in_child
+
+# Each is a point of its own, before and after: all that touches the disk outside the stages.
+_STEPS = (
+    (Staging, "keep"),
+    (Staging, "_save"),
+    (Staging, "reuse"),
+    (Staging, "_swap"),
+    (Path, "rename"),
+    (Path, "replace"),
+    (staging, "write_manifest"),
+    (staging, "link_or_copy"),
+    (staging, "remove"),
+)
+
+
+def _instrument(tick: Callable[[str], None], note_kept: Callable[[str], None]) -> None:
+    """Call `tick` around each step. Only ever done in a child process."""
+
+    def around(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(step)
+        def stepped(*args: Any) -> Any:
+            tick(f"before {name}")
+            result = step(*args)
+            if name == "keep":
+                note_kept(args[1])
+            tick(f"after {name}")
+            return result
+
+        return stepped
+
+    for owner, name in _STEPS:
+        setattr(owner, name, around(name, getattr(owner, name)))
+
+
+def _build_and_die(toy: Toy, seed: int, at: int, *, swap: bool) -> tuple[list[str], list[str]]:
+    """Kill a build at its tick number `at`, or never; return the ticks that it came to, and the
+    stages that it had put into its state.
+    """
+    told_path = toy.root / "told.json"
+    ticks: list[str] = []
+    kept: list[str] = []
+
+    def tell() -> None:
+        told_path.write_text(json.dumps({"ticks": ticks, "kept": kept}))
+
+    def tick(name: str) -> None:
+        if len(ticks) == at:
+            tell()
+            die()
+        ticks.append(name)
+
+    def work() -> None:
+        if not swap:
+            staging.exchange = lambda first, second: False  # type: ignore[attr-defined]
+        _instrument(tick, kept.append)
+        toy.build(seed=seed, tick=tick)
+        tell()
+
+    code = exit_code(in_child(work))
+    assert code == (0 if at < 0 else -9)
+    told = json.loads(told_path.read_text())
+    return told["ticks"], told["kept"]
+
+
+@pytest.mark.parametrize("swap", [True, False], ids=["swap", "two-renames"])
+@pytest.mark.parametrize("over_old_bundle", [False, True], ids=["fresh", "rebuild"])
+def test_a_build_killed_anywhere_resumes(tmp_path: Path, over_old_bundle: bool, swap: bool) -> None:
+    def start(name: str) -> Toy:
+        root = tmp_path / name
+        root.mkdir()
+        toy = Toy(root)
+        if over_old_bundle:
+            toy.build(seed=1)
+            toy.runs()
+        return toy
+
+    reference = start("reference")
+    old = reference.hashes()
+    ticks, _ = _build_and_die(reference, 2, -1, swap=swap)
+    new = reference.hashes()
+    assert len(ticks) > 25
+    assert [path.name for path in reference.output.parent.iterdir()] == ["bundle"]
+    assert {f"middle of {name}" for name in ("graph", "engine", "report")} <= set(ticks)
+
+    # How the bundle is published makes no difference before it is.
+    first = 0 if swap else ticks.index("before _swap")
+    for at, name in list(enumerate(ticks))[first:]:
+        where = f"killed at {at}: {name}"
+        toy = start(str(at))
+        _, kept = _build_and_die(toy, 2, at, swap=swap)
+        killed_runs = toy.runs()
+        if toy.output.exists():
+            assert verify(toy.output) == [], where
+            assert toy.hashes() in ((old, new) if over_old_bundle else (new,)), where
+        else:
+            assert not (over_old_bundle and swap), f"{where}: the old bundle is gone"
+
+        toy.build(seed=2)
+
+        runs = toy.runs()
+        assert verify(toy.output) == [], where
+        assert toy.hashes() == new, where
+        assert [path.name for path in toy.output.parent.iterdir()] == ["bundle"], where
+        for stage in NAMES:
+            assert runs[stage] <= int(stage not in kept), f"{where}: {stage} ran again"
+            assert killed_runs[stage] <= 1, where
+
+
+def test_a_changed_seed_does_not_resume_from_the_old_one(toy: Toy) -> None:
+    def tick(name: str) -> None:
+        if name == "middle of report":
+            die()
+
+    assert exit_code(in_child(lambda: toy.build(seed=1, tick=tick))) == -9
+    toy.runs()
+    toy.build(seed=2)
+    assert toy.runs() == {"graph": 1, "engine": 1, "report": 1}
+    assert (toy.output / "graph/a.onnx").read_text() == "a 2"
+
+
+def test_the_old_bundle_is_back_even_when_the_next_build_fails(tmp_path: Path) -> None:
+    """Killed between the two renames, where folders cannot be swapped."""
+
+    def fail(context: StageContext) -> None:
+        raise CheckFailed("planted")
+
+    toys = []
+    for name in ("reference", "killed"):
+        (tmp_path / name).mkdir()
+        toys.append(Toy(tmp_path / name))
+        toys[-1].build(seed=1)
+    reference, toy = toys
+    old = toy.hashes()
+    ticks, _ = _build_and_die(reference, 2, -1, swap=False)
+    _build_and_die(toy, 2, ticks.index("after rename"), swap=False)
+    assert not toy.output.exists()
+
+    stages = toy.stages(seed=3)
+    with pytest.raises(CheckFailed, match="planted"):
+        toy.build([replace(stages[0], run=fail), *stages[1:]])
+    assert toy.hashes() == old
+    assert verify(toy.output) == []
