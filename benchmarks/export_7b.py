@@ -138,16 +138,16 @@ def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 def worker(checkpoint_folder: Path, output: Path) -> None:
     """Export, and print the bytes that were written."""
-    import torch
 
     from tc_export.checkpoint.reader import open_checkpoint
+    from tc_export.dtypes import DType
     from tc_export.graph.export import export_decoder, export_embedding, export_vision
 
     checkpoint = open_checkpoint(checkpoint_folder)
-    written = export_embedding(checkpoint, torch.float16, output / "embedding.safetensors")
+    written = export_embedding(checkpoint, DType.FLOAT16, output / "embedding.safetensors")
     for name, export in (("vision", export_vision), ("decoder", export_decoder)):
         (output / name).mkdir()
-        report = export(checkpoint, torch.float16, output / name, lambda nbytes: None)
+        report = export(checkpoint, DType.FLOAT16, output / name, lambda nbytes: None)
         written += report.bytes_written
     print(json.dumps({"bytes_written": written}))
 

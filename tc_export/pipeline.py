@@ -16,17 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from tc_export.bundle import Description, Manifest, Profile, open_staging, verify
-from tc_export.bundle.layout import (
-    DECODER,
-    EMBEDDING_FILE,
-    GRAPHS,
-    VISION,
-    engine_path,
-    engine_stage,
-)
+from tc_export.bundle.layout import EMBEDDING_FILE, engine_path, engine_stage
 from tc_export.checkpoint.hf_config import read_config
 from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
 from tc_export.config import ModelConfig
+from tc_export.contracts.graph_io import DECODER, GRAPHS, VISION
 from tc_export.errors import EnvironmentLacks, UsageError
 from tc_export.native.build import check_cuda, library_key
 from tc_export.plan.build_cost import build_cost

@@ -13,6 +13,7 @@ import torch
 
 from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
 from tc_export.config import ModelConfig
+from tc_export.dtypes import DType
 from tc_export.graph.export import GraphReport, export_decoder, export_vision
 from tests.checkpoint.families import edit_config, save_small
 
@@ -47,7 +48,7 @@ def export_small(
     *,
     family: str = "llava",
     stored: torch.dtype = torch.float32,
-    precision: torch.dtype = torch.float32,
+    precision: DType = DType.FLOAT32,
     temporal: dict[str, Any] | None = None,
 ) -> Exported:
     """Save a small checkpoint of `family`, and export it."""

@@ -65,9 +65,7 @@ def test_every_room_is_in_a_layer() -> None:
 def test_no_import_goes_to_a_later_layer(file: Path) -> None:
     if file == PACKAGE / "__init__.py":
         return  # the public interface: it names what stands in later layers, and loads it lazily
-    later = {
-        room for room in imported_rooms(file.read_text()) if RANK[room] > RANK[room_of(file)]
-    }
+    later = {room for room in imported_rooms(file.read_text()) if RANK[room] > RANK[room_of(file)]}
     assert not later, f"{file} imports from a later layer: {later}"
 
 

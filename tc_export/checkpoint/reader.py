@@ -22,13 +22,14 @@ from tc_export.checkpoint.names import Renaming, rename, usual_name
 from tc_export.checkpoint.safetensors_file import TensorLocation
 from tc_export.checkpoint.shards import find_tensors
 from tc_export.config import ModelConfig
+from tc_export.dtypes import DType
 from tc_export.errors import CheckpointError
 from tc_export.model.rope import inverse_frequencies
 from tc_export.model.tc_llava import TcLlava
 
 EMBEDDING = "embed_tokens.weight"
 HEAD = "decoder.lm_head.weight"
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+FLOATS = (DType.FLOAT64, DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
 CHUNK_BYTES = 16 << 20
 
 Progress = Callable[[int, int], None]
@@ -188,15 +189,14 @@ def _differences(location: TensorLocation, expected: Tensor) -> Iterator[str]:
     if location.shape != tuple(expected.shape):
         yield f"  shape of {location.name}: {location.shape}, expected {tuple(expected.shape)}"
     if location.dtype not in FLOATS:
-        kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
-        found = str(location.dtype).removeprefix("torch.")
-        yield f"  dtype of {location.name}: {found}, expected one of {kinds}"
+        kinds = ", ".join(FLOATS)
+        yield f"  dtype of {location.name}: {location.dtype}, expected one of {kinds}"
 
 
 def _chunks(location: TensorLocation, watch: _Watch) -> Iterator[Tensor]:
     """The tensor's values, a bounded part at a time."""
     values = location.as_tensor().flatten()
-    for chunk in torch.split(values, CHUNK_BYTES // location.dtype.itemsize):
+    for chunk in torch.split(values, CHUNK_BYTES * 8 // location.dtype.bits):
         yield chunk
         watch.advance(chunk.nbytes)
 
@@ -209,7 +209,7 @@ def _count_not_finite(chunk: Tensor) -> int:
 
 
 def _count(location: TensorLocation) -> int:
-    return location.nbytes // location.dtype.itemsize
+    return location.nbytes * 8 // location.dtype.bits
 
 
 class _Watch:

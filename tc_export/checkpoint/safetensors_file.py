@@ -15,34 +15,21 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
 
+from tc_export.dtypes import DType
 from tc_export.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 MAX_AXES = 64  # NumPy's limit
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 @dataclass(frozen=True)
@@ -53,21 +40,28 @@ class TensorLocation:
     file: Path
     offset: int
     nbytes: int
-    dtype: torch.dtype
+    dtype: DType
     shape: tuple[int, ...]
 
     def as_bytes(self) -> NDArray[np.uint8]:
         """Map the tensor's bytes, read-only."""
         return self._map("r")
 
+    def as_array(self) -> NDArray[Any]:
+        """Map the tensor as an array, read-only; formats that NumPy lacks are of `ml_dtypes`."""
+        return self.as_bytes().view(self.dtype.numpy).reshape(self.shape)
+
     def as_tensor(self) -> Tensor:
         """Map the tensor. Writing to it changes memory and never the file (copy on write)."""
+        import torch
+
+        dtype = self.dtype.torch
         if self.nbytes == 0:
-            return torch.empty(self.shape, dtype=self.dtype)
+            return torch.empty(self.shape, dtype=dtype)
         raw = torch.from_numpy(self._map("c"))
-        if self.offset % self.dtype.itemsize:
+        if self.offset % dtype.itemsize:
             raw = raw.clone()  # the file may place a tensor off its natural alignment
-        return raw.view(self.dtype).view(self.shape)
+        return raw.view(dtype).view(self.shape)
 
     def _map(self, mode: str) -> NDArray[np.uint8]:
         if self.nbytes == 0:
@@ -166,13 +160,14 @@ def _locate(file: Path, name: str, value: Any, data_start: int) -> TensorLocatio
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         raise _DamagedError(f"the tensor {name!r}: {where} {problem['msg']}") from error
-    if entry.dtype not in DTYPES:
+    dtype = DType.from_safetensors(entry.dtype)
+    if dtype is None:
+        known = ", ".join(DType.safetensors_codes())
         raise _DamagedError(
-            f"the tensor {name!r} has the unknown dtype {entry.dtype!r}; known: {', '.join(DTYPES)}"
+            f"the tensor {name!r} has the unknown dtype {entry.dtype!r}; known: {known}"
         )
-    dtype = DTYPES[entry.dtype]
     begin, end = entry.data_offsets
-    needed = math.prod(entry.shape) * dtype.itemsize
+    needed = math.prod(entry.shape) * dtype.bits // 8
     if end - begin != needed:
         raise _DamagedError(
             f"the tensor {name!r} of shape {entry.shape} and dtype {entry.dtype} needs {needed} "

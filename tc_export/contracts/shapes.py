@@ -8,12 +8,18 @@ updated in place and a decode step can be captured once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tc_export.config import ModelConfig
-from tc_export.engine.interface import FRAMES_A_CALL, LOGITS_A_CALL
-from tc_export.engine.session import DEFAULT_CHUNK_TOKENS
+from tc_export.contracts.graph_io import (
+    FRAMES_A_CALL,
+    LOGITS_A_CALL,
+    GraphTensor,
+    decoder_inputs,
+    prefill_tokens,
+    vision_inputs,
+)
 
 Shape = tuple[int, ...]
 
@@ -29,46 +35,25 @@ class ShapeRange:
 
 def vision_shapes(config: ModelConfig, max_frames: int) -> dict[str, ShapeRange]:
     """Shapes of the vision graph's input; longer clips take several calls."""
-    size = config.vision.image_size
     most = min(max_frames, FRAMES_A_CALL)
-    ranges = [(frames, 3, size, size) for frames in (1, most, most)]
-    return {"pixel_values": ShapeRange(*ranges)}
+    return _ranges(vision_inputs(config), {"frames": (1, most, most)})
 
 
 def decoder_shapes(config: ModelConfig, max_length: int) -> dict[str, ShapeRange]:
     """Shapes of the decoder graph's inputs, for one sequence of at most `max_length` tokens."""
-    text = config.text
-    most = most_tokens_a_call(config, max_length)
-    lengths = (1, most, most)
-    per_token = ShapeRange(*((1, tokens) for tokens in lengths))
-    embeds = ShapeRange(*((1, tokens, text.hidden_size) for tokens in lengths))
-    logits = ShapeRange((1, 1), (1, 1), (1, min(most, LOGITS_A_CALL)))
-    cache = (1, text.num_key_value_heads, max_length, text.head_dim)
-    ids = ("position_ids", "temporal_ids", "kv_end")
-    shapes = {"inputs_embeds": embeds, **dict.fromkeys(ids, per_token), "logits_indices": logits}
-    for layer in range(text.num_hidden_layers):
-        for part in ("key", "value"):
-            shapes[f"past_key_values.{layer}.{part}"] = ShapeRange(cache, cache, cache)
-    return shapes
-
-
-def most_tokens_a_call(config: ModelConfig, max_length: int) -> int:
-    """Tokens of the largest prefill call: a chunk of whole frames, or all where nothing is cut."""
-    if not config.temporal.mask.allows_frame_chunks:
-        return max_length
-    return min(max_length, max(DEFAULT_CHUNK_TOKENS, config.tokens_per_frame))
-
-
-def trtexec_flags(shapes: Mapping[str, ShapeRange]) -> dict[str, str]:
-    """The shapes as trtexec takes them: `--minShapes`, `--optShapes`, `--maxShapes`."""
-
-    def spell(which: str) -> str:
-        return ",".join(
-            f"{name}:{'x'.join(map(str, getattr(shape, which)))}" for name, shape in shapes.items()
-        )
-
-    return {
-        "--minShapes": spell("smallest"),
-        "--optShapes": spell("usual"),
-        "--maxShapes": spell("largest"),
+    most = prefill_tokens(config, max_length)
+    lengths = {
+        "batch": (1, 1, 1),
+        "tokens": (1, most, most),
+        "logits": (1, 1, min(most, LOGITS_A_CALL)),
+        "cache_rows": (max_length, max_length, max_length),
     }
+    return _ranges(decoder_inputs(config), lengths)
+
+
+def _ranges(
+    tensors: Iterable[GraphTensor], lengths: Mapping[str, tuple[int, int, int]]
+) -> dict[str, ShapeRange]:
+    """Each tensor's shape where the dynamic axes are smallest, usual and largest."""
+    by_size = [{axis: length[size] for axis, length in lengths.items()} for size in range(3)]
+    return {tensor.name: ShapeRange(*map(tensor.shape, by_size)) for tensor in tensors}

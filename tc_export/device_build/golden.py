@@ -17,8 +17,22 @@ import numpy as np
 import torch
 
 from tc_export.config import ModelConfig
-from tc_export.contracts.shapes import most_tokens_a_call
-from tc_export.engine.interface import FRAMES_A_CALL, Engine
+from tc_export.contracts.graph_io import (
+    CACHE_PARTS,
+    DECODER,
+    FRAMES_A_CALL,
+    INPUTS_EMBEDS,
+    LOGITS,
+    LOGITS_INDICES,
+    PIXEL_VALUES,
+    VISION,
+    VISUAL_FEATURES,
+    is_past,
+    past_name,
+    prefill_tokens,
+)
+from tc_export.dtypes import DType
+from tc_export.engine.interface import Engine
 from tc_export.engine.session import position_feeds
 from tc_export.errors import CheckFailed
 from tc_export.model.positions import Clip, Layout, Segment, Text, lay_out
@@ -35,11 +49,10 @@ TEXT_BEFORE, TEXT_AFTER = 5, 7
 class Golden:
     """A call of one graph.
 
-    `inputs` are in the graph's own types, bfloat16 as torch tensors have it. `outputs` are in
-    float32, each with its tolerance.
+    `inputs` are in the graph's own types. `outputs` are in float32, each with its tolerance.
     """
 
-    inputs: dict[str, torch.Tensor]
+    inputs: dict[str, np.ndarray]
     outputs: dict[str, tuple[np.ndarray, float]]
 
 
@@ -74,29 +87,29 @@ def make_golden(
     tokens = random.integers(0, config.text.vocab_size, layout.length)
     truth = load_model(torch.float64)
     true_vision, true_decoder = TorchVisionEngine(truth), TorchDecoderEngine(truth)
-    features = true_vision.run({"pixel_values": pixels})["visual_features"]
+    features = true_vision.run({PIXEL_VALUES: pixels})[VISUAL_FEATURES]
     embeds = true_decoder.embedding_table()[tokens]
     embeds[layout.frame_ids >= 0] = features.reshape(-1, features.shape[-1])
     floats = {
-        "vision": {"pixel_values": pixels},
-        "decoder": {"inputs_embeds": embeds[None], **_cache(config, layout.length)},
+        VISION: {PIXEL_VALUES: pixels},
+        DECODER: {INPUTS_EMBEDS: embeds[None], **_cache(config, layout.length)},
     }
-    integers = {"vision": {}, "decoder": _positions(layout)}
-    wanted = {"vision": "visual_features", "decoder": "logits"}
+    integers: dict[str, dict[str, np.ndarray]] = {VISION: {}, DECODER: _positions(layout)}
+    wanted = {VISION: VISUAL_FEATURES, DECODER: LOGITS}
     golden = {}
-    for graph, true_engine in (("vision", true_vision), ("decoder", true_decoder)):
-        dtype = getattr(torch, precisions[graph])
-        inputs = {name: torch.from_numpy(x).to(dtype) for name, x in floats[graph].items()}
-        inputs |= {name: torch.from_numpy(x) for name, x in integers[graph].items()}
-        rounded = load_model(dtype)
-        engine = TorchVisionEngine(rounded) if graph == "vision" else TorchDecoderEngine(rounded)
+    for graph, true_engine in ((VISION, true_vision), (DECODER, true_decoder)):
+        dtype = DType(precisions[graph])
+        inputs = {name: x.astype(dtype.numpy) for name, x in floats[graph].items()}
+        inputs |= integers[graph]
+        rounded = load_model(dtype.torch)
+        engine = TorchVisionEngine(rounded) if graph == VISION else TorchDecoderEngine(rounded)
         golden[graph] = _call(inputs, wanted[graph], true_engine, engine, precisions[graph])
     return golden
 
 
 def prompt_within(config: ModelConfig, max_frames: int, max_length: int) -> list[Segment]:
     """Text, a clip of at most three frames, and text, that fit one call of the engine."""
-    room = most_tokens_a_call(config, max_length)
+    room = prefill_tokens(config, max_length)
     frames = min(MOST_FRAMES, FRAMES_A_CALL, max_frames)
     while frames > 1 and room - frames * config.tokens_per_frame < TEXT_BEFORE + TEXT_AFTER:
         frames -= 1
@@ -111,7 +124,7 @@ def prompt_within(config: ModelConfig, max_frames: int, max_length: int) -> list
 def _positions(layout: Layout) -> dict[str, np.ndarray]:
     rows = min(layout.length, MOST_LOGITS)
     wanted = np.linspace(0, layout.length - 1, rows).round().astype(np.int64)
-    return {**position_feeds(layout.batched()), "logits_indices": wanted[None]}
+    return {**position_feeds(layout.batched()), LOGITS_INDICES: wanted[None]}
 
 
 def _cache(config: ModelConfig, rows: int) -> dict[str, np.ndarray]:
@@ -119,18 +132,19 @@ def _cache(config: ModelConfig, rows: int) -> dict[str, np.ndarray]:
     text = config.text
     zeros = np.zeros((1, text.num_key_value_heads, rows, text.head_dim))
     return {
-        f"past_key_values.{layer}.{part}": zeros
+        past_name(layer, part): zeros
         for layer in range(text.num_hidden_layers)
-        for part in ("key", "value")
+        for part in CACHE_PARTS
     }
 
 
 def _call(
-    inputs: dict[str, torch.Tensor], output: str, truth: Engine, pytorch: Engine, precision: str
+    inputs: dict[str, np.ndarray], output: str, truth: Engine, pytorch: Engine, precision: str
 ) -> Golden:
     """Run both engines on the same numbers, those of the graph's own type."""
     feeds = {
-        name: (x.double() if x.is_floating_point() else x).numpy() for name, x in inputs.items()
+        name: x.astype(np.float64) if DType.from_numpy(x.dtype).is_float else x
+        for name, x in inputs.items()
     }
     true_values, values = (engine.run(feeds)[output] for engine in (truth, pytorch))
     compared = compare(
@@ -142,7 +156,7 @@ def _call(
             "engine can be judged by them",
             hint="choose another --precision",
         )
-    kept = {name: x for name, x in inputs.items() if not name.startswith("past_key_values.")}
+    kept = {name: x for name, x in inputs.items() if not is_past(name)}
     return Golden(
         inputs=kept, outputs={output: (true_values.astype(np.float32), compared.tolerance)}
     )

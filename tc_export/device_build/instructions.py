@@ -26,6 +26,7 @@ from pydantic import Field, ValidationError
 from tc_export.bundle import BundlePath, locate
 from tc_export.config import Config
 from tc_export.contracts.shapes import ShapeRange
+from tc_export.dtypes import DType, widen
 from tc_export.errors import BundleError
 
 FOLDER = "finish"
@@ -36,9 +37,7 @@ GoldenType = Literal["float32", "float16", "bfloat16", "int32", "int64"]
 
 
 class GoldenTensor(Config):
-    """A tensor in a file of its own. NumPy has no bfloat16: there the file holds the upper halves
-    of float32 numbers.
-    """
+    """A tensor in a file of its own: its numbers in order, little-endian, and nothing else."""
 
     file: BundlePath
     dtype: GoldenType
@@ -51,18 +50,13 @@ class GoldenTensor(Config):
             BundleError: the file is missing or of another size.
         """
         path = locate(bundle, self.file)
-        stored = np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype).newbyteorder("<")
         try:
-            values = np.fromfile(path, stored)
-            shaped = values.reshape(self.shape)
+            return widen(np.fromfile(path, DType(self.dtype).numpy).reshape(self.shape))
         except (OSError, ValueError) as error:
             raise BundleError(
                 f"{path} does not hold {self.dtype} {list(self.shape)}: {error}",
                 hint="tc-export verify BUNDLE names every file that is changed or missing",
             ) from error
-        if self.dtype == "bfloat16":
-            return (shaped.astype(np.uint32) << 16).view(np.float32)
-        return shaped
 
 
 class GoldenOutput(GoldenTensor):

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tc_export.contracts.graph_io import is_past
 from tc_export.device_build.instructions import GraphPlan
 from tc_export.engine.interface import Engine
 from tc_export.errors import CheckFailed
-
-_CACHE_IN, _CACHE_OUT = "past_key_values.", "present."
 
 
 def judge(bundle: Path, name: str, graph: GraphPlan, engine: Engine) -> dict[str, float]:
@@ -22,12 +21,8 @@ def judge(bundle: Path, name: str, graph: GraphPlan, engine: Engine) -> dict[str
         BundleError: a golden file is missing or damaged.
     """
     feeds = {tensor: golden.load(bundle) for tensor, golden in graph.golden_inputs.items()}
-    for tensor in graph.shapes:
-        if tensor.startswith(_CACHE_IN):
-            buffer = engine.allocate(tensor, graph.call_shape(tensor))
-            engine.bind(tensor, buffer)
-            engine.bind(_CACHE_OUT + tensor.removeprefix(_CACHE_IN), buffer)
-    results = engine.run(feeds)
+    rows = [graph.call_shape(tensor)[2] for tensor in graph.shapes if is_past(tensor)]
+    results = engine.run(feeds, engine.new_cache(max(rows)) if rows else None)
     shares = {}
     for tensor, golden in graph.golden_outputs.items():
         expected = golden.load(bundle).astype(np.float64)

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from tc_export.bundle import Digests
 from tc_export.bundle.files import walk_files
-from tc_export.contracts.shapes import ShapeRange, trtexec_flags
+from tc_export.contracts.shapes import ShapeRange
 from tc_export.device_build.golden import Golden
 from tc_export.device_build.instructions import (
     FOLDER,
@@ -25,6 +24,7 @@ from tc_export.device_build.instructions import (
     GraphPlan,
     Range,
 )
+from tc_export.dtypes import DType
 from tc_export.errors import TcExportError
 
 SCRIPT = f"{FOLDER}/finish.sh"
@@ -105,8 +105,8 @@ def _plan_graph(folder: Path, name: str, engine: PendingEngine) -> GraphPlan:
     for tensor, values in engine.golden.inputs.items():
         _check_inside(tensor, tuple(values.shape), engine.shapes)
         file = f"{FOLDER}/golden/{name}/{tensor}.bin"
-        (folder / file).write_bytes(_raw(values))
-        dtype = str(values.dtype).removeprefix("torch.")
+        (folder / file).write_bytes(values.tobytes())
+        dtype = str(DType.from_numpy(values.dtype))
         inputs[tensor] = GoldenTensor.model_validate(
             {"file": file, "dtype": dtype, "shape": tuple(values.shape)}
         )
@@ -129,12 +129,6 @@ def _plan_graph(folder: Path, name: str, engine: PendingEngine) -> GraphPlan:
         golden_inputs=inputs,
         golden_outputs=outputs,
     )
-
-
-def _raw(values: torch.Tensor) -> bytes:
-    """The bytes of a tensor as trtexec reads them; NumPy knows no bfloat16."""
-    flat = values.contiguous().flatten().view(torch.uint8)
-    return flat.numpy().tobytes()
 
 
 def _check_inside(name: str, shape: tuple[int, ...], shapes: Mapping[str, ShapeRange]) -> None:
@@ -172,6 +166,21 @@ def _write_settings(folder: Path, plan: FinishPlan) -> None:
             "tolerance": repr(golden.tolerance),
         }
         _write_variables(folder / FOLDER / f"{name}.settings", values)
+
+
+def trtexec_flags(shapes: Mapping[str, ShapeRange]) -> dict[str, str]:
+    """The shapes as trtexec takes them: `--minShapes`, `--optShapes`, `--maxShapes`."""
+
+    def spell(which: str) -> str:
+        return ",".join(
+            f"{name}:{'x'.join(map(str, getattr(shape, which)))}" for name, shape in shapes.items()
+        )
+
+    return {
+        "--minShapes": spell("smallest"),
+        "--optShapes": spell("usual"),
+        "--maxShapes": spell("largest"),
+    }
 
 
 def _write_variables(path: Path, values: Mapping[str, str]) -> None:

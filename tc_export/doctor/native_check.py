@@ -13,9 +13,8 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
-from tc_export.contracts.ops import DOMAIN, OPSET_VERSION, OpContract, TensorContract
+from tc_export.contracts.ops import CONTRACTS, DOMAIN, OPSET_VERSION, OpContract, TensorContract
 from tc_export.native.find import find_native_library
-from tc_export.ops import CONTRACTS
 
 _ERRORS_ONLY = 3
 _OPSET, _IR_VERSION = 23, 10

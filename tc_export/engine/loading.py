@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tc_export.bundle.layout import DECODER, MODEL_FILE, VISION
+from tc_export.bundle.layout import MODEL_FILE
+from tc_export.contracts.graph_io import DECODER, VISION
 from tc_export.engine.interface import Engine
 from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.engine.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX

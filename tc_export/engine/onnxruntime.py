@@ -10,39 +10,32 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from onnx import TensorProto
 
 from tc_export.contracts.ops import DOMAIN
+from tc_export.dtypes import BFLOAT16, DType, widen
 from tc_export.engine.interface import Buffer, Engine, TensorInfo
-from tc_export.engine.types import BFLOAT16, hand_out
 from tc_export.errors import BundleError
 
-_NUMPY_TYPES: dict[str, np.dtype[np.generic]] = {
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(float16)": np.dtype(np.float16),
-    "tensor(bfloat16)": BFLOAT16,
-    "tensor(int64)": np.dtype(np.int64),
-    "tensor(int32)": np.dtype(np.int32),
-}
 # In order of preference.
 _DEVICES = {"CUDAExecutionProvider": "cuda", "CPUExecutionProvider": "cpu"}
 _ERRORS_ONLY = 3
-_BFLOAT16 = "tensor(bfloat16)"
+_BFLOAT16 = DType.BFLOAT16.onnx_type
 
 
 class OrtBuffer(Buffer):
     """An `OrtValue`."""
 
-    def __init__(self, value: ort.OrtValue) -> None:
+    def __init__(self, value: ort.OrtValue, device: str) -> None:
         self.value = value
+        self._device = device
+        self.shape = tuple(value.shape())
+        self.nbytes = value.tensor_size_in_bytes()
 
     def numpy(self) -> np.ndarray:
         """See `Buffer.numpy`."""
         if self.value.data_type() != _BFLOAT16:
             return np.array(self.value.numpy())
-        on_host = ort.OrtValue.ortvalue_from_shape_and_type(
-            self.value.shape(), TensorProto.BFLOAT16
-        )
+        on_host = _new_value(self.shape, DType.BFLOAT16, "cpu")
         on_host.update_inplace(self.value)
         return _read(on_host)
 
@@ -52,6 +45,12 @@ class OrtBuffer(Buffer):
             # ONNX Runtime copies bytes, and knows no NumPy type for these two.
             values = np.ascontiguousarray(values, BFLOAT16).view(np.uint16)
         self.value.update_inplace(np.ascontiguousarray(values))
+
+    def copy(self) -> OrtBuffer:
+        """See `Buffer.copy`."""
+        value = _new_value(self.shape, DType.from_onnx_type(self.value.data_type()), self._device)
+        value.update_inplace(self.value)
+        return OrtBuffer(value, self._device)
 
 
 class OrtEngine(Engine):
@@ -70,6 +69,7 @@ class OrtEngine(Engine):
         threads: int | None = None,
     ) -> None:
         """Load the graph at `model_path`, or its `rewritten` form, which shares its weights."""
+        super().__init__()
         self._session = _open_session(model_path, rewritten, native_library, threads)
         self._provider = self._session.get_providers()[0]
         self.backend = f"ONNX Runtime {ort.__version__}, {self._provider.split('Execution')[0]}"
@@ -84,17 +84,12 @@ class OrtEngine(Engine):
     def allocate(self, name: str, shape: Sequence[int]) -> OrtBuffer:
         """See `Engine.allocate`."""
         info = self.inputs.get(name) or self.outputs[name]
-        value = ort.OrtValue.ortvalue_from_shape_and_type(
-            list(shape),
-            TensorProto.BFLOAT16 if info.dtype == BFLOAT16 else info.dtype,
-            _DEVICES[self._provider],
-        )
-        buffer = OrtBuffer(value)
+        device = _DEVICES[self._provider]
+        buffer = OrtBuffer(_new_value(shape, DType.from_numpy(info.dtype), device), device)
         buffer.write(np.zeros(shape, dtype=info.dtype))
         return buffer
 
-    def bind(self, name: str, buffer: Buffer) -> None:
-        """See `Engine.bind`."""
+    def _bind(self, name: str, buffer: Buffer) -> None:
         assert isinstance(buffer, OrtBuffer)
         if name in self.inputs:
             self._binding.bind_ortvalue_input(name, buffer.value)
@@ -103,8 +98,7 @@ class OrtEngine(Engine):
             self._note_output(name)
         self._bound.add(name)
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See `Engine.run`."""
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         missing = self.inputs.keys() - self._bound - feeds.keys()
         if missing:
             raise ValueError(f"inputs neither given nor bound: {', '.join(sorted(missing))}")
@@ -125,7 +119,7 @@ class OrtEngine(Engine):
     def _bind_array(self, name: str, array: np.ndarray) -> None:
         if array.dtype == BFLOAT16:
             address = array.ctypes.data  # the caller keeps the array for the call
-            self._binding.bind_input(name, "cpu", 0, TensorProto.BFLOAT16, array.shape, address)
+            self._binding.bind_input(name, "cpu", 0, DType.BFLOAT16.onnx, array.shape, address)
         else:
             self._binding.bind_cpu_input(name, array)
 
@@ -166,17 +160,23 @@ def _open_session(
     return session
 
 
+def _new_value(shape: Sequence[int], dtype: DType, device: str) -> ort.OrtValue:
+    # NumPy has no bfloat16 of its own, so ONNX Runtime takes that type by ONNX's number only.
+    kind = dtype.onnx if dtype is DType.BFLOAT16 else dtype.numpy
+    return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), kind, device)
+
+
 def _read(value: ort.OrtValue) -> np.ndarray:
     """The contents of a value on the host, for which NumPy may have no type."""
     if value.data_type() != _BFLOAT16:
         array: np.ndarray = value.numpy()
         return array
     content = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
-    return hand_out(np.frombuffer(content, BFLOAT16).reshape(value.shape()))
+    return widen(np.frombuffer(content, BFLOAT16).reshape(value.shape()))
 
 
 def _tensor_info(node: ort.NodeArg) -> TensorInfo:
-    return TensorInfo(node.name, _NUMPY_TYPES[node.type], tuple(node.shape))
+    return TensorInfo(node.name, DType.from_onnx_type(node.type).numpy, tuple(node.shape))
 
 
 def _nodes_of_our_domain(session: ort.InferenceSession) -> dict[str, int]:

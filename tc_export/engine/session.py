@@ -11,37 +11,76 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tc_export.config import ModelConfig
-from tc_export.engine.interface import Buffer, Engine
-from tc_export.errors import UsageError
+from tc_export.contracts.graph_io import (
+    INPUTS_EMBEDS,
+    KEY_FRAME_IDS,
+    KV_END,
+    LOGITS,
+    LOGITS_INDICES,
+    POSITION_IDS,
+    PREFILL_TOKENS,
+    TEMPORAL_IDS,
+)
+from tc_export.engine.interface import Engine
+from tc_export.engine.kv_cache import KvCache
 from tc_export.model.positions import TEXT, Cursor, Layout, Segment, Text, frame_chunks, lay_out
-
-DEFAULT_CHUNK_TOKENS = 1024
-"""Bounds the mask and the scores that a runtime without our kernels builds in one call."""
 
 
 class DecoderSession:
-    """A sequence and its cache, which is bound to the engine once and updated in place."""
+    """A sequence and its cache. An engine serves any number of sessions, in any order of calls."""
 
     def __init__(
         self,
         engine: Engine,
         config: ModelConfig,
         rows: int,
-        chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
+        chunk_tokens: int = PREFILL_TOKENS,
     ) -> None:
-        """Bind a cache of `rows` tokens to `engine`; prefill at most `chunk_tokens` a call."""
+        """Start an empty sequence of at most `rows` tokens.
+
+        `chunk_tokens` bounds a prefill call: whole frames, and at least one.
+
+        Raises:
+            UsageError: the engine was built for fewer rows.
+        """
         self._engine = engine
         self._config = config
-        self._rows = rows
         self._chunk_tokens = max(chunk_tokens, config.tokens_per_frame)
         self._cursor = Cursor()
-        self._cache = bind_cache(engine, config, rows)
+        self._cache = engine.new_cache(rows)
         self._key_frame_ids = np.full((1, rows), TEXT, dtype=np.int64)
 
     @property
     def length(self) -> int:
         """Tokens in the cache."""
         return self._cursor.position
+
+    @property
+    def cache(self) -> KvCache:
+        """The cache of this session."""
+        return self._cache
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where the next token will stand: a place that `rewind` can come back to."""
+        return self._cursor
+
+    def rewind(self, cursor: Cursor) -> None:
+        """Forget every token from `cursor` on, which is one that this session has had.
+
+        Raises:
+            UsageError: the session has never been so far.
+        """
+        self._cache.rewind(cursor.position)
+        self._cursor = cursor
+
+    def fork(self) -> DecoderSession:
+        """A session of its own that goes on from here; its cache is a copy on the device."""
+        fork = DecoderSession.__new__(DecoderSession)
+        fork.__dict__ |= self.__dict__
+        fork._cache = self._cache.fork()
+        fork._key_frame_ids = self._key_frame_ids.copy()
+        return fork
 
     def prefill(
         self,
@@ -51,20 +90,23 @@ class DecoderSession:
     ) -> np.ndarray:
         """Append a prompt, and return the logits [V] of its last token.
 
+        A call that fails leaves the session where it was before.
+
         Raises:
             UsageError: the sequence would exceed the cache, or the mask forbids the chunks.
         """
         layout, cursor = lay_out(segments, self._config.temporal, self._cursor)
         if layout.length != len(embeds_SE) or layout.length == 0:
             raise ValueError(f"{len(embeds_SE)} embeddings for {layout.length} tokens")
-        self._check_room(cursor.position)
+        self._cache.check_room(layout.length)
         logits = np.empty(0)
         mask = self._config.temporal.mask
         chunk_tokens = self._chunk_tokens if mask.allows_frame_chunks else layout.length
         for start, stop in frame_chunks(layout, mask, chunk_tokens):
             last = np.array([[stop - start - 1]])
-            logits = self.run(embeds_SE[start:stop], layout.tokens(start, stop), last)
+            logits = self._run(embeds_SE[start:stop], layout.tokens(start, stop), last)
             advance(stop - start)
+        self._cache.extend(layout.length)
         self._cursor = cursor
         return np.asarray(logits[0])
 
@@ -72,68 +114,21 @@ class DecoderSession:
         """Append one text token, and return its logits [V]."""
         return self.prefill(embed_E[None], [Text(1)])
 
-    def run(self, embeds_SE: np.ndarray, layout: Layout, logits_indices: np.ndarray) -> np.ndarray:
-        """Run the engine on tokens of the sequence; return logits [rows wanted, V].
-
-        The caller keeps the positions: they are those of `layout`.
-        """
-        feeds = {"inputs_embeds": embeds_SE[None], "logits_indices": logits_indices}
+    def _run(self, embeds_SE: np.ndarray, layout: Layout, logits_indices: np.ndarray) -> np.ndarray:
+        """Run the engine on tokens of the sequence; return logits [rows wanted, V]."""
+        feeds = {INPUTS_EMBEDS: embeds_SE[None], LOGITS_INDICES: logits_indices}
         feeds |= position_feeds(layout.batched())
-        if "key_frame_ids" in self._engine.inputs:
+        if KEY_FRAME_IDS in self._engine.inputs:
             self._key_frame_ids[0, layout.position_ids] = layout.frame_ids
-            feeds["key_frame_ids"] = self._key_frame_ids
-        logits: np.ndarray = self._engine.run(feeds)["logits"][0]
+            feeds[KEY_FRAME_IDS] = self._key_frame_ids
+        logits: np.ndarray = self._engine.run(feeds, self._cache)[LOGITS][0]
         return logits
-
-    def _check_room(self, length: int) -> None:
-        if length > self._rows:
-            raise UsageError(
-                f"the sequence needs {length} tokens and the cache holds {self._rows}",
-                hint="use fewer frames or a shorter question, or build with a larger --max-length",
-            )
-
-
-def bind_cache(engine: Engine, config: ModelConfig, rows: int, batch: int = 1) -> list[Buffer]:
-    """Allocate a cache, each part bound to its input and its output: it stays in place.
-
-    Raises:
-        UsageError: the engine was built for fewer rows.
-    """
-    text = config.text
-    shape = (batch, text.num_key_value_heads, cache_rows(engine, rows), text.head_dim)
-    buffers = []
-    for layer in range(text.num_hidden_layers):
-        for part in ("key", "value"):
-            past = f"past_key_values.{layer}.{part}"
-            buffer = engine.allocate(past, shape)
-            engine.bind(past, buffer)
-            engine.bind(f"present.{layer}.{part}", buffer)
-            buffers.append(buffer)
-    return buffers
-
-
-def cache_rows(engine: Engine, wanted: int) -> int:
-    """Rows of the cache: those wanted, or all where the engine was built for one size.
-
-    Raises:
-        UsageError: the engine was built for fewer.
-    """
-    match engine.inputs["past_key_values.0.key"].shape:
-        case (_, _, int(built), _):
-            if built < wanted:
-                raise UsageError(
-                    f"a cache of {wanted} tokens was asked for, and the engine holds {built}",
-                    hint="use fewer frames, or build with a larger --max-length",
-                )
-            return built
-        case _:  # dynamic
-            return wanted
 
 
 def position_feeds(layout: Layout) -> dict[str, np.ndarray]:
     """The decoder's inputs that say where tokens stand and what they see; layout is [B, S]."""
     return {
-        "position_ids": layout.position_ids,
-        "temporal_ids": layout.temporal_ids,
-        "kv_end": layout.kv_end,
+        POSITION_IDS: layout.position_ids,
+        TEMPORAL_IDS: layout.temporal_ids,
+        KV_END: layout.kv_end,
     }

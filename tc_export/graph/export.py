@@ -23,6 +23,15 @@ from torch.export import ExportedProgram
 
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.config import ModelConfig
+from tc_export.contracts.graph_io import (
+    GraphTensor,
+    decoder_inputs,
+    decoder_outputs,
+    names,
+    vision_inputs,
+    vision_outputs,
+)
+from tc_export.dtypes import DType
 from tc_export.errors import TcExportError
 from tc_export.graph.onnx_ops import (
     attach_functions,
@@ -31,12 +40,7 @@ from tc_export.graph.onnx_ops import (
     translation_table,
 )
 from tc_export.graph.passes.constant_shapes import fold_reshaped_constants
-from tc_export.graph.trace import (
-    decoder_input_names,
-    decoder_output_names,
-    trace_decoder,
-    trace_vision,
-)
+from tc_export.graph.trace import trace_decoder, trace_vision
 from tc_export.graph.weights import WeightsReport, attach_weights
 from tc_export.model.rope import inverse_frequencies
 
@@ -59,24 +63,25 @@ class GraphReport:
 
 
 def export_vision(
-    checkpoint: Checkpoint, dtype: torch.dtype, folder: Path, advance: Advance
+    checkpoint: Checkpoint, dtype: DType, folder: Path, advance: Advance
 ) -> GraphReport:
     """Write the graph `pixel_values` -> `visual_features` to `folder`/model.onnx."""
     config = checkpoint.config.model
-    model = _to_onnx(trace_vision(config, dtype), ["pixel_values"], ["visual_features"])
-    _name_axes(model, {"pixel_values": {0: "frames"}})
+    model = _to_onnx(
+        trace_vision(config, dtype.torch), vision_inputs(config), vision_outputs(config)
+    )
     report = attach_weights(model, checkpoint.tensors, {}, dtype, folder, advance)
     return _save(model, folder, report, expected={})
 
 
 def export_decoder(
-    checkpoint: Checkpoint, dtype: torch.dtype, folder: Path, advance: Advance
+    checkpoint: Checkpoint, dtype: DType, folder: Path, advance: Advance
 ) -> GraphReport:
     """Write the graph from embeddings and cache to logits and cache to `folder`/model.onnx."""
     config = checkpoint.config.model
-    inputs = decoder_input_names(config)
-    model = _to_onnx(trace_decoder(config, dtype), inputs, decoder_output_names(config))
-    _name_axes(model, {name: _decoder_axes(name) for name in inputs})
+    model = _to_onnx(
+        trace_decoder(config, dtype.torch), decoder_inputs(config), decoder_outputs(config)
+    )
     inv_freq, _ = inverse_frequencies(config.text)
     report = attach_weights(
         model,
@@ -89,22 +94,14 @@ def export_decoder(
     return _save(model, folder, report, expected=_expected_custom_nodes(config))
 
 
-def export_embedding(checkpoint: Checkpoint, dtype: torch.dtype, path: Path) -> int:
+def export_embedding(checkpoint: Checkpoint, dtype: DType, path: Path) -> int:
     """Write the token embedding table [vocabulary, channels]; return its bytes.
 
     Tokens are embedded outside the graphs, so that visual features can take their places.
     """
-    table = checkpoint.tensors[EMBEDDING_TENSOR].as_tensor().to(dtype)
+    table = checkpoint.tensors[EMBEDDING_TENSOR].as_tensor().to(dtype.torch)
     save_file({EMBEDDING_TENSOR: table.contiguous()}, path)
     return table.nbytes
-
-
-def _decoder_axes(name: str) -> dict[int, str]:
-    if name.startswith("past_key_values."):
-        return {0: "batch", 2: "cache_rows"}
-    if name == "key_frame_ids":
-        return {0: "batch", 1: "cache_rows"}
-    return {0: "batch", 1: "logits" if name == "logits_indices" else "tokens"}
 
 
 def _expected_custom_nodes(config: ModelConfig) -> dict[str, int]:
@@ -116,7 +113,9 @@ def _expected_custom_nodes(config: ModelConfig) -> dict[str, int]:
     return expected
 
 
-def _to_onnx(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+def _to_onnx(
+    program: ExportedProgram, inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor]
+) -> ir.Model:
     """Translate the traced program; nothing is folded, since folding would copy weights."""
     register_schemas()
     with _quiet_exporter():
@@ -127,12 +126,13 @@ def _to_onnx(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[
             custom_translation_table=translation_table(),
             optimize=False,
             opset_version=OPSET,
-            input_names=inputs,
-            output_names=outputs,
+            input_names=names(inputs),
+            output_names=names(outputs),
             verbose=False,
         )
     assert exported is not None
     model: ir.Model = exported.model
+    _name_axes(model, inputs)
     fold_reshaped_constants(model)
     attach_functions(model)
     _drop_tracer_notes(model)
@@ -166,19 +166,20 @@ def _drop_tracer_notes(model: ir.Model) -> None:
         value.metadata_props.clear()
 
 
-def _name_axes(model: ir.Model, axes: dict[str, dict[int, str]]) -> None:
+def _name_axes(model: ir.Model, inputs: Sequence[GraphTensor]) -> None:
     """Rename the tracer's symbols (s17, s29 …) to what they mean, and see that none was frozen."""
-    names: dict[str, str] = {}
-    for value in model.graph.inputs:
+    meanings: dict[str, str] = {}
+    for value, tensor in zip(model.graph.inputs, inputs, strict=True):
         assert value.shape is not None
-        for axis, name in axes[str(value.name)].items():
+        for axis, name in tensor.dynamic_axes.items():
             symbol = value.shape[axis]
             if isinstance(symbol, int):
                 raise TcExportError(
                     f"axis {name!r} of {value.name} was frozen to {symbol} while tracing"
                 )
-            if names.setdefault(str(symbol.value), name) != name:
-                raise TcExportError(f"axes {names[str(symbol.value)]!r} and {name!r} were merged")
+            meaning = meanings.setdefault(str(symbol.value), name)
+            if meaning != name:
+                raise TcExportError(f"axes {meaning!r} and {name!r} were merged")
     values = [
         *model.graph.inputs,
         *(out for node in model.graph.all_nodes() for out in node.outputs),
@@ -186,7 +187,7 @@ def _name_axes(model: ir.Model, axes: dict[str, dict[int, str]]) -> None:
     for value in values:
         if value.shape is not None:
             value.shape = ir.Shape(
-                [d if isinstance(d, int) else names.get(str(d.value), d) for d in value.shape]
+                [d if isinstance(d, int) else meanings.get(str(d.value), d) for d in value.shape]
             )
 
 

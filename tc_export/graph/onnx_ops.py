@@ -14,7 +14,7 @@ import torch
 from onnx.defs import OpSchema
 from onnxscript.values import Opset
 
-from tc_export import ops
+from tc_export.contracts import ops as contracts
 from tc_export.contracts.ops import (
     DOMAIN,
     FLOAT_TYPES,
@@ -23,18 +23,18 @@ from tc_export.contracts.ops import (
     PLUGIN_VERSION,
     OpContract,
 )
+from tc_export.dtypes import DType
 from tc_export.ops.block_causal_attention_function import TcBlockCausalAttention
 from tc_export.ops.dual_rope_function import TcDualRope
 
 _FUNCTIONS = (TcDualRope, TcBlockCausalAttention)
-_ONNX_TYPE_NAMES = {"float32": "float"}
 _PLUGIN_ATTRIBUTES = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
 
 
 @cache
 def register_schemas() -> None:
     """Make the ONNX checker and shape inference know the ops, as their contracts say."""
-    for contract in ops.CONTRACTS:
+    for contract in contracts.CONTRACTS:
         schema = OpSchema(
             contract.name,
             DOMAIN,
@@ -42,22 +42,16 @@ def register_schemas() -> None:
             doc=contract.summary,
             inputs=[_formal(tensor) for tensor in contract.inputs],
             outputs=[_formal(tensor) for tensor in contract.outputs],
-            type_constraints=[
-                ("T", [f"tensor({_ONNX_TYPE_NAMES.get(t, t)})" for t in FLOAT_TYPES], "")
-            ],
+            type_constraints=[("T", [dtype.onnx_type for dtype in FLOAT_TYPES], "")],
             attributes=_attributes(contract),
         )
         schema.set_type_and_shape_inference_function(_shape_inference(contract))
         onnx.defs.register_schema(schema)
 
 
-def _formal(tensor: ops.TensorContract) -> OpSchema.FormalParameter:
-    type_name = tensor.dtype if tensor.dtype == "T" else f"tensor({_onnx_type(tensor.dtype)})"
+def _formal(tensor: contracts.TensorContract) -> OpSchema.FormalParameter:
+    type_name = tensor.dtype if tensor.dtype == "T" else DType(tensor.dtype).onnx_type
     return OpSchema.FormalParameter(tensor.name, type_name, tensor.meaning)
-
-
-def _onnx_type(dtype: str) -> str:
-    return _ONNX_TYPE_NAMES.get(dtype, dtype)
 
 
 def _attributes(contract: OpContract) -> list[OpSchema.Attribute]:

@@ -19,9 +19,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from tc_export.contracts.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from tc_export.contracts.ops import CONTRACTS, DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from tc_export.errors import EnvironmentLacks, TcExportError, UsageError
-from tc_export.ops import CONTRACTS
 
 Version = tuple[int, int]
 """Major and minor."""

@@ -68,25 +68,6 @@ class DecoderGraph(nn.Module):
         return out
 
 
-def decoder_input_names(config: ModelConfig) -> list[str]:
-    """The decoder graph's inputs, in order."""
-    names = ["inputs_embeds", "position_ids", "temporal_ids", "kv_end", "logits_indices"]
-    names += _cache_names("past_key_values", config)
-    if config.temporal.mask is AttentionMask.FRAME_BLOCK:
-        names.append("key_frame_ids")
-    return names
-
-
-def decoder_output_names(config: ModelConfig) -> list[str]:
-    """The decoder graph's outputs, in order."""
-    return ["logits", *_cache_names("present", config)]
-
-
-def _cache_names(prefix: str, config: ModelConfig) -> list[str]:
-    layers = range(config.text.num_hidden_layers)
-    return [f"{prefix}.{layer}.{part}" for layer in layers for part in ("key", "value")]
-
-
 @contextmanager
 def _fake_weights(dtype: torch.dtype) -> Iterator[FakeTensorMode]:
     """Build modules and tensors of floating-point type `dtype` that hold no data."""

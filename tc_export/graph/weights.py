@@ -20,15 +20,11 @@ import onnx_ir as ir
 import torch
 
 from tc_export.checkpoint.safetensors_file import TensorLocation
+from tc_export.dtypes import DType
 from tc_export.errors import TcExportError
 
 OWN_WEIGHTS_FILE = "weights.bin"
 _ALIGNMENT_BYTES = 64
-_IR_TYPES = {
-    torch.float32: ir.DataType.FLOAT,
-    torch.float16: ir.DataType.FLOAT16,
-    torch.bfloat16: ir.DataType.BFLOAT16,
-}
 
 
 @dataclass
@@ -44,7 +40,7 @@ def attach_weights(
     model: ir.Model,
     weights: Mapping[str, TensorLocation],
     constants: Mapping[str, np.ndarray],
-    dtype: torch.dtype,
+    dtype: DType,
     folder: Path,
     advance: Callable[[int], None],
 ) -> WeightsReport:
@@ -72,7 +68,7 @@ def attach_weights(
                 tensor = _external(name, dtype, location, location.file.name, location.offset)
                 report.bytes_referenced += location.nbytes
             else:
-                offset, length = _append(own, location.as_tensor().to(dtype))
+                offset, length = _append(own, location.as_tensor().to(dtype.torch))
                 tensor = _external(name, dtype, location, OWN_WEIGHTS_FILE, offset, length)
                 report.bytes_written += length
             initializer.const_value = tensor
@@ -84,7 +80,7 @@ def attach_weights(
 
 def _external(
     name: str,
-    dtype: torch.dtype,
+    dtype: DType,
     location: TensorLocation,
     file_name: str,
     offset: int,
@@ -94,7 +90,7 @@ def _external(
         file_name,
         offset,
         location.nbytes if length is None else length,
-        _IR_TYPES[dtype],
+        ir.DataType(dtype.onnx),
         shape=ir.Shape(location.shape),
         name=name,
     )

@@ -19,52 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tc_export.contracts.ops import OpContract, TensorContract
 from tc_export.ops.autograd import differentiate_by_recomputing
-
-BLOCK_CAUSAL_ATTENTION = OpContract(
-    name="TcBlockCausalAttention",
-    summary="Writes k and v into the cache, then attends from row i to cache rows [0, kv_end[i]).",
-    inputs=(
-        TensorContract(name="q", axes=("B", "H", "S", "D"), dtype="T", meaning="rotated queries"),
-        TensorContract(name="k", axes=("B", "K", "S", "D"), dtype="T", meaning="rotated keys"),
-        TensorContract(name="v", axes=("B", "K", "S", "D"), dtype="T", meaning="values"),
-        TensorContract(
-            name="kv_end",
-            axes=("B", "S"),
-            dtype="int32",
-            meaning="cache rows that this query sees, at most C; 0 for padding, whose y is 0",
-        ),
-        TensorContract(
-            name="slots",
-            axes=("B", "S"),
-            dtype="int64",
-            meaning="cache row that k and v are written to; -1 for padding",
-        ),
-        TensorContract(
-            name="past_key", axes=("B", "K", "C", "D"), dtype="T", meaning="cache before the call"
-        ),
-        TensorContract(
-            name="past_value", axes=("B", "K", "C", "D"), dtype="T", meaning="cache before the call"
-        ),
-    ),
-    outputs=(
-        TensorContract(name="y", axes=("B", "H", "S", "D"), dtype="T", meaning="attended values"),
-        TensorContract(
-            name="present_key",
-            axes=("B", "K", "C", "D"),
-            dtype="T",
-            meaning="cache after the call; may be the same buffer as past_key",
-        ),
-        TensorContract(
-            name="present_value",
-            axes=("B", "K", "C", "D"),
-            dtype="T",
-            meaning="cache after the call; may be the same buffer as past_value",
-        ),
-    ),
-    attributes={"scale": None},
-)
 
 
 def write_cache(cache_BKCD: Tensor, new_BKSD: Tensor, slots_BS: Tensor) -> Tensor:

@@ -12,31 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tc_export.contracts.ops import OpContract, TensorContract
 from tc_export.ops.autograd import differentiate_by_recomputing
-
-DUAL_ROPE = OpContract(
-    name="TcDualRope",
-    summary="Rotates channel pairs (k, k + R) of x by (n + gamma T) times inv_freq[k].",
-    inputs=(
-        TensorContract(name="x", axes=("B", "H", "S", "D"), dtype="T", meaning="queries or keys"),
-        TensorContract(
-            name="position_ids", axes=("B", "S"), dtype="int64", meaning="n; -1 for padding"
-        ),
-        TensorContract(
-            name="temporal_ids", axes=("B", "S"), dtype="int64", meaning="T; -1 for padding"
-        ),
-        TensorContract(
-            name="inv_freq",
-            axes=("R",),
-            dtype="float32",
-            meaning="radians a position, rope scaling included; 2 R <= D, the rest passes through",
-        ),
-    ),
-    outputs=(TensorContract(name="y", axes=("B", "H", "S", "D"), dtype="T", meaning="x, rotated"),),
-    # attention_factor multiplies cos and sin (yarn); 1 for every other rope type.
-    attributes={"gamma": None, "attention_factor": 1.0},
-)
 
 
 def dual_rope_reference(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tc_export.bundle.layout import DECODER, MODEL_FILE, VISION
+from tc_export.bundle.layout import MODEL_FILE
+from tc_export.contracts.graph_io import DECODER, VISION
 from tc_export.engine.loading import Engines
 from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.graph.passes.float32_arithmetic import in_float32_arithmetic

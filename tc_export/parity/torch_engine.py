@@ -8,15 +8,25 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from tc_export.contracts.graph_io import (
+    INPUTS_EMBEDS,
+    KEY_FRAME_IDS,
+    KV_END,
+    LOGITS_INDICES,
+    PIXEL_VALUES,
+    POSITION_IDS,
+    TEMPORAL_IDS,
+    VISUAL_FEATURES,
+    GraphTensor,
+    decoder_inputs,
+    decoder_outputs,
+    past_name,
+    vision_inputs,
+    vision_outputs,
+)
+from tc_export.dtypes import DType
 from tc_export.engine.interface import Buffer, Engine, TensorInfo
-from tc_export.graph.trace import decoder_input_names, decoder_output_names
 from tc_export.model.tc_llava import TcLlava
-
-_NUMPY_TYPES: dict[torch.dtype, np.dtype[np.generic]] = {
-    torch.float64: np.dtype(np.float64),
-    torch.float32: np.dtype(np.float32),
-    torch.float16: np.dtype(np.float16),
-}
 
 
 class TorchBuffer(Buffer):
@@ -24,6 +34,8 @@ class TorchBuffer(Buffer):
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
+        self.shape = tuple(tensor.shape)
+        self.nbytes = tensor.nbytes
 
     def numpy(self) -> np.ndarray:
         """See `Buffer.numpy`."""
@@ -33,16 +45,24 @@ class TorchBuffer(Buffer):
         """See `Buffer.write`."""
         self.tensor.copy_(torch.from_numpy(values))
 
+    def copy(self) -> TorchBuffer:
+        """See `Buffer.copy`."""
+        return TorchBuffer(self.tensor.clone())
+
 
 class _TorchEngine(Engine):
-    def __init__(self, model: TcLlava, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    def __init__(
+        self, model: TcLlava, inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor]
+    ) -> None:
+        super().__init__()
         self._model = model
         self._dtype = model.embed_tokens.weight.dtype
+        dtype = DType.from_torch(self._dtype)
         # Results in a type that NumPy lacks (bfloat16) are handed out in float32, without loss.
-        result: np.dtype[np.generic] = _NUMPY_TYPES.get(self._dtype, np.dtype(np.float32))
-        self.backend = f"PyTorch {torch.__version__}, {str(self._dtype).removeprefix('torch.')}"
-        self.inputs = {name: TensorInfo(name, result, ()) for name in inputs}
-        self.outputs = {name: TensorInfo(name, result, ()) for name in outputs}
+        result = (DType.FLOAT32 if dtype is DType.BFLOAT16 else dtype).numpy
+        self.backend = f"PyTorch {torch.__version__}, {dtype}"
+        self.inputs = {x.name: TensorInfo(x.name, result, x.axes) for x in inputs}
+        self.outputs = {x.name: TensorInfo(x.name, result, x.axes) for x in outputs}
         self.native_nodes = {}
         self._bound: dict[str, TorchBuffer] = {}
 
@@ -50,8 +70,7 @@ class _TorchEngine(Engine):
         """See `Engine.allocate`."""
         return TorchBuffer(torch.zeros(*shape, dtype=self._dtype))
 
-    def bind(self, name: str, buffer: Buffer) -> None:
-        """See `Engine.bind`."""
+    def _bind(self, name: str, buffer: Buffer) -> None:
         assert isinstance(buffer, TorchBuffer)
         self._bound[name] = buffer
 
@@ -70,13 +89,13 @@ class TorchVisionEngine(_TorchEngine):
     """`pixel_values` -> `visual_features`."""
 
     def __init__(self, model: TcLlava) -> None:
-        super().__init__(model, ["pixel_values"], ["visual_features"])
+        config = model.config
+        super().__init__(model, vision_inputs(config), vision_outputs(config))
 
     @torch.inference_mode()
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See `Engine.run`."""
-        features = self._model.vision(self._tensor("pixel_values", feeds))
-        return {"visual_features": self._array(features)}
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        features = self._model.vision(self._tensor(PIXEL_VALUES, feeds))
+        return {VISUAL_FEATURES: self._array(features)}
 
 
 class TorchDecoderEngine(_TorchEngine):
@@ -84,28 +103,24 @@ class TorchDecoderEngine(_TorchEngine):
 
     def __init__(self, model: TcLlava) -> None:
         config = model.config
-        super().__init__(model, decoder_input_names(config), decoder_output_names(config))
+        super().__init__(model, decoder_inputs(config), decoder_outputs(config))
 
     def embedding_table(self) -> np.ndarray:
         """Token embeddings [vocabulary, channels], in the model's type."""
         return self._array(self._model.embed_tokens.weight.detach())
 
     @torch.inference_mode()
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See `Engine.run`."""
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         tensors = {name: self._tensor(name, feeds) for name in self.inputs}
         layers = range(self._model.config.text.num_hidden_layers)
         logits, present = self._model.decoder(
-            tensors["inputs_embeds"],
-            tensors["position_ids"],
-            tensors["temporal_ids"],
-            tensors["kv_end"],
-            tensors["logits_indices"],
-            [
-                (tensors[f"past_key_values.{i}.key"], tensors[f"past_key_values.{i}.value"])
-                for i in layers
-            ],
-            tensors.get("key_frame_ids"),
+            tensors[INPUTS_EMBEDS],
+            tensors[POSITION_IDS],
+            tensors[TEMPORAL_IDS],
+            tensors[KV_END],
+            tensors[LOGITS_INDICES],
+            [(tensors[past_name(i, "key")], tensors[past_name(i, "value")]) for i in layers],
+            tensors.get(KEY_FRAME_IDS),
         )
         parts = [part for layer in present for part in layer]
         results = dict(zip(self.outputs, [logits, *parts], strict=True))

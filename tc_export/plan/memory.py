@@ -14,16 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tc_export.config import ModelConfig
-from tc_export.engine.interface import FRAMES_A_CALL
-from tc_export.engine.session import DEFAULT_CHUNK_TOKENS
+from tc_export.contracts.graph_io import FRAMES_A_CALL, PREFILL_TOKENS
 from tc_export.plan.parameters import Count, decoder_count, vision_count
 from tc_export.targets import Precision, Precisions, Target
 
+FLOATS = (Precision.FLOAT32, Precision.FLOAT16, Precision.BFLOAT16)
+
 BYTES = {
-    Precision.FLOAT32: 4.0,
-    Precision.FLOAT16: 2.0,
-    Precision.BFLOAT16: 2.0,
-    Precision.INT8: 1.0,
+    **{p: p.dtype.bits / 8 for p in (*FLOATS, Precision.INT8)},
     Precision.INT4: 0.5 + 2 / 128,  # a float16 scale for every 128 weights
 }
 """Bytes of one weight."""
@@ -34,9 +32,9 @@ INTERFACE_BYTES = 4
 PAGE_BYTES = 4096
 
 RUNTIME_BYTES = {
-    # Measured on x86-64: Python with NumPy, PyTorch and ONNX Runtime 1.31 loaded, and a session's
-    # own structures, without any weight.
-    "onnxruntime": 350_000_000,
+    # Measured on x86-64: Python with NumPy and ONNX Runtime 1.31 loaded, and a session's own
+    # structures, without any weight.
+    "onnxruntime": 150_000_000,
     # Assumed: CUDA context, TensorRT's runtime, cuBLAS-like workspaces.
     "tensorrt": 600_000_000,
     "tensorrt-rtx": 600_000_000,
@@ -145,7 +143,7 @@ def prefill_calls(config: ModelConfig, workload: Workload) -> Iterator[tuple[int
     if not config.temporal.mask.allows_frame_chunks:
         yield workload.length, workload.length
         return
-    tokens = max(DEFAULT_CHUNK_TOKENS // m, 1) * m
+    tokens = max(PREFILL_TOKENS // m, 1) * m
     for start in range(0, workload.length, tokens):
         stop = min(start + tokens, workload.length)
         yield stop - start, stop

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tc_export.config import AttentionMask, ModelConfig
-from tc_export.engine.interface import FRAMES_A_CALL
+from tc_export.contracts.graph_io import FRAMES_A_CALL
 from tc_export.plan.memory import (
     BYTES,
     Workload,

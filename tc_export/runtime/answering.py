@@ -19,7 +19,7 @@ from tc_export.bundle import EngineState, Manifest, read_manifest
 from tc_export.bundle.layout import EMBEDDING_FILE
 from tc_export.checkpoint.hf_config import CheckpointConfig, read_config
 from tc_export.checkpoint.safetensors_file import read_header
-from tc_export.engine.interface import FRAMES_A_CALL
+from tc_export.contracts.graph_io import FRAMES_A_CALL
 from tc_export.engine.loading import Engines, load_engines
 from tc_export.engine.session import DecoderSession
 from tc_export.engine.tensorrt.loading import EngineOrigin

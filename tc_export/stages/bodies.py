@@ -14,23 +14,20 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tc_export.bundle import Description, EngineBuild, EngineRecord, EngineState, Facts
 from tc_export.bundle.layout import (
-    DECODER,
     EMBEDDING_FILE,
-    GRAPHS,
     MODEL_FILE,
-    VISION,
     engine_path,
     plugin_path,
     tensorrt_graph,
 )
 from tc_export.checkpoint.reader import Checkpoint
+from tc_export.contracts.graph_io import DECODER, GRAPHS, VISION
 from tc_export.contracts.shapes import ShapeRange, decoder_shapes, vision_shapes
 from tc_export.device_build.golden import make_golden
 from tc_export.device_build.write import PendingEngine, write_finish
+from tc_export.dtypes import DType
 from tc_export.engine.loading import ONNX_RUNTIME, load_engines
 from tc_export.engine.tensorrt.build import EngineRequest, build_engine
 from tc_export.errors import CheckFailed, TcExportError
@@ -58,7 +55,7 @@ ASSETS = (
 )
 """Files of a checkpoint that a bundle carries unchanged, as far as they are there."""
 
-Exporter = Callable[[Checkpoint, torch.dtype, Path, Callable[[int], None]], GraphReport]
+Exporter = Callable[[Checkpoint, DType, Path, Callable[[int], None]], GraphReport]
 EXPORTERS: dict[str, Exporter] = {VISION: export_vision, DECODER: export_decoder}
 
 
@@ -123,7 +120,7 @@ def write_assets(context: StageContext, recipe: Recipe) -> None:
 
 def write_embedding(context: StageContext, recipe: Recipe) -> None:
     """Write the token embedding table."""
-    dtype = getattr(torch, recipe.precisions.decoder)
+    dtype = recipe.precisions.decoder.dtype
     export_embedding(recipe.checkpoint, dtype, context.path(EMBEDDING_FILE))
 
 
@@ -141,7 +138,7 @@ def export_graph(context: StageContext, recipe: Recipe, graph: str) -> Facts:
         context.advance(done, total)
 
     precision = recipe.precision(graph)
-    dtype = getattr(torch, precision)
+    dtype = precision.dtype
     report = EXPORTERS[graph](recipe.checkpoint, dtype, folder, advance)
     return Facts(precision_realised={graph: precision}, custom_nodes={graph: report.custom_nodes})
 

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tc_export import ops
-from tc_export.ops import OpContract
+from tc_export.contracts import ops as contracts
+from tc_export.contracts.ops import OpContract
 from tests.ops import test_block_causal_attention, test_dual_rope
 
 CALLS: dict[str, tuple[OpContract, Any, tuple[Any, ...]]] = {
     "TcDualRope": (
-        ops.DUAL_ROPE,
+        contracts.DUAL_ROPE,
         torch.ops.tc.dual_rope.default,
         test_dual_rope.arguments(test_dual_rope.CASES["odd sizes"], torch.float32),
     ),
     "TcBlockCausalAttention": (
-        ops.BLOCK_CAUSAL_ATTENTION,
+        contracts.BLOCK_CAUSAL_ATTENTION,
         torch.ops.tc.block_causal_attention.default,
         test_block_causal_attention.arguments(
             test_block_causal_attention.CASES["six heads on three"], torch.float32
@@ -31,7 +31,7 @@ CALLS: dict[str, tuple[OpContract, Any, tuple[Any, ...]]] = {
 
 
 def test_every_contract_is_here() -> None:
-    assert {contract.name for contract in ops.CONTRACTS} == set(CALLS)
+    assert {contract.name for contract in contracts.CONTRACTS} == set(CALLS)
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -6,9 +6,10 @@ from __future__ import annotations
 import pytest
 
 from tc_export.config import AttentionMask, ModelConfig, TemporalConfig
-from tc_export.contracts.shapes import decoder_shapes, trtexec_flags, vision_shapes
+from tc_export.contracts.graph_io import PREFILL_TOKENS
+from tc_export.contracts.shapes import decoder_shapes, vision_shapes
 from tc_export.demo_model.config import tiny_model
-from tc_export.engine.session import DEFAULT_CHUNK_TOKENS
+from tc_export.device_build.write import trtexec_flags
 
 CONFIG = tiny_model(100)
 
@@ -29,7 +30,7 @@ def test_the_cache_has_one_size_and_tokens_from_one_to_a_chunk() -> None:
     cache = shapes["past_key_values.0.key"]
     assert cache.smallest == cache.usual == cache.largest == (1, 2, 1800, 64)
     assert shapes["inputs_embeds"].smallest == (1, 1, 128)
-    assert shapes["kv_end"].largest == (1, DEFAULT_CHUNK_TOKENS)
+    assert shapes["kv_end"].largest == (1, PREFILL_TOKENS)
     assert decoder_shapes(CONFIG, 40)["kv_end"].largest == (1, 40)
 
 
@@ -39,9 +40,9 @@ def test_a_mask_that_cannot_be_cut_takes_all_tokens_at_once() -> None:
 
 
 def test_every_input_of_the_graph_has_shapes() -> None:
-    from tc_export.graph.trace import decoder_input_names
+    from tc_export.contracts.graph_io import decoder_inputs, names
 
-    assert set(decoder_shapes(CONFIG, 64)) == set(decoder_input_names(CONFIG))
+    assert set(decoder_shapes(CONFIG, 64)) == set(names(decoder_inputs(CONFIG)))
 
 
 @pytest.mark.parametrize("flag", ["--minShapes", "--optShapes", "--maxShapes"])

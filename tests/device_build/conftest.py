@@ -32,6 +32,7 @@ from tc_export.checkpoint.reader import open_checkpoint
 from tc_export.contracts.shapes import decoder_shapes, vision_shapes
 from tc_export.device_build.golden import make_golden
 from tc_export.device_build.write import PendingEngine, write_finish
+from tc_export.dtypes import DType
 from tc_export.graph.export import export_decoder, export_vision
 from tc_export.graph.passes.tensorrt_form import TENSORRT_FILE, to_tensorrt_form
 from tests.checkpoint.families import edit_config, save_small
@@ -60,7 +61,7 @@ def write_pending_bundle(output: Path, scratch: Path) -> Path:
         nodes = {}
         for name, export in (("vision", export_vision), ("decoder", export_decoder)):
             (folder / name).mkdir()
-            export(checkpoint, torch.float16, folder / name, lambda nbytes: None)
+            export(checkpoint, DType.FLOAT16, folder / name, lambda nbytes: None)
             form = to_tensorrt_form(
                 folder / name / "model.onnx", folder / name / TENSORRT_FILE, TENSORRT
             )

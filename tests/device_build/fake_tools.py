@@ -63,8 +63,8 @@ class FakeTools:
 class Shifted(OrtEngine):
     """An engine that is wrong in one value."""
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        results = super().run(feeds)
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = super()._run(feeds)
         name = next(iter(results))
         results[name] = results[name].copy()
         results[name].flat[5] += np.float16(0.3)

@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tc_export.config import AttentionMask, TemporalConfig
-from tc_export.contracts.shapes import decoder_shapes, most_tokens_a_call, vision_shapes
+from tc_export.contracts.graph_io import prefill_tokens
+from tc_export.contracts.shapes import decoder_shapes, vision_shapes
 from tc_export.device_build.golden import Golden, make_golden, prompt_within
 from tc_export.device_build.instructions import GoldenTensor, read_plan
 from tc_export.device_build.write import PendingEngine, write_finish
+from tc_export.dtypes import DType
 from tc_export.errors import BundleError, CheckFailed, TcExportError
 from tc_export.model.positions import Clip
 from tc_export.model.tc_llava import TcLlava
@@ -56,8 +58,8 @@ def test_tolerance_is_the_format_s_own(precision: str) -> None:
         ((values, tolerance),) = golden.outputs.values()
         largest = np.abs(values).max()
         assert 8 * epsilon * largest <= tolerance < 60 * epsilon * largest
-        floats = [x for x in golden.inputs.values() if x.is_floating_point()]
-        assert [x.dtype for x in floats] == [getattr(torch, precision)]
+        floats = [DType.from_numpy(x.dtype) for x in golden.inputs.values()]
+        assert [x for x in floats if x.is_float] == [precision]
 
 
 def test_a_model_that_overflows_its_format_gives_no_golden_data() -> None:
@@ -72,14 +74,15 @@ def test_a_model_that_overflows_its_format_gives_no_golden_data() -> None:
 def test_the_truth_is_what_the_model_says_of_the_rounded_inputs(mask: AttentionMask) -> None:
     _, decoder = golden_of(mask, "bfloat16")
     model = random_model(TemporalConfig(mask=mask, gamma=0.5))
-    x = {name: tensor.double() for name, tensor in decoder.inputs.items()}
+    given = {name: torch.from_numpy(x.astype(np.float64)) for name, x in decoder.inputs.items()}
+    x = given | {name: given[name].long() for name in given if name != "inputs_embeds"}
     length = x["position_ids"].shape[1]
     logits, _ = model.decoder(
         x["inputs_embeds"],
-        decoder.inputs["position_ids"],
-        decoder.inputs["temporal_ids"],
-        decoder.inputs["kv_end"],
-        decoder.inputs["logits_indices"],
+        x["position_ids"],
+        x["temporal_ids"],
+        x["kv_end"],
+        x["logits_indices"],
         model.new_cache(1, length + 9),
     )
     expected, _ = decoder.outputs["logits"]
@@ -107,7 +110,7 @@ def test_the_prompt_fits_one_call(
     max_length = config.tokens_per_frame + extra
     segments = prompt_within(config, max_frames, max_length)
     length = sum(segment.length for segment in segments)
-    assert 0 < length <= most_tokens_a_call(config, max_length)
+    assert 0 < length <= prefill_tokens(config, max_length)
     clips = [segment for segment in segments if isinstance(segment, Clip)]
     assert len(clips) == 1
     assert 1 <= clips[0].frames <= min(3, max_frames)
@@ -154,8 +157,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     for graph, data in golden.items():
         for name, tensor in data.inputs.items():
             read = plan.graphs[graph].golden_inputs[name].load(tmp_path)
-            wide = tensor.float() if tensor.is_floating_point() else tensor
-            np.testing.assert_array_equal(read, wide.numpy())
+            np.testing.assert_array_equal(read, tensor.astype(read.dtype))
         for name, (values, tolerance) in data.outputs.items():
             output = plan.graphs[graph].golden_outputs[name]
             np.testing.assert_array_equal(output.load(tmp_path), values)

@@ -228,9 +228,9 @@ def test_an_op_without_a_kernel_does_not_open() -> None:
     """What `native_library` relies on: such a model opens only with a library that serves it."""
     import onnxruntime as ort
 
+    from tc_export.contracts.ops import CONTRACTS
     from tc_export.doctor.native_check import one_node_model, serves
     from tc_export.native.find import find_native_library
-    from tc_export.ops import CONTRACTS
 
     options = ort.SessionOptions()
     options.log_severity_level = 4

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from tc_export.dtypes import BFLOAT16
 from tc_export.engine.onnxruntime import OrtEngine
-from tc_export.engine.types import BFLOAT16
 
 
 @pytest.fixture

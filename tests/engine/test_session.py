@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tc_export.config import ModelConfig
+from tc_export.engine.interface import Engine
 from tc_export.engine.onnxruntime import OrtEngine
-from tc_export.engine.session import DecoderSession, bind_cache
+from tc_export.engine.session import DecoderSession
 from tc_export.errors import BundleError, UsageError
-from tc_export.model.positions import Clip, Segment, Text
+from tc_export.model.positions import Clip, Cursor, Segment, Text
+from tc_export.native.find import find_native_library
 from tc_export.parity.torch_engine import TorchDecoderEngine
+from tests.engine import sessions
 from tests.exported import Exported, export_small
 
 ROWS = 60
@@ -57,14 +62,13 @@ def test_chunks_and_steps_equal_pytorch_at_once(
 def test_the_cache_is_updated_in_place(exported: Exported, engine: OrtEngine) -> None:
     """The bound buffers are the cache: no output is handed out for it, and rows fill up."""
     session = DecoderSession(engine, exported.config, ROWS)
-    caches = bind_cache(engine, exported.config, ROWS)
     segments, embeds = prompt(exported)
     session.prefill(embeds, segments)
-    for cache in caches:
+    for cache in session.cache.buffers.values():
         rows = np.abs(cache.numpy()).sum(axis=(0, 1, 3))
         assert (rows[: len(embeds)] > 0).all()
         assert (rows[len(embeds) :] == 0).all()
-    outputs = engine.run(_one_token_feeds(exported))
+    outputs = engine.run(_one_token_feeds(exported), session.cache)
     assert outputs.keys() == {"logits"}
 
 
@@ -118,10 +122,9 @@ def test_full_visual_is_prefilled_at_once(tmp_path: Path) -> None:
 
 def test_a_missing_input_is_named(exported: Exported, engine: OrtEngine) -> None:
     feeds = _one_token_feeds(exported)
-    bind_cache(engine, exported.config, ROWS)
     del feeds["kv_end"]
     with pytest.raises(ValueError, match="kv_end"):
-        engine.run(feeds)
+        engine.run(feeds, engine.new_cache(ROWS))
 
 
 def test_a_graph_that_is_none(tmp_path: Path) -> None:
@@ -131,3 +134,47 @@ def test_a_graph_that_is_none(tmp_path: Path) -> None:
         OrtEngine(path)
     with pytest.raises(BundleError, match="cannot load"):
         OrtEngine(tmp_path / "none.onnx")
+
+
+@pytest.fixture(params=["functions", "native"])
+def either_engine(request: pytest.FixtureRequest, exported: Exported) -> OrtEngine:
+    """Without our library, and with it."""
+    native = None
+    if request.param == "native":
+        found = find_native_library()
+        if found is None or not found.has_onnxruntime_ops:
+            pytest.skip("the native library is not built: make setup, with CMake and a compiler")
+        native = found.path
+    return OrtEngine(exported.folder / "decoder" / "model.onnx", native_library=native, threads=1)
+
+
+@pytest.mark.parametrize("check", sessions.CHECKS)
+def test_sessions_of_one_engine(
+    check: Callable[[Engine, ModelConfig], None], exported: Exported, either_engine: OrtEngine
+) -> None:
+    check(either_engine, exported.config)
+
+
+def test_a_cache_is_not_stolen(
+    exported: Exported, engine: OrtEngine, either_engine: OrtEngine
+) -> None:
+    sessions.check_not_stolen(either_engine, exported.config, engine)
+
+
+def test_a_failed_prefill_leaves_the_session_as_it_was(
+    exported: Exported, engine: OrtEngine
+) -> None:
+    segments, embeds = prompt(exported)
+    session = DecoderSession(engine, exported.config, len(embeds) + 2)
+    first = session.prefill(embeds, segments)
+    with pytest.raises(UsageError, match="the cache holds"):
+        session.prefill(embeds, segments)
+    assert session.length == session.cache.length == len(embeds)
+    session.rewind(Cursor())
+    np.testing.assert_array_equal(session.prefill(embeds, segments), first)
+
+
+def test_a_vision_engine_has_no_cache(exported: Exported) -> None:
+    engine = OrtEngine(exported.folder / "vision" / "model.onnx", threads=1)
+    with pytest.raises(UsageError, match="takes no cache"):
+        engine.new_cache(4)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
+from tc_export.dtypes import DType
 from tc_export.errors import TcExportError
 from tc_export.graph import export as graph_export
 from tc_export.graph import trace
@@ -224,7 +225,7 @@ def test_a_frozen_axis_is_an_error(
     monkeypatch.setattr(graph_export, "trace_decoder", _trace_with_frozen_batch)
     with pytest.raises(TcExportError, match="frozen"):
         graph_export.export_decoder(
-            exported.checkpoint, torch.float32, tmp_path, lambda nbytes: None
+            exported.checkpoint, DType.FLOAT32, tmp_path, lambda nbytes: None
         )
 
 
@@ -245,5 +246,5 @@ def test_a_lost_custom_op_is_an_error(
     monkeypatch.setattr(graph_export, "custom_node_counts", lambda model: {"TcDualRope": 3})
     with pytest.raises(TcExportError, match="custom nodes"):
         graph_export.export_decoder(
-            exported.checkpoint, torch.float32, tmp_path, lambda nbytes: None
+            exported.checkpoint, DType.FLOAT32, tmp_path, lambda nbytes: None
         )

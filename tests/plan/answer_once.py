@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tc_export.checkpoint.hf_config import read_config
-from tc_export.engine.interface import FRAMES_A_CALL
+from tc_export.contracts.graph_io import FRAMES_A_CALL
 from tc_export.engine.loading import load_engines
 from tc_export.engine.session import DecoderSession
 from tc_export.model.positions import Clip, Text

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from tc_export.checkpoint.reader import open_checkpoint
+from tc_export.dtypes import DType
 from tc_export.graph.export import export_decoder, export_vision
 from tc_export.plan.planner import make_plan
 from tc_export.targets import load_target, read_precisions
@@ -53,7 +53,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = open_checkpoint(folder)
     for name, export in (("vision", export_vision), ("decoder", export_decoder)):
         (folder / name).mkdir()
-        export(checkpoint, torch.float32, folder / name, lambda nbytes: None)
+        export(checkpoint, DType.FLOAT32, folder / name, lambda nbytes: None)
     return folder
 
 

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tc_export import targets
 from tc_export.errors import InputError, UsageError
 from tc_export.targets import (
     Mark,
@@ -24,6 +23,7 @@ from tc_export.targets import (
     read_precisions,
     read_target,
 )
+from tc_export.targets import target as targets
 from tests.repository import TARGETS
 
 # target: SM, GB, GB/s, FP16/BF16, INT8, FP8, FP4, flavour; † derived, ? uncertain

@@ -165,6 +165,10 @@ class Stream:
         """Copy from the GPU into a contiguous array, which is filled after `synchronize`."""
         self._copy(array.ctypes.data, memory.address, array.nbytes, "cudaMemcpyDeviceToHost")
 
+    def copy(self, to: DeviceMemory, source: DeviceMemory) -> None:
+        """Copy all of `source` from one place on the GPU to another."""
+        self._copy(to.address, source.address, source.nbytes, "cudaMemcpyDeviceToDevice")
+
     def _copy(self, to: int, source: int, nbytes: int, kind: str) -> None:
         kinds = self._runtime.cudaMemcpyKind
         call(

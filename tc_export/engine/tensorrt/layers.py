@@ -18,23 +18,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-FLOAT_TYPES = ("float8", "float16", "bfloat16", "float32")  # the narrowest first
-_TYPES = {
-    "half": "float16",
-    "fp16": "float16",
-    "bfloat16": "bfloat16",
-    "bf16": "bfloat16",
-    "float": "float32",
-    "fp32": "float32",
-    "fp8": "float8",
-    "int4": "int4",
-    "int8": "int8",
-    "int32": "int32",
-    "int64": "int64",
-    "uint8": "uint8",
-    "bool": "bool",
-}
-_TYPE = re.compile(rf"\b({'|'.join(_TYPES)})\b", re.IGNORECASE)
+from tc_export.dtypes import DType
+
+FLOAT_TYPES = (DType.FP8, DType.FLOAT16, DType.BFLOAT16, DType.FLOAT32)  # the narrowest first
+_WORD = re.compile(r"\w+")
 _LAYER = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<type>\w+)(?P<rest>.*)")
 _TENSOR = re.compile(
     r"\{ Name: (?P<name>.*?), (?:Location: \w+, )?Dimensions: \[(?P<shape>[-\d,]*)\]"
@@ -172,5 +159,5 @@ def _tensors(section: str) -> tuple[LoggedTensor, ...]:
 
 def _dtype(text: str) -> str:
     """Our name of a type that TensorRT writes alone or inside the name of a format."""
-    found = _TYPE.search(text)
-    return _TYPES[found[1].lower()] if found else text.strip().lower()
+    known = (DType.from_alias(word) for word in _WORD.findall(text))
+    return next((dtype for dtype in known if dtype is not None), text.strip().lower())

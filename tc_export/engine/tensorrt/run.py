@@ -16,20 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
+from tc_export.dtypes import DType, widen
 from tc_export.engine.interface import Buffer, Engine, TensorInfo
 from tc_export.engine.tensorrt.cuda import DeviceMemory, Repeater, Stream
 from tc_export.engine.tensorrt.runtime import TensorRt
-from tc_export.engine.types import BFLOAT16, hand_out
 from tc_export.errors import BundleError, TcExportError, UsageError
 
-# By the names of TensorRT's DataType, whose values differ between versions.
-_NUMPY_TYPES: dict[str, np.dtype[np.generic]] = {
-    "FLOAT": np.dtype(np.float32),
-    "HALF": np.dtype(np.float16),
-    "BF16": BFLOAT16,
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-}
+_TYPES = ("FLOAT", "HALF", "BF16", "INT32", "INT64")  # of inputs and outputs
 
 Shape = tuple[int, ...]
 
@@ -65,7 +58,8 @@ class TrtBuffer(Buffer):
     def __init__(self, stream: Stream, dtype: np.dtype[np.generic], shape: Shape) -> None:
         self.shape = shape
         self.dtype = dtype
-        self.memory = stream.allocate(math.prod(shape) * dtype.itemsize)
+        self.nbytes = math.prod(shape) * dtype.itemsize
+        self.memory = stream.allocate(self.nbytes)
         self._stream = stream
         stream.fill_with_zeros(self.memory)
         stream.synchronize()
@@ -75,7 +69,7 @@ class TrtBuffer(Buffer):
         values = np.empty(self.shape, self.dtype)
         self._stream.copy_out(values, self.memory)
         self._stream.synchronize()
-        return hand_out(values)
+        return widen(values)
 
     def write(self, values: np.ndarray) -> None:
         """See `Buffer.write`; bfloat16 may be given as float32."""
@@ -84,6 +78,13 @@ class TrtBuffer(Buffer):
         contiguous = np.ascontiguousarray(values, self.dtype)
         self._stream.copy_in(self.memory, contiguous)
         self._stream.synchronize()
+
+    def copy(self) -> TrtBuffer:
+        """See `Buffer.copy`; the bytes stay on the GPU."""
+        twin = TrtBuffer(self._stream, self.dtype, self.shape)
+        self._stream.copy(twin.memory, self.memory)
+        self._stream.synchronize()
+        return twin
 
 
 class TrtEngine(Engine):
@@ -101,6 +102,7 @@ class TrtEngine(Engine):
             BundleError: the file cannot be loaded, or is no engine of ours.
             EnvironmentLacks: the GPU's memory does not hold it.
         """
+        super().__init__()
         self._tensorrt = tensorrt
         self._stream = tensorrt.stream
         self._engine = tensorrt.load_engine(path)
@@ -130,8 +132,7 @@ class TrtEngine(Engine):
         info = self.inputs.get(name) or self.outputs[name]
         return TrtBuffer(self._stream, info.dtype, tuple(shape))
 
-    def bind(self, name: str, buffer: Buffer) -> None:
-        """See `Engine.bind`."""
+    def _bind(self, name: str, buffer: Buffer) -> None:
         assert isinstance(buffer, TrtBuffer)
         info = self.inputs.get(name) or self.outputs[name]
         if buffer.dtype != info.dtype:
@@ -141,8 +142,7 @@ class TrtEngine(Engine):
         self._bound[name] = buffer
         self._own.pop(name, None)
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See `Engine.run`."""
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._check_names(feeds)
         arrays = {
             name: np.ascontiguousarray(array, self.inputs[name].dtype)
@@ -159,7 +159,7 @@ class TrtEngine(Engine):
         for name, result in results.items():
             self._stream.copy_out(result, self._own[name])
         self._stream.synchronize()
-        return {name: hand_out(result) for name, result in results.items()}
+        return {name: widen(result) for name, result in results.items()}
 
     def _describe(self, path: Path) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo]]:
         """All inputs and outputs; an axis with one size only in the profile is not dynamic."""
@@ -168,9 +168,9 @@ class TrtEngine(Engine):
         for index in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(index)
             type_name = self._engine.get_tensor_dtype(name).name
-            if type_name not in _NUMPY_TYPES:
+            if type_name not in _TYPES:
                 raise BundleError(
-                    f"{name} of {path} has the type {type_name}; known: {', '.join(_NUMPY_TYPES)}",
+                    f"{name} of {path} has the type {type_name}; known: {', '.join(_TYPES)}",
                     hint="build the engine again with `tc-export build`",
                 )
             shape = tuple(self._engine.get_tensor_shape(name))
@@ -182,7 +182,7 @@ class TrtEngine(Engine):
                     low if low == high else -1 for low, high in zip(smallest, largest, strict=True)
                 )
             axes = tuple(size if size >= 0 else f"axis {i}" for i, size in enumerate(shape))
-            info = TensorInfo(name, _NUMPY_TYPES[type_name], axes)
+            info = TensorInfo(name, DType.from_tensorrt(type_name).numpy, axes)
             (inputs if is_input else outputs)[name] = info
         return inputs, outputs
 

@@ -19,13 +19,10 @@ from polygraphy.comparator import Comparator, IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 
 from tc_export.config import ModelConfig
-from tc_export.engine.interface import FRAMES_A_CALL, LOGITS_A_CALL, Engine
-from tc_export.engine.session import (
-    DEFAULT_CHUNK_TOKENS,
-    DecoderSession,
-    bind_cache,
-    position_feeds,
-)
+from tc_export.contracts.graph_io import FRAMES_A_CALL, LOGITS_A_CALL, PREFILL_TOKENS
+from tc_export.dtypes import round_to
+from tc_export.engine.interface import Engine
+from tc_export.engine.session import DecoderSession, position_feeds
 from tc_export.errors import EnvironmentLacks
 from tc_export.model.positions import TEXT, Layout, Text, frame_chunks, lay_out
 from tc_export.model.tc_llava import TcLlava
@@ -113,12 +110,6 @@ class ParityResult:
         return bool(verdicts) and all(verdicts)
 
 
-def _in_format(values: np.ndarray, precision: str) -> np.ndarray:
-    """The values rounded to a number format, in float32: NumPy has no bfloat16."""
-    rounded: np.ndarray = torch.from_numpy(values).to(getattr(torch, precision)).float().numpy()
-    return rounded
-
-
 def torch_side(model: TcLlava) -> Side:
     """The PyTorch model in the format that it was loaded in."""
     decoder = TorchDecoderEngine(model)
@@ -127,7 +118,7 @@ def torch_side(model: TcLlava) -> Side:
 
 def _torch_baseline(load_model: Callable[[torch.dtype], TcLlava], precisions: Precisions) -> Side:
     """PyTorch in the formats of the two engines."""
-    vision, decoder = (getattr(torch, name) for name in (precisions.vision, precisions.decoder))
+    vision, decoder = (x.dtype.torch for x in (precisions.vision, precisions.decoder))
     whole = torch_side(load_model(decoder))
     if vision == decoder:
         return whole
@@ -226,7 +217,7 @@ class _ScenarioCheck:
         """Compare the visual features of all frames."""
         inputs = self._sides[2].vision.inputs
         runners = [EngineRunner(side.name, side.vision, inputs) for side in self._sides]
-        pixels = _in_format(self._scenario.pixel_values, self._precisions.vision)
+        pixels = round_to(self._scenario.pixel_values, self._precisions.vision.dtype)
         pixels = pixels.astype(inputs["pixel_values"].dtype)
         return self._compare("vision", self._precisions.vision, runners, vision_feeds(pixels))
 
@@ -239,7 +230,9 @@ class _ScenarioCheck:
         feeds = self._decoder_feeds(np.concatenate([embeds, fed]))
         inputs = self._sides[2].decoder.inputs
         runners = [
-            EngineRunner(side.name, side.decoder, inputs, partial(self._bind, side))
+            EngineRunner(
+                side.name, side.decoder, inputs, partial(side.decoder.new_cache, self._rows)
+            )
             for side in self._sides
         ]
         return self._compare("decoder", self._precisions.decoder, runners, feeds)
@@ -260,12 +253,9 @@ class _ScenarioCheck:
             tolerance=tolerance,
         )
 
-    def _bind(self, side: Side) -> None:
-        bind_cache(side.decoder, self._config, self._rows)
-
     def _greedy(self, side: Side, embeds: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
         """A greedy answer of a fixed length, and the logits [V] that each token was chosen by."""
-        chunk = self._scenario.chunk_tokens or DEFAULT_CHUNK_TOKENS
+        chunk = self._scenario.chunk_tokens or PREFILL_TOKENS
         session = DecoderSession(side.decoder, self._config, self._rows, chunk)
         logits = session.prefill(embeds, self._scenario.segments)
         tokens: list[int] = []
@@ -282,7 +272,7 @@ class _ScenarioCheck:
         segments = [*self._scenario.segments, Text(DECODE_STEPS)]
         layout, _ = lay_out(segments, self._config.temporal)
         prompt, mask = self._scenario.length, self._config.temporal.mask
-        chunk = self._scenario.chunk_tokens or DEFAULT_CHUNK_TOKENS
+        chunk = self._scenario.chunk_tokens or PREFILL_TOKENS
         if not mask.allows_frame_chunks:
             chunk = prompt
         spans = frame_chunks(layout.tokens(0, prompt), mask, chunk)
@@ -294,7 +284,7 @@ class _ScenarioCheck:
         # All of a short call, evenly spread over a long one.
         wanted = np.linspace(0, stop - start - 1, rows).round().astype(np.int64)
         dtype = self._sides[2].decoder.inputs["inputs_embeds"].dtype
-        rounded = _in_format(embeds[None], self._precisions.decoder)
+        rounded = round_to(embeds[None], self._precisions.decoder.dtype)
         feed = {"inputs_embeds": rounded.astype(dtype), "logits_indices": wanted[None]}
         feed |= position_feeds(layout.tokens(start, stop).batched())
         if not self._config.temporal.mask.is_prefix:

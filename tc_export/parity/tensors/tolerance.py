@@ -13,14 +13,14 @@ from math import inf, isfinite
 
 import numpy as np
 
+from tc_export.dtypes import DType
+
 ALLOWED_RATIO = 2.0
 """An engine sums in another order than PyTorch: its rounding is of the same size, not the same."""
 
 FLOOR_UNITS = 8.0
 """The floor, in units of the format's epsilon times the largest true magnitude. In a small tensor
 PyTorch's own error can be zero by luck; eight roundings of the largest value are still noise."""
-
-EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def compare(
     errors = np.where(np.isfinite(errors), errors, np.inf)
     worst = np.unravel_index(int(errors.argmax()), errors.shape)
     pytorch_error = float(np.abs(pytorch.astype(np.float64) - truth).max())
-    floor = FLOOR_UNITS * EPSILON[precision] * float(np.abs(truth).max())
+    floor = FLOOR_UNITS * DType(precision).epsilon * float(np.abs(truth).max())
     return TensorComparison(
         stage=stage,
         step=step,

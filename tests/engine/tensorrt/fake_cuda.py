@@ -41,6 +41,7 @@ class Attribute(Enum):
 class CopyKind(Enum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
 
 
 class CaptureMode(Enum):
@@ -74,6 +75,7 @@ class FakeCuda:
         self.handles: dict[int, Handle] = {}
         self.launches = 0
         self.allocations = 0
+        self.device_copies = 0
         self.driver_is_old = False
         self._next_address = _FIRST_ADDRESS
         self._next_handle = 1
@@ -161,6 +163,11 @@ class FakeCuda:
 
             def copy() -> None:
                 self.bytes_at(dst, count)[:] = staged
+        elif kind is CopyKind.cudaMemcpyDeviceToDevice:
+            self.device_copies += 1
+
+            def copy() -> None:
+                self.bytes_at(dst, count)[:] = self.bytes_at(src, count)
         else:
 
             def copy() -> None:

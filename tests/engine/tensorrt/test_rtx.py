@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from tc_export.checkpoint.reader import open_checkpoint
@@ -21,6 +20,7 @@ from tc_export.demo_model.config import tiny_model
 from tc_export.demo_model.folder import write_checkpoint
 from tc_export.demo_model.tokenizer import make_tokenizer
 from tc_export.demo_model.trainer import new_model
+from tc_export.dtypes import DType
 from tc_export.engine.tensorrt.build import EngineReport, EngineRequest, build_engine
 from tc_export.errors import CheckFailed, EnvironmentLacks, InputError, TcExportError, UsageError
 from tc_export.graph.export import export_decoder, export_vision
@@ -210,7 +210,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelConfig]:
     checkpoint = open_checkpoint(folder / "checkpoint")
     for name, export in (("vision", export_vision), ("decoder", export_decoder)):
         (folder / name).mkdir()
-        export(checkpoint, torch.float16, folder / name, lambda nbytes: None)
+        export(checkpoint, DType.FLOAT16, folder / name, lambda nbytes: None)
     return folder, checkpoint.config.model
 
 

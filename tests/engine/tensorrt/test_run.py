@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tc_export.dtypes import BFLOAT16
 from tc_export.engine.tensorrt.flavours import TENSORRT, TENSORRT_RTX
 from tc_export.engine.tensorrt.run import TrtBuffer, TrtEngine
 from tc_export.engine.tensorrt.runtime import TensorRt
-from tc_export.engine.types import BFLOAT16
 from tc_export.errors import BundleError, EnvironmentLacks, TcExportError, UsageError
 from tests.engine.tensorrt.fake_cuda import FakeCuda, Misuse
 from tests.engine.tensorrt.fake_runtime import Arrays, DataType, FakeTensorRt, Input, Model, Output

@@ -75,7 +75,7 @@ def test_tensorrt_has_what_is_used(package: str, module: str) -> None:
     for name, thing in CLASSES.items():
         assert public(thing), name
         assert public(thing) - (set() if rtx else ONLY_RTX) <= real[name]
-    assert tensorrt._NUMPY_TYPES.keys() <= real["DataType"]
+    assert set(tensorrt._TYPES) <= real["DataType"]
     assert {mode.name for mode in fake.TensorIOMode} <= real["TensorIOMode"]
     assert {severity.name for severity in fake.Severity} <= real["ILogger.Severity"]
     assert ("WHOLE_GRAPH_CAPTURE" in real["CudaGraphStrategy"]) == rtx

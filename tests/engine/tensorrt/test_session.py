@@ -6,6 +6,7 @@ The engine's shapes are those that the builder gives real engines.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,14 @@ import torch
 from tc_export.config import ModelConfig
 from tc_export.contracts.shapes import decoder_shapes, vision_shapes
 from tc_export.engine.interface import Engine
-from tc_export.engine.session import DecoderSession, bind_cache
+from tc_export.engine.session import DecoderSession
 from tc_export.engine.tensorrt.flavours import TENSORRT
 from tc_export.engine.tensorrt.run import TrtEngine
 from tc_export.engine.tensorrt.runtime import TensorRt
 from tc_export.errors import UsageError
 from tc_export.model.positions import Clip, Segment, Text
 from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
+from tests.engine import sessions
 from tests.engine.tensorrt.fake_cuda import FakeCuda
 from tests.engine.tensorrt.fake_runtime import DataType, FakeTensorRt, Input, Model, Output
 from tests.exported import Exported
@@ -126,9 +128,8 @@ def test_the_cache_stays_where_it_is(exported: Exported, machine: Machine) -> No
     parts = 2 * exported.config.text.num_hidden_layers
     assert machine.cuda.allocations == parts
     segments, embeds = prompt(exported.config)
-    caches = bind_cache(engine, exported.config, ROWS)
     session.prefill(embeds, segments)
-    for cache in caches:
+    for cache in session.cache.buffers.values():
         rows = np.abs(cache.numpy()).sum(axis=(0, 1, 3))
         assert (rows[: len(embeds)] > 0).all()
         assert (rows[len(embeds) :] == 0).all()
@@ -150,7 +151,7 @@ def test_a_session_of_fewer_rows_than_the_engine(exported: Exported, machine: Ma
     segments, embeds = prompt(exported.config)
     engine = machine.engine("decoder")
     session = DecoderSession(engine, exported.config, len(embeds))
-    assert bind_cache(engine, exported.config, 1)[0].numpy().shape[2] == ROWS
+    assert {buffer.shape[2] for buffer in session.cache.buffers.values()} == {ROWS}
     session.prefill(embeds, segments)
     with pytest.raises(UsageError, match=f"the cache holds {len(embeds)}"):
         session.step(embeds[0])
@@ -171,3 +172,30 @@ def test_vision_in_calls_of_several_sizes(exported: Exported, machine: Machine) 
         close(engine.run(feeds)["visual_features"], expected)
     with pytest.raises(UsageError, match=r"built for \[1, 3, .* to \[8, 3"):
         engine.run({"pixel_values": np.zeros((9, 3, size, size))})
+
+
+@pytest.mark.parametrize("check", sessions.CHECKS)
+def test_sessions_of_one_engine(
+    check: Callable[[Engine, ModelConfig], None], exported: Exported, machine: Machine
+) -> None:
+    check(machine.engine("decoder"), exported.config)
+
+
+def test_a_cache_is_not_stolen(exported: Exported, machine: Machine) -> None:
+    sessions.check_not_stolen(machine.engine("decoder"), exported.config, machine.engine("decoder"))
+
+
+def test_activating_a_cache_copies_nothing(exported: Exported, machine: Machine) -> None:
+    """Two sessions turn about: addresses change, and no cache moves between device buffers."""
+    engine = machine.engine("decoder")
+    segments, embeds = prompt(exported.config)
+    pair = [DecoderSession(engine, exported.config, ROWS) for _ in range(2)]
+    for session in pair:
+        session.prefill(embeds, segments)
+    before = machine.cuda.device_copies
+    for token in range(3):
+        for session in pair:
+            session.step(embeds[token])
+    assert machine.cuda.device_copies == before
+    pair[0].fork()
+    assert machine.cuda.device_copies == before + len(pair[0].cache.buffers)

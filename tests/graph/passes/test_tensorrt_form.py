@@ -13,10 +13,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-import torch
 from onnx import TensorProto, helper
 
 from tc_export.checkpoint.reader import open_checkpoint
+from tc_export.dtypes import DType
 from tc_export.errors import EnvironmentLacks, TcExportError, UsageError
 from tc_export.graph.export import check_graph, export_decoder, export_vision
 from tc_export.graph.passes.float32_arithmetic import in_float32_arithmetic
@@ -56,7 +56,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
         folder = tmp_path_factory.mktemp(precision)
         return save_small(
             folder / "checkpoint",
-            dtype=getattr(torch, precision),
+            dtype=DType(precision).torch,
             text={"num_hidden_layers": LAYERS},
         )
 
@@ -64,7 +64,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     def vision(precision: str) -> Path:
         folder = tmp_path_factory.mktemp(f"vision-{precision}")
         checkpoint = open_checkpoint(checkpoint_folder(precision))
-        export_vision(checkpoint, getattr(torch, precision), folder, lambda nbytes: None)
+        export_vision(checkpoint, DType(precision), folder, lambda nbytes: None)
         return folder
 
     @cache
@@ -73,8 +73,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
         checkpoint = open_checkpoint(checkpoint_folder(precision), {"mask": mask})
         (folder / "vision").symlink_to(vision(precision))
         (folder / "decoder").mkdir()
-        dtype = getattr(torch, precision)
-        export_decoder(checkpoint, dtype, folder / "decoder", lambda nbytes: None)
+        export_decoder(checkpoint, DType(precision), folder / "decoder", lambda nbytes: None)
         return folder
 
     return both

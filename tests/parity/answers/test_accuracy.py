@@ -298,6 +298,7 @@ class Scripted(Engine):
     }
 
     def __init__(self, config: ModelConfig, *rows: list[float]) -> None:
+        super().__init__()
         shape = (STEPS, config.tokens_per_frame, config.text.hidden_size)
         self._features = np.zeros(shape, dtype=np.float32)
         self._rows = iter(np.array(rows, dtype=np.float32))
@@ -305,10 +306,10 @@ class Scripted(Engine):
     def allocate(self, name: str, shape: Sequence[int]) -> Buffer:
         return TorchBuffer(torch.zeros(1))
 
-    def bind(self, name: str, buffer: Buffer) -> None:
+    def _bind(self, name: str, buffer: Buffer) -> None:
         pass
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if "pixel_values" in feeds:
             return {"visual_features": self._features}
         return {"logits": next(self._rows)[None, None]}

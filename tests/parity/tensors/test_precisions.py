@@ -10,8 +10,10 @@ import onnx
 import pytest
 import torch
 
-from tc_export.bundle.layout import DECODER, MODEL_FILE, VISION
+from tc_export.bundle.layout import MODEL_FILE
 from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
+from tc_export.contracts.graph_io import DECODER, VISION
+from tc_export.dtypes import DType
 from tc_export.engine.loading import Engines
 from tc_export.graph.export import export_decoder, export_vision
 from tc_export.parity.graph_engines import load_graphs
@@ -44,7 +46,7 @@ def export_in(checkpoint: Checkpoint, precisions: Precisions, folder: Path) -> E
         (DECODER, precisions.decoder, export_decoder),
     ):
         (folder / name).mkdir(exist_ok=True)
-        export(checkpoint, getattr(torch, precision), folder / name, lambda nbytes: None)
+        export(checkpoint, DType(precision), folder / name, lambda nbytes: None)
     return load_graphs(folder, precisions)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tc_export.config import TemporalConfig
+from tc_export.dtypes import DType
 from tc_export.engine.interface import TensorInfo
 from tc_export.model.tc_llava import TcLlava
 from tc_export.parity.tensors.check import ParityResult, Side, check_parity
@@ -72,10 +73,10 @@ class Tampered(TorchDecoderEngine):
         self.fed: list[np.ndarray] = []
         self._tamper = tamper
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.calls <= DECODE_STEPS:  # the first scenario's, fed by the truth
             self.fed.append(feeds["inputs_embeds"])
-        results = super().run(feeds)
+        results = super()._run(feeds)
         results["logits"] = self._tamper(self.calls, results["logits"])
         self.calls += 1
         return results
@@ -106,22 +107,22 @@ def test_pytorch_itself_makes_just_pytorchs_error(precisions: Precisions) -> Non
         assert x.engine_error == x.pytorch_error > 0
         precision = precisions.vision if x.stage.endswith("vision") else precisions.decoder
         # Of the size of a few roundings of the graph's own format, not of the other's.
-        largest = (x.tolerance - 2 * x.pytorch_error) / (8 * EPSILON[precision])
+        largest = (x.tolerance - 2 * x.pytorch_error) / (8 * DType(precision).epsilon)
         assert 0.999 * abs(x.true_value) <= largest < 60
-        assert x.pytorch_error < 60 * EPSILON[precision] * largest
-        assert x.pytorch_error > 0.01 * EPSILON[precision] * largest
+        assert x.pytorch_error < 60 * DType(precision).epsilon * largest
+        assert x.pytorch_error > 0.01 * DType(precision).epsilon * largest
 
 
-@pytest.mark.parametrize("precision", EPSILON)
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 def test_all_sides_are_fed_numbers_of_the_format(precision: str) -> None:
     """What the engine rounds away as it comes in is no error of PyTorch's, to be made twice."""
     dtype = getattr(torch, precision)
     seen = []
 
     class Watched(Vision):
-        def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             seen.append(feeds["pixel_values"])
-            return super().run(feeds)
+            return super()._run(feeds)
 
     decoder = Tampered(load(dtype), unchanged)
     engine = Side(name="engine", vision=Watched(load(dtype)), decoder=decoder)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tc_export.ops import OpContract, TensorContract
+from tc_export.contracts.ops import OpContract, TensorContract
 
 SIZES = {"B": 2, "H": 4, "K": 2, "S": 3, "C": 5, "D": 7, "R": 3}
 

@@ -15,6 +15,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from torch import Tensor
 
 from tc_export.contracts.ops import (
+    CONTRACTS,
     DOMAIN,
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
@@ -22,7 +23,6 @@ from tc_export.contracts.ops import (
     TensorContract,
 )
 from tc_export.native.find import NativeLibrary
-from tc_export.ops import CONTRACTS
 from tests.plugins.cpu.definition import (
     SIZES,
     expected_attention,

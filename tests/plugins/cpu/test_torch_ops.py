@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tc_export import ops
+from tc_export.contracts import ops as contracts
 from tc_export.errors import EnvironmentLacks, TcExportError, UsageError
 from tc_export.native.find import NativeLibrary
 from tc_export.ops.native import NativeKernels, register_native_kernels
@@ -145,8 +146,8 @@ def test_only_a_contiguous_cache_is_written_in_place(library: NativeLibrary) -> 
 def test_every_tensor_of_another_shape_type_or_place_is_refused(library: NativeLibrary) -> None:
     kernels = NativeKernels(library.handle)
     for contract, op in (
-        (ops.DUAL_ROPE, kernels.dual_rope),
-        (ops.BLOCK_CAUSAL_ATTENTION, kernels.block_causal_attention),
+        (contracts.DUAL_ROPE, kernels.dual_rope),
+        (contracts.BLOCK_CAUSAL_ATTENTION, kernels.block_causal_attention),
     ):
         right = ones_of(contract, torch.float32)
         op(*right, 0.5)
@@ -162,7 +163,7 @@ def test_every_tensor_of_another_shape_type_or_place_is_refused(library: NativeL
 
 def test_caches_that_fit_each_other_must_fit_the_call(library: NativeLibrary) -> None:
     kernels = NativeKernels(library.handle)
-    *new, past_key, past_value = ones_of(ops.BLOCK_CAUSAL_ATTENTION, torch.float32)
+    *new, past_key, past_value = ones_of(contracts.BLOCK_CAUSAL_ATTENTION, torch.float32)
     for axis in (0, 3):
         caches = [torch.cat([cache, cache], dim=axis) for cache in (past_key, past_value)]
         with pytest.raises(UsageError, match="past_key is"):
@@ -176,7 +177,9 @@ def test_what_this_machine_lacks_is_no_wrong_usage(
     with pytest.raises(EnvironmentLacks, match="does not have"):
         unknown.dual_rope(*rotation(), 0.5)
     with pytest.raises(EnvironmentLacks, match="does not have"):
-        unknown.block_causal_attention(*ones_of(ops.BLOCK_CAUSAL_ATTENTION, torch.float32), 0.5)
+        unknown.block_causal_attention(
+            *ones_of(contracts.BLOCK_CAUSAL_ATTENTION, torch.float32), 0.5
+        )
     monkeypatch.setattr(library.handle, "tc_cpu_dual_rope_on", lambda *arguments: 4)
     with pytest.raises(EnvironmentLacks, match="out of memory"):
         NativeKernels(library.handle).dual_rope(*rotation(), 0.5)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tc_export.native.find import load_native_library
-from tests.plugins.cpu.conftest import BUILD
+from tests.plugins.cpu.library import BUILD
 from tests.plugins.native import build, need
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tc_export.contracts.ops import DOMAIN
+from tc_export.contracts.ops import CONTRACTS, DOMAIN
 from tc_export.native.find import NativeLibrary, load_native_library
-from tc_export.ops import CONTRACTS
 from tests.plugins.cpu import test_onnxruntime_ops as on_cpu
 from tests.plugins.native import REPOSITORY, build, fetched, run
 from tests.plugins.tensorrt.elf import functions, needed

@@ -13,8 +13,17 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from tc_export.contracts.ops import DOMAIN, OPSET_VERSION, PLUGIN_NAMESPACE, PLUGIN_VERSION
-from tc_export.ops import BLOCK_CAUSAL_ATTENTION, CONTRACTS, DUAL_ROPE, OpContract, TensorContract
+from tc_export.contracts.ops import (
+    BLOCK_CAUSAL_ATTENTION,
+    CONTRACTS,
+    DOMAIN,
+    DUAL_ROPE,
+    OPSET_VERSION,
+    PLUGIN_NAMESPACE,
+    PLUGIN_VERSION,
+    OpContract,
+    TensorContract,
+)
 
 SIZES: dict[str, int | str] = {"B": 1, "H": 4, "K": 2, "S": "S", "C": 96, "D": 64, "R": 32}
 ONNX_TYPES = {

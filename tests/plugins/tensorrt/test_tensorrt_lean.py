@@ -9,8 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tc_export.contracts.ops import PLUGIN_NAMESPACE, PLUGIN_VERSION
-from tc_export.ops import CONTRACTS
+from tc_export.contracts.ops import CONTRACTS, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from tests.plugins.native import fetched
 from tests.plugins.tensorrt.graphs import ATTRIBUTES
 

@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 import pytest
 
-from tc_export.ops import BLOCK_CAUSAL_ATTENTION, CONTRACTS
+from tc_export.contracts.ops import BLOCK_CAUSAL_ATTENTION, CONTRACTS
 from tests.plugins.native import fetched
 from tests.plugins.tensorrt.elf import needed
 from tests.plugins.tensorrt.graphs import SIZES, Variant, one_layer

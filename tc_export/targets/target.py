@@ -18,8 +18,10 @@ from pydantic import Field, model_validator
 
 from tc_export.config import Config
 from tc_export.errors import InputError, UsageError
+from tc_export.targets.precision import Precision
+from tc_export.targets.release import Release
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 SHIPPED_FOLDERS = (
     _PACKAGE / "engines" / "targets",  # installed by a wheel
@@ -27,24 +29,6 @@ SHIPPED_FOLDERS = (
 )
 
 OLDEST_SM = 80  # has cp.async and the 16-bit mma.m16n8k16, which the kernels are written with
-SHORT_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-
-
-class Precision(StrEnum):
-    """A number format that weights are stored in, and multiplied in where it says so."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-    INT8 = "int8"
-    INT4 = "int4"  # weights only: multiplied as float16
-    FP8 = "fp8"
-    NVFP4 = "nvfp4"
-
-    @property
-    def is_float(self) -> bool:
-        """True for the formats that a whole graph can be exported in."""
-        return self in (Precision.FLOAT32, Precision.FLOAT16, Precision.BFLOAT16)
 
 
 class Mark(StrEnum):
@@ -82,15 +66,6 @@ class Rates(Config):
     int8: float | None = Field(default=None, gt=0)
     fp8: float | None = Field(default=None, gt=0)
     nvfp4: float | None = Field(default=None, gt=0)
-
-
-class Release(Config):
-    """A set of versions that come together on the device."""
-
-    name: str
-    cuda: str
-    tensorrt: str  # of the flavour that `Toolchain.engine` names
-    system: str | None = None
 
 
 EngineFlavour = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
@@ -238,84 +213,3 @@ def _shipped_files() -> dict[str, Path]:
         f"no targets are installed: looked in {', '.join(map(str, SHIPPED_FOLDERS))}",
         hint="install tc-export again",
     )
-
-
-def choose_release(target: Target, wanted: str | None) -> Release | None:
-    """The device's software to build for: the newest, or the one that is asked for.
-
-    `wanted` is a release's name, or its TensorRT version. None for a target without any.
-
-    Raises:
-        UsageError: the target has no such release.
-    """
-    releases = target.toolchain.releases
-    if wanted is None:
-        return releases[-1] if releases else None
-    for release in releases:
-        if wanted.lower() in (release.name.lower(), release.tensorrt):
-            return release
-    known = ", ".join(f"{release.name!r} (TensorRT {release.tensorrt})" for release in releases)
-    raise UsageError(
-        f"{target.name} has no release {wanted!r}",
-        hint=f"known: {known}" if releases else "leave --release out: this target has none",
-    )
-
-
-COMPONENTS = ("vision", "decoder")
-
-
-class Precisions(Config):
-    """The number format of each engine."""
-
-    vision: Precision
-    decoder: Precision
-
-    @classmethod
-    def both(cls, precision: Precision | str) -> Self:
-        """One format for both engines."""
-        return cls(vision=Precision(precision), decoder=Precision(precision))
-
-    def __str__(self) -> str:
-        """As a person reads it: one format, or each engine's."""
-        if self.vision == self.decoder:
-            return self.vision
-        return f"vision {self.vision}, decoder {self.decoder}"
-
-
-def read_precisions(text: str | None, target: Target) -> Precisions:
-    """Read `--precision`: one format for both engines, or `vision=fp16,decoder=bf16`.
-
-    An engine that is not named takes the target's first format; without `text` both do.
-
-    Raises:
-        UsageError: the text is wrong, or the target lacks the format.
-    """
-    chosen = dict.fromkeys(COMPONENTS, target.precisions[0])
-    for part in [] if text is None else text.split(","):
-        component, equals, value = part.strip().rpartition("=")
-        if equals and component not in COMPONENTS:
-            raise UsageError(
-                f"--precision {text!r} names a component {component!r}",
-                hint=f"known components: {', '.join(COMPONENTS)}",
-            )
-        for name in (component,) if equals else COMPONENTS:
-            chosen[name] = _precision(value, target, name)
-    return Precisions(**chosen)
-
-
-def _precision(value: str, target: Target, component: str) -> Precision:
-    try:
-        precision = Precision(SHORT_NAMES.get(value, value))
-    except ValueError:
-        names = ", ".join([*Precision, *SHORT_NAMES])
-        raise UsageError(
-            f"the precision {value!r} is unknown", hint=f"known precisions: {names}"
-        ) from None
-    target.check_precision(precision, component)
-    if not precision.is_float:
-        floats = ", ".join(p for p in target.precisions if p.is_float)
-        raise UsageError(
-            f"{target.name} has {precision}, but graphs are exported in floating point only",
-            hint=f"for {target.name}: {floats}",
-        )
-    return precision

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inputs and outputs of both graphs: names, axes, types and limits, said once.
+
+The exporter gives them these names and axes, every backend finds them by these names, engines are
+built for these limits, and a bundle carries all of it as `graph_io.json`, so that a runtime that
+shares no code with this package can be written against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tc_export.config import AttentionMask, ModelConfig
+from tc_export.dtypes import DType
+
+VISION = "vision"
+DECODER = "decoder"
+GRAPHS = (VISION, DECODER)
+
+PIXEL_VALUES = "pixel_values"
+VISUAL_FEATURES = "visual_features"
+
+INPUTS_EMBEDS = "inputs_embeds"
+POSITION_IDS = "position_ids"
+TEMPORAL_IDS = "temporal_ids"
+KV_END = "kv_end"
+LOGITS_INDICES = "logits_indices"
+KEY_FRAME_IDS = "key_frame_ids"
+LOGITS = "logits"
+
+CACHE_PARTS = ("key", "value")
+PAST, PRESENT = "past_key_values", "present"
+
+FRAMES_A_CALL = 8
+"""Most frames that go through the vision engine at once: bounds its memory, costs no speed."""
+
+LOGITS_A_CALL = 64
+"""Most tokens of a call whose logits are asked for: generation wants one, a comparison more."""
+
+PREFILL_TOKENS = 1024
+"""Most tokens that one call prefills, unless a single frame has more. Bounds the mask and the
+scores that a runtime without our kernels builds in one call."""
+
+WEIGHTS_TYPE = "T"
+"""Stands for the type of the graph's weights."""
+
+
+@dataclass(frozen=True)
+class GraphTensor:
+    """An input or output of a graph. An axis is a length, or the name of a dynamic axis."""
+
+    name: str
+    axes: tuple[str | int, ...]
+    dtype: str  # a `DType`, or `WEIGHTS_TYPE`
+    meaning: str
+
+    @property
+    def dynamic_axes(self) -> dict[int, str]:
+        """The names of the dynamic axes, by their index."""
+        return {index: axis for index, axis in enumerate(self.axes) if isinstance(axis, str)}
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape where the dynamic axes have these lengths."""
+        return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in self.axes)
+
+
+def past_name(layer: int, part: str) -> str:
+    """The input that takes a layer's cache as it was before the call; part is `key` or `value`."""
+    return f"{PAST}.{layer}.{part}"
+
+
+def present_name(layer: int, part: str) -> str:
+    """The output that gives a layer's cache as it is after the call."""
+    return f"{PRESENT}.{layer}.{part}"
+
+
+def is_past(name: str) -> bool:
+    """True for an input that takes a part of the cache."""
+    return name.startswith(f"{PAST}.")
+
+
+def is_present(name: str) -> bool:
+    """True for an output that gives a part of the cache."""
+    return name.startswith(f"{PRESENT}.")
+
+
+def vision_inputs(config: ModelConfig) -> tuple[GraphTensor, ...]:
+    """The vision graph's only input."""
+    size = config.vision.image_size
+    axes = ("frames", 3, size, size)
+    return (GraphTensor(PIXEL_VALUES, axes, WEIGHTS_TYPE, "normalised frames, red first"),)
+
+
+def vision_outputs(config: ModelConfig) -> tuple[GraphTensor, ...]:
+    """The vision graph's only output."""
+    axes = ("frames", config.tokens_per_frame, config.text.hidden_size)
+    meaning = "projected and pooled: what takes the visual tokens' places"
+    return (GraphTensor(VISUAL_FEATURES, axes, WEIGHTS_TYPE, meaning),)
+
+
+def decoder_inputs(config: ModelConfig) -> tuple[GraphTensor, ...]:
+    """The decoder graph's inputs, in order."""
+    per_token = ("batch", "tokens")
+    tensors = [
+        GraphTensor(
+            INPUTS_EMBEDS,
+            (*per_token, config.text.hidden_size),
+            WEIGHTS_TYPE,
+            "embedded tokens and visual features",
+        ),
+        GraphTensor(
+            POSITION_IDS, per_token, DType.INT64, "n, and the token's cache row; -1 for padding"
+        ),
+        GraphTensor(TEMPORAL_IDS, per_token, DType.INT64, "T; -1 for padding"),
+        GraphTensor(KV_END, per_token, DType.INT32, "cache rows that the token sees"),
+        GraphTensor(
+            LOGITS_INDICES, ("batch", "logits"), DType.INT64, "tokens of the call to give logits of"
+        ),
+        *_cache(config, PAST, "cache before the call"),
+    ]
+    if config.temporal.mask is AttentionMask.FRAME_BLOCK:
+        axes = ("batch", "cache_rows")
+        meaning = "frame of each cache row; -1 for text"
+        tensors.append(GraphTensor(KEY_FRAME_IDS, axes, DType.INT64, meaning))
+    return tuple(tensors)
+
+
+def decoder_outputs(config: ModelConfig) -> tuple[GraphTensor, ...]:
+    """The decoder graph's outputs, in order."""
+    axes = ("batch", "logits", config.text.vocab_size)
+    logits = GraphTensor(LOGITS, axes, WEIGHTS_TYPE, "of the tokens asked for")
+    present = _cache(config, PRESENT, "cache after the call; may be the same buffer as before it")
+    return (logits, *present)
+
+
+def _cache(config: ModelConfig, prefix: str, meaning: str) -> Iterable[GraphTensor]:
+    text = config.text
+    axes = ("batch", text.num_key_value_heads, "cache_rows", text.head_dim)
+    for layer in range(text.num_hidden_layers):
+        for part in CACHE_PARTS:
+            yield GraphTensor(f"{prefix}.{layer}.{part}", axes, WEIGHTS_TYPE, meaning)
+
+
+def names(tensors: Iterable[GraphTensor]) -> list[str]:
+    """The tensors' names, in order."""
+    return [tensor.name for tensor in tensors]
+
+
+def prefill_tokens(config: ModelConfig, max_length: int) -> int:
+    """Tokens of the largest prefill call: a chunk of whole frames, or all where nothing is cut."""
+    if not config.temporal.mask.allows_frame_chunks:
+        return max_length
+    return min(max_length, max(PREFILL_TOKENS, config.tokens_per_frame))
+
+
+def as_document(
+    config: ModelConfig, *, max_length: int, precisions: Mapping[str, str]
+) -> dict[str, Any]:
+    """Both graphs' inputs, outputs and limits as JSON values, for `graph_io.json` in a bundle.
+
+    `precisions` are the graphs' own number formats, by graph.
+    """
+
+    def spell(tensors: Iterable[GraphTensor], precision: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": tensor.name,
+                "axes": list(tensor.axes),
+                "dtype": precision if tensor.dtype == WEIGHTS_TYPE else str(tensor.dtype),
+                "meaning": tensor.meaning,
+            }
+            for tensor in tensors
+        ]
+
+    sides = {
+        VISION: (vision_inputs(config), vision_outputs(config)),
+        DECODER: (decoder_inputs(config), decoder_outputs(config)),
+    }
+    return {
+        **{
+            graph: {
+                "inputs": spell(inputs, precisions[graph]),
+                "outputs": spell(outputs, precisions[graph]),
+            }
+            for graph, (inputs, outputs) in sides.items()
+        },
+        "limits": {
+            "frames_a_call": FRAMES_A_CALL,
+            "logits_a_call": LOGITS_A_CALL,
+            "prefill_tokens": prefill_tokens(config, max_length),
+            "cache_rows": max_length,
+        },
+    }

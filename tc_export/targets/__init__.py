@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices as data: what each one has, its software, and the number formats that it can run."""
+
+from tc_export.targets.precision import COMPONENTS, Precision, Precisions, read_precisions
+from tc_export.targets.release import Release, choose_release
+from tc_export.targets.target import (
+    SHIPPED_FOLDERS,
+    Doubt,
+    EngineFlavour,
+    Mark,
+    Memory,
+    Rates,
+    Target,
+    Toolchain,
+    list_targets,
+    load_target,
+    read_target,
+)
+
+__all__ = [
+    "COMPONENTS",
+    "SHIPPED_FOLDERS",
+    "Doubt",
+    "EngineFlavour",
+    "Mark",
+    "Memory",
+    "Precision",
+    "Precisions",
+    "Rates",
+    "Release",
+    "Target",
+    "Toolchain",
+    "choose_release",
+    "list_targets",
+    "load_target",
+    "read_precisions",
+    "read_target",
+]
