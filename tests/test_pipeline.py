@@ -16,12 +16,11 @@ import pytest
 from tc_export.bundle import read_manifest, verify
 from tc_export.checkpoint.hf_config import read_config
 from tc_export.checkpoint.reader import Checkpoint
-from tc_export.config import ModelConfig
 from tc_export.errors import CheckFailed, UsageError
 from tc_export.parity.of_bundle import check_bundle
-from tc_export.pipeline import build, choose_profile
+from tc_export.pipeline import build
 from tc_export.runner import SilentReporter
-from tc_export.stages import bodies as build_stages
+from tc_export.stages import graphs
 from tests.bundled import MAX_FRAMES, MAX_LENGTH, copy_bundle, request_for, save_with_tokenizer
 
 
@@ -112,7 +111,7 @@ def test_a_killed_build_resumes(bundle: Path, checkpoint: Path, tmp_path: Path) 
 def test_an_engine_that_is_wrong_is_not_published(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = build_stages.EXPORTERS["decoder"]
+    real = graphs.EXPORTER_OF["decoder"]
 
     def doubled(checkpoint: Checkpoint, dtype, folder: Path, advance):  # type: ignore[no-untyped-def]
         report = real(checkpoint, dtype, folder, advance)
@@ -124,7 +123,7 @@ def test_an_engine_that_is_wrong_is_not_published(
         onnx.save(model, folder / "model.onnx")
         return report
 
-    monkeypatch.setitem(build_stages.EXPORTERS, "decoder", doubled)
+    monkeypatch.setitem(graphs.EXPORTER_OF, "decoder", doubled)
     output = tmp_path / "bundle"
     with pytest.raises(CheckFailed, match="one clip: decoder, step 0: logits"):
         build(request_for(checkpoint, output), SilentReporter())
@@ -138,31 +137,6 @@ def test_another_checkpoint_is_told_apart(bundle: Path, tmp_path: Path) -> None:
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(Exception, match=r"not the checkpoint|contradict"):
         check_bundle(bundle, other)
-
-
-class TestProfile:
-    @pytest.fixture
-    def config(self, checkpoint: Path) -> ModelConfig:
-        return read_config(checkpoint).model
-
-    def test_default_length_is_within_the_context(self, config: ModelConfig) -> None:
-        assert choose_profile(config, 16, None).max_length == 256
-
-    def test_frames_must_leave_room_for_text(self, config: ModelConfig) -> None:
-        assert choose_profile(config, 63, None).max_frames == 63
-        with pytest.raises(UsageError) as raised:
-            choose_profile(config, 64, None)
-        assert raised.value.hint == "frames that have room: 63"
-
-    def test_length_is_bounded_by_the_context(self, config: ModelConfig) -> None:
-        assert choose_profile(config, 1, 256).max_length == 256
-        with pytest.raises(UsageError, match="context of 256"):
-            choose_profile(config, 1, 257)
-
-    def test_not_even_one_frame(self, config: ModelConfig) -> None:
-        with pytest.raises(UsageError) as raised:
-            choose_profile(config, 1, 4)
-        assert raised.value.hint == "frames that have room: 0"
 
 
 def test_weights_are_not_copied_where_they_can_be_linked(bundle: Path, checkpoint: Path) -> None:

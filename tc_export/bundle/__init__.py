@@ -7,15 +7,15 @@
 from tc_export.bundle.files import Digests, link_or_copy
 from tc_export.bundle.manifest import (
     BundlePath,
-    Description,
+    BundleSpec,
     EngineBuild,
     EngineRecord,
     EngineState,
-    Facts,
     FileRecord,
     Manifest,
     Profile,
     StageRecord,
+    StageResults,
     read_manifest,
 )
 from tc_export.bundle.staging import Staging, open_staging
@@ -23,18 +23,18 @@ from tc_export.bundle.verify import Damage, Problem, inspect, locate, verify
 
 __all__ = [
     "BundlePath",
+    "BundleSpec",
     "Damage",
-    "Description",
     "Digests",
     "EngineBuild",
     "EngineRecord",
     "EngineState",
-    "Facts",
     "FileRecord",
     "Manifest",
     "Problem",
     "Profile",
     "StageRecord",
+    "StageResults",
     "Staging",
     "inspect",
     "link_or_copy",

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-VISION = "vision"
-DECODER = "decoder"
-GRAPHS = (VISION, DECODER)
+GRAPH_IO_FILE = "graph_io.json"
 MODEL_FILE = "model.onnx"
 EMBEDDING_FILE = "embedding.safetensors"
 PLUGIN_FOLDER = "plugins"
@@ -15,6 +13,11 @@ PLUGIN_FILE = "libtc_tensorrt.so"
 def engine_stage(graph: str) -> str:
     """The stage that makes the engine of a graph, here or on the device."""
     return f"{graph}_engine"
+
+
+def tensorrt_stage(graph: str) -> str:
+    """The stage that writes a graph in the form that the device's TensorRT parses."""
+    return f"{graph}_tensorrt"
 
 
 def engine_path(graph: str) -> str:

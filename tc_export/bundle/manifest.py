@@ -24,7 +24,7 @@ from tc_export.config import Config
 from tc_export.errors import BundleError
 
 FORMAT = "tc-export bundle"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 
 _HEADER = ("format", "format_version", "seal")
@@ -93,7 +93,7 @@ class EngineBuild(Config):
     plugin_layers: dict[str, int]  # by op: those that our plugins serve
 
 
-class Description(Config):
+class BundleSpec(Config):
     """What is known of a bundle before it is built."""
 
     target: str
@@ -103,8 +103,8 @@ class Description(Config):
     tools: dict[str, str]  # version of every tool that builds, by name
 
 
-class Facts(Config):
-    """What a stage finds out while it runs."""
+class StageResults(Config):
+    """What a stage finds out while it runs, beside the files that it writes."""
 
     # By graph; the nodes then by op.
     precision_realised: dict[str, str] = Field(default_factory=dict)
@@ -113,8 +113,8 @@ class Facts(Config):
     engine: EngineRecord | None = None
 
     @staticmethod
-    def merge(parts: Iterable[Facts]) -> Facts:
-        """All facts in one; of two about the same graph or engine, the later one."""
+    def merge(parts: Iterable[StageResults]) -> StageResults:
+        """All results in one; of two about the same graph or engine, the later one."""
         precision_realised: dict[str, str] = {}
         custom_nodes: dict[str, dict[str, int]] = {}
         engine_builds: dict[str, EngineBuild] = {}
@@ -124,7 +124,7 @@ class Facts(Config):
             custom_nodes |= part.custom_nodes
             engine_builds |= part.engine_builds
             engine = part.engine or engine
-        return Facts(
+        return StageResults(
             precision_realised=precision_realised,
             custom_nodes=custom_nodes,
             engine_builds=engine_builds,
@@ -138,7 +138,7 @@ class StageRecord(Config):
     key: Sha256  # hash of everything that the result depends on
     seconds: float = Field(ge=0)
     files: dict[BundlePath, FileRecord]
-    facts: Facts = Facts()
+    results: StageResults = StageResults()
 
     @property
     def fingerprint(self) -> str:
@@ -146,16 +146,16 @@ class StageRecord(Config):
         return digest_of(self.model_dump(mode="json", exclude={"seconds"}))
 
 
-class Manifest(Facts, Description):
-    """A whole bundle: its description, the facts of all stages, and the stages themselves."""
+class Manifest(StageResults, BundleSpec):
+    """A whole bundle: its spec, the results of all stages, and the stages themselves."""
 
     stages: dict[str, StageRecord]
 
     @classmethod
-    def assemble(cls, description: Description, stages: Mapping[str, StageRecord]) -> Self:
+    def assemble(cls, spec: BundleSpec, stages: Mapping[str, StageRecord]) -> Self:
         """Put the manifest together when every stage has ended."""
-        facts = Facts.merge(record.facts for record in stages.values())
-        return cls(**dict(description), **dict(facts), stages=dict(stages))
+        results = StageResults.merge(record.results for record in stages.values())
+        return cls(**dict(spec), **dict(results), stages=dict(stages))
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -163,9 +163,9 @@ class Manifest(Facts, Description):
         twice = sorted(path for path, count in Counter(paths).items() if count > 1)
         if twice:
             raise ValueError(f"files of two stages at once: {', '.join(twice)}")
-        facts = Facts.merge(record.facts for record in self.stages.values())
-        if any(getattr(self, name) != value for name, value in facts):
-            raise ValueError(f"{', '.join(Facts.model_fields)} are not those of the stages")
+        results = StageResults.merge(record.results for record in self.stages.values())
+        if any(getattr(self, name) != value for name, value in results):
+            raise ValueError(f"{', '.join(StageResults.model_fields)} are not those of the stages")
         return self
 
     @property

@@ -59,7 +59,7 @@ _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class _State(Config):
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     stages: dict[str, StageRecord] = Field(default_factory=dict)
     digests: dict[str, Sha256] = Field(default_factory=dict)
 

@@ -127,27 +127,27 @@ def finish(
     again. Exit code 1: an engine does not compute what the model computes.
     """
     from tc_export.bundle import read_manifest
-    from tc_export.device_build.instructions import read_plan
     from tc_export.device_build.machine import this_machine
+    from tc_export.device_build.spec import read_spec
 
     read_manifest(bundle)
-    machine = this_machine(read_plan(bundle))
+    machine = this_machine(read_spec(bundle))
     _print_end(bundle, _finish_on(machine, bundle))
 
 
 def _finish_if_here(bundle: Path, manifest: Manifest) -> Manifest:
     """Finish a pending bundle at once, where this machine is the device that it is for."""
     from tc_export.bundle import EngineState, locate
-    from tc_export.device_build.instructions import read_plan
     from tc_export.device_build.machine import check_machine, this_machine
+    from tc_export.device_build.spec import read_spec
     from tc_export.errors import EnvironmentLacks
 
     if manifest.engine is None or manifest.engine.state is not EngineState.PENDING:
         return manifest
-    plan = read_plan(bundle)
+    spec = read_spec(bundle)
     try:
-        machine = this_machine(plan)
-        check_machine(plan, machine, locate(bundle, plan.plugin_library))
+        machine = this_machine(spec)
+        check_machine(spec, machine, locate(bundle, spec.plugin_library))
     except EnvironmentLacks:
         return manifest
     return _finish_on(machine, bundle)

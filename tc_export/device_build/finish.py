@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Protocol
 
 from tc_export.bundle import (
-    Description,
+    BundleSpec,
     EngineBuild,
     EngineRecord,
     EngineState,
-    Facts,
     Manifest,
     StageRecord,
+    StageResults,
     Staging,
     locate,
     open_staging,
@@ -30,10 +30,10 @@ from tc_export.bundle import (
 )
 from tc_export.bundle.layout import engine_stage
 from tc_export.bundle.manifest import digest_of
-from tc_export.device_build.instructions import PLAN_FILE, FinishPlan, GraphPlan, read_plan
 from tc_export.device_build.judge import judge
 from tc_export.device_build.machine import Machine, check_machine
 from tc_export.device_build.script_products import ScriptProducts, set_aside
+from tc_export.device_build.spec import SPEC_FILE, DeviceBuildSpec, EngineSpec, read_spec
 from tc_export.engine.interface import Engine
 from tc_export.engine.tensorrt.build import EngineReport, EngineRequest, build_engine
 from tc_export.engine.tensorrt.cuda import open_cuda
@@ -48,11 +48,11 @@ OnProgress = Callable[[float, float | None], None]
 class OpenEngine(Protocol):
     """Opens a built engine on this machine's GPU, with the plugin library in the registry."""
 
-    def __call__(self, engine: Path, plugin_library: Path, graph: GraphPlan, /) -> Engine:
+    def __call__(self, engine: Path, plugin_library: Path, spec: EngineSpec, /) -> Engine:
         """Open the engine file."""
 
 
-def open_on_gpu(engine: Path, plugin_library: Path, graph: GraphPlan, /) -> Engine:
+def open_on_gpu(engine: Path, plugin_library: Path, spec: EngineSpec, /) -> Engine:
     """Open an engine on the first GPU of this machine.
 
     Raises:
@@ -60,9 +60,9 @@ def open_on_gpu(engine: Path, plugin_library: Path, graph: GraphPlan, /) -> Engi
         EnvironmentLacks: no GPU, no TensorRT, or the plugin library does not load.
     """
     tensorrt = TensorRt(TENSORRT, import_tensorrt(TENSORRT), open_cuda())
-    if graph.custom_nodes:
+    if spec.custom_nodes:
         tensorrt.load_plugins(plugin_library)
-    return TrtEngine(engine, tensorrt, native_nodes=graph.custom_nodes)
+    return TrtEngine(engine, tensorrt, native_nodes=spec.custom_nodes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +87,16 @@ def finish(bundle: Path, machine: Machine, tools: Tools) -> Manifest:
     """
     bundle = bundle.resolve()
     manifest = read_manifest(bundle)
-    plan = read_plan(bundle)
-    library = locate(bundle, plan.plugin_library)
-    check_machine(plan, machine, library)
+    spec = read_spec(bundle)
+    library = locate(bundle, spec.plugin_library)
+    check_machine(spec, machine, library)
     if manifest.engine is None or manifest.engine.state is EngineState.PENDING:
-        with set_aside(bundle, plan) as products, open_staging(bundle) as staging:
-            return _Finish(staging, plan, machine, tools, products).run()
-    for name, graph in plan.graphs.items():
-        tools.on_step(f"compare the {name} engine with the golden data")
-        judge(bundle, name, graph, tools.open_engine(locate(bundle, graph.engine), library, graph))
+        with set_aside(bundle, spec) as products, open_staging(bundle) as staging:
+            return _Finish(staging, spec, machine, tools, products).run()
+    for graph, wanted in spec.graphs.items():
+        tools.on_step(f"compare the {graph} engine with the golden data")
+        engine = tools.open_engine(locate(bundle, wanted.engine), library, wanted)
+        judge(bundle, graph, wanted, engine)
     return manifest
 
 
@@ -105,13 +106,13 @@ class _Finish:
     def __init__(
         self,
         staging: Staging,
-        plan: FinishPlan,
+        spec: DeviceBuildSpec,
         machine: Machine,
         tools: Tools,
         products: ScriptProducts,
     ) -> None:
         self._staging = staging
-        self._plan = plan
+        self._spec = spec
         self._machine = machine
         self._tools = tools
         self._products = products
@@ -120,17 +121,17 @@ class _Finish:
         published = self._staging.published
         if published is None:
             raise UsageError(f"{self._staging.output} was removed in the meantime")
-        engines = {engine_stage(name): name for name in self._plan.graphs}
+        graphs = {engine_stage(graph): graph for graph in self._spec.graphs}
         self._tools.on_step("check the bundle's files")
         records = {
             name: self._take_over(name, record)
             for name, record in published.stages.items()
-            if name not in engines
+            if name not in graphs
         }
-        for stage, name in engines.items():
-            records[stage] = self._finish_graph(stage, name, self._plan.graphs[name])
-        description = Description(**{x: getattr(published, x) for x in Description.model_fields})
-        manifest = Manifest.assemble(description, records)
+        for stage, graph in graphs.items():
+            records[stage] = self._finish_engine(stage, graph, self._spec.graphs[graph])
+        bundle_spec = BundleSpec(**{x: getattr(published, x) for x in BundleSpec.model_fields})
+        manifest = Manifest.assemble(bundle_spec, records)
         self._staging.publish(manifest)
         return manifest
 
@@ -146,82 +147,83 @@ class _Finish:
         self._staging.keep(name, taken)
         return taken
 
-    def _finish_graph(self, stage: str, name: str, graph: GraphPlan) -> StageRecord:
+    def _finish_engine(self, stage: str, graph: str, spec: EngineSpec) -> StageRecord:
         staging, start = self._staging, time.perf_counter()
-        key = self._key(stage, graph)
-        record = staging.reuse(stage, key, (graph.engine,))
+        key = self._key(stage, spec)
+        record = staging.reuse(stage, key, (spec.engine,))
         if record is not None:
-            self._tools.on_step(f"the {name} engine was built and judged before")
+            self._tools.on_step(f"the {graph} engine was built and judged before")
             staging.keep(stage, record)
             return record
         try:
-            built = self._take(name, graph) or self._build(name, graph)
-            self._tools.on_step(f"compare the {name} engine with the golden data")
-            folder = staging.bundle
-            library = folder / self._plan.plugin_library
-            judge(
-                folder, name, graph, self._tools.open_engine(folder / graph.engine, library, graph)
-            )
-            files = staging.hash_outputs((graph.engine,))
+            built = self._take(graph, spec) or self._build(graph, spec)
+            self._judge(graph, spec)
+            files = staging.hash_outputs((spec.engine,))
         except BaseException:
-            staging.discard(stage, (graph.engine,))
+            staging.discard(stage, (spec.engine,))
             raise
         record = StageRecord(
             key=key,
             seconds=round(time.perf_counter() - start, 3),
             files=files,
-            facts=Facts(
-                precision_realised={name: built.precision},
-                engine_builds={name: built},
+            results=StageResults(
+                precision_realised={graph: built.precision},
+                engine_builds={graph: built},
                 engine=EngineRecord(backend=TENSORRT, state=EngineState.BUILT),
             ),
         )
         staging.keep(stage, record)
         return record
 
-    def _key(self, stage: str, graph: GraphPlan) -> str:
-        """Hash of what the engine depends on: plan, graph, library and TensorRT."""
+    def _judge(self, graph: str, spec: EngineSpec) -> None:
+        self._tools.on_step(f"compare the {graph} engine with the golden data")
+        folder = self._staging.bundle
+        library = folder / self._spec.plugin_library
+        judge(folder, graph, spec, self._tools.open_engine(folder / spec.engine, library, spec))
+
+    def _key(self, stage: str, spec: EngineSpec) -> str:
+        """Hash of what the engine depends on: spec, graph, library and TensorRT."""
         published = self._staging.published
         assert published is not None
         files = {path: record.sha256 for path, record in published.files.items()}
-        folder = graph.graph.rpartition("/")[0]
+        folder = spec.graph.rpartition("/")[0]
         sources = {
             path: sha256
             for path, sha256 in files.items()
-            if path in (PLAN_FILE, self._plan.plugin_library) or path.startswith(f"{folder}/")
+            if path in (SPEC_FILE, self._spec.plugin_library) or path.startswith(f"{folder}/")
         }
         return digest_of({"stage": stage, "files": sources, "tensorrt": self._machine.tensorrt})
 
-    def _take(self, name: str, graph: GraphPlan) -> EngineBuild | None:
+    def _take(self, graph: str, spec: EngineSpec) -> EngineBuild | None:
         """The engine that `finish.sh` has built, if it has."""
-        layers = self._products.take(graph.engine, self._staging.bundle)
+        layers = self._products.take(spec.engine, self._staging.bundle)
         if layers is None:
             return None
-        self._tools.on_step(f"take the {name} engine that finish.sh has built")
+        self._tools.on_step(f"take the {graph} engine that finish.sh has built")
         return EngineBuild(
             builder=f"TensorRT {self._machine.tensorrt}",
             sm=self._machine.sm,
             # The network is strongly typed, and no function could stand in for a plugin.
-            precision=graph.precision,
+            precision=spec.precision,
             layers=layers,
-            plugin_layers=graph.custom_nodes,
+            plugin_layers=spec.custom_nodes,
         )
 
-    def _build(self, name: str, graph: GraphPlan) -> EngineBuild:
-        self._tools.on_step(f"build the {name} engine")
+    def _build(self, graph: str, spec: EngineSpec) -> EngineBuild:
+        self._tools.on_step(f"build the {graph} engine")
         folder = self._staging.bundle
-        engine = folder / graph.engine
+        engine = folder / spec.engine
         engine.parent.mkdir(parents=True, exist_ok=True)
         report = self._tools.build_engine(
             EngineRequest(
                 flavour="tensorrt",
-                graph=folder / graph.graph,
+                graph=folder / spec.graph,
                 engine=engine,
-                shapes=graph.shape_ranges,
-                precision=graph.precision,
-                plugin_library=folder / self._plan.plugin_library,
+                shapes=spec.shape_ranges,
+                precision=spec.precision,
+                plugin_library=folder / self._spec.plugin_library,
                 compute_capability=None,
-                custom_nodes=graph.custom_nodes,
+                custom_nodes=spec.custom_nodes,
                 timing_cache=self._products.timing_cache,
             ),
             self._tools.on_progress,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from tc_export.device_build.instructions import FinishPlan
+from tc_export.device_build.spec import DeviceBuildSpec
 from tc_export.engine.tensorrt.cuda import compute_capability, open_cuda
 from tc_export.engine.tensorrt.flavours import TENSORRT
 from tc_export.engine.tensorrt.runtime import import_tensorrt
@@ -26,56 +26,56 @@ class Machine:
     sm: int
 
 
-def this_machine(plan: FinishPlan) -> Machine:
+def this_machine(spec: DeviceBuildSpec) -> Machine:
     """The machine that we run on.
 
     Raises:
-        EnvironmentLacks: it is not of the plan's processor, has no GPU, no TensorRT, or not the
+        EnvironmentLacks: it is not of the spec's processor, has no GPU, no TensorRT, or not the
             bindings to reach it.
     """
     architecture = platform.machine()
-    _check_processor(plan, architecture)  # first: a host need not be told that it has no TensorRT
+    _check_processor(spec, architecture)  # first: a host need not be told that it has no TensorRT
     tensorrt = import_tensorrt(TENSORRT)
     return Machine(architecture, tensorrt.__version__, compute_capability(open_cuda()))
 
 
-def _check_processor(plan: FinishPlan, architecture: str) -> None:
-    if architecture != plan.architecture:
+def _check_processor(spec: DeviceBuildSpec, architecture: str) -> None:
+    if architecture != spec.architecture:
         raise EnvironmentLacks(
-            f"this machine is {architecture}; the bundle is for {plan.target}, which is "
-            f"{plan.architecture}",
-            hint=f"copy the bundle to the {plan.target}, and run the command there",
+            f"this machine is {architecture}; the bundle is for {spec.target}, which is "
+            f"{spec.architecture}",
+            hint=f"copy the bundle to the {spec.target}, and run the command there",
         )
 
 
-def check_machine(plan: FinishPlan, machine: Machine, library: Path) -> None:
-    """See that the plan can be carried out here.
+def check_machine(spec: DeviceBuildSpec, machine: Machine, library: Path) -> None:
+    """See that the engines can be built here.
 
     Raises:
         EnvironmentLacks: another processor or GPU, or another TensorRT than the graphs were made
             for.
-        BundleError: the plugin library is missing, or for another processor than the plan says.
+        BundleError: the plugin library is missing, or for another processor than the spec names.
     """
-    _check_processor(plan, machine.architecture)
-    if machine.sm != plan.sm:
+    _check_processor(spec, machine.architecture)
+    if machine.sm != spec.sm:
         raise EnvironmentLacks(
             f"this machine's GPU is of SM {machine.sm}; the plugins in the bundle are for SM "
-            f"{plan.sm} ({plan.target})",
+            f"{spec.sm} ({spec.target})",
             hint="build the bundle for a target of this GPU: tc-export targets lists them",
         )
-    here, made_for = Version(machine.tensorrt), Version(plan.tensorrt)
+    here, made_for = Version(machine.tensorrt), Version(spec.tensorrt)
     # A parser keeps what older ones of its major version took.
     if here.major != made_for.major or here.minor < made_for.minor:
         raise EnvironmentLacks(
             f"this machine has TensorRT {machine.tensorrt}; the graphs in the bundle were made for "
-            f"TensorRT {plan.tensorrt} or a later {made_for.major}.x",
-            hint=f"build the bundle again for a release of {plan.target} that has TensorRT "
+            f"TensorRT {spec.tensorrt} or a later {made_for.major}.x",
+            hint=f"build the bundle again for a release of {spec.target} that has TensorRT "
             f"{here.major}.{here.minor} (tc-export targets lists the releases)",
         )
     found = library_architecture(library)
-    if found != plan.architecture:
+    if found != spec.architecture:
         raise BundleError(
-            f"the plugin library {library} is for {found}, expected {plan.architecture}",
+            f"the plugin library {library} is for {found}, expected {spec.architecture}",
             hint="build the bundle again; tc-export verify BUNDLE names what was changed",
         )
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tc_export.bundle import Digests
 from tc_export.bundle.files import remove
-from tc_export.device_build.instructions import FOLDER, SUMS, FinishPlan
+from tc_export.device_build.spec import FOLDER, SUMS, DeviceBuildSpec
 from tc_export.errors import EnvironmentLacks
 
 _SUFFIXES = ("", ".sha256", ".layers.json")
@@ -64,7 +64,7 @@ class ScriptProducts:
 
 
 @contextmanager
-def set_aside(bundle: Path, plan: FinishPlan) -> Iterator[ScriptProducts]:
+def set_aside(bundle: Path, spec: DeviceBuildSpec) -> Iterator[ScriptProducts]:
     """Move what the script has left in `bundle` to a folder beside it.
 
     When the block ends well, the folder goes; else it is kept for the next run.
@@ -75,10 +75,10 @@ def set_aside(bundle: Path, plan: FinishPlan) -> Iterator[ScriptProducts]:
     _check_idle(bundle)
     folder = bundle.with_name(f".{bundle.name}.finishing")
     folder.mkdir(exist_ok=True)
-    for graph in plan.graphs.values():
+    for engine in (each.engine for each in spec.graphs.values()):
         for suffix in _SUFFIXES:
-            _move(bundle / (graph.engine + suffix), folder / (graph.engine + suffix))
-        parent = (bundle / graph.engine).parent
+            _move(bundle / (engine + suffix), folder / (engine + suffix))
+        parent = (bundle / engine).parent
         if parent != bundle and parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
     _move(bundle / FOLDER / _CACHE, folder / _CACHE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host without the device puts into a bundle: plan, golden data, script and hashes."""
+"""What a host without the device puts into a bundle: spec, golden data, script and hashes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tc_export.bundle import Digests
 from tc_export.bundle.files import walk_files
 from tc_export.contracts.shapes import ShapeRange
 from tc_export.device_build.golden import Golden
-from tc_export.device_build.instructions import (
+from tc_export.device_build.spec import (
     FOLDER,
     SUMS,
-    FinishPlan,
+    DeviceBuildSpec,
+    EngineSpec,
     GoldenOutput,
     GoldenTensor,
-    GraphPlan,
     Range,
 )
 from tc_export.dtypes import DType
@@ -48,63 +48,68 @@ class PendingEngine:
     golden: Golden
 
 
-def write_finish(
-    folder: Path,
-    engines: Mapping[str, PendingEngine],
-    *,
-    target: str,
-    tensorrt: str,
-    architecture: str,
-    sm: int,
-    plugin_library: str,
-    digests: Digests | None = None,
-) -> FinishPlan:
-    """Write `folder`/finish, once graphs and plugins are in the bundle `folder`.
+@dataclass(frozen=True, kw_only=True)
+class PendingBuild:
+    """What a device is to build, and which device that is.
 
-    Args:
-        folder: the bundle under construction.
-        engines: what is pending, by graph.
+    Attributes:
         target: the device's name.
         tensorrt: version that the graphs were made for, major and minor.
         architecture: the device's processor, as `uname -m` says it.
         sm: the device's compute capability.
         plugin_library: its path, relative to the bundle.
-        digests: hashes that are known already.
+        engines: by graph.
+    """
+
+    target: str
+    tensorrt: str
+    architecture: str
+    sm: int
+    plugin_library: str
+    engines: Mapping[str, PendingEngine]
+
+
+def write_finish(folder: Path, pending: PendingBuild, digests: Digests | None = None) -> None:
+    """Write `folder`/finish, once graphs and plugins are in the bundle `folder`.
+
+    `digests` are the hashes of files that are known already.
 
     Raises:
         TcExportError: a graph or the library is not there, or golden data does not fit the shapes.
     """
     (folder / FOLDER).mkdir()
-    plan = FinishPlan(
-        target=target,
-        tensorrt=tensorrt,
-        architecture=architecture,
-        sm=sm,
-        plugin_library=plugin_library,
-        graphs={name: _plan_graph(folder, name, engine) for name, engine in engines.items()},
+    spec = DeviceBuildSpec(
+        target=pending.target,
+        tensorrt=pending.tensorrt,
+        architecture=pending.architecture,
+        sm=pending.sm,
+        plugin_library=pending.plugin_library,
+        graphs={
+            graph: _engine_spec(folder, graph, engine) for graph, engine in pending.engines.items()
+        },
     )
-    missing = [path for path in _needed_files(plan) if not (folder / path).is_file()]
+    missing = [path for path in _needed_files(spec) if not (folder / path).is_file()]
     if missing:
         raise TcExportError(f"the bundle has no {', '.join(missing)}")
-    plan.write(folder)
+    spec.write(folder)
     for name in _STATIC_FILES:
         shutil.copyfile(Path(__file__).with_name(name), folder / FOLDER / name)
-    _write_settings(folder, plan)
-    _write_sums(folder, plan, digests or Digests())
-    return plan
+    _write_settings(folder, spec)
+    _write_sums(folder, spec, digests or Digests())
 
 
-def _needed_files(plan: FinishPlan) -> list[str]:
-    return [plan.plugin_library, *(graph.graph for graph in plan.graphs.values())]
+def _needed_files(spec: DeviceBuildSpec) -> list[str]:
+    return [spec.plugin_library, *(engine.graph for engine in spec.graphs.values())]
 
 
-def _plan_graph(folder: Path, name: str, engine: PendingEngine) -> GraphPlan:
+def _engine_spec(folder: Path, graph: str, engine: PendingEngine) -> EngineSpec:
     """Write the golden files of one graph, and say where they are."""
-    (folder / FOLDER / "golden" / name).mkdir(parents=True)
+    golden_folder = f"{FOLDER}/golden/{graph}"
+    (folder / golden_folder).mkdir(parents=True)
     inputs = {}
     for tensor, values in engine.golden.inputs.items():
         _check_inside(tensor, tuple(values.shape), engine.shapes)
-        file = f"{FOLDER}/golden/{name}/{tensor}.bin"
+        file = f"{golden_folder}/{tensor}.bin"
         (folder / file).write_bytes(values.tobytes())
         dtype = str(DType.from_numpy(values.dtype))
         inputs[tensor] = GoldenTensor.model_validate(
@@ -112,12 +117,12 @@ def _plan_graph(folder: Path, name: str, engine: PendingEngine) -> GraphPlan:
         )
     outputs = {}
     for tensor, (expected, tolerance) in engine.golden.outputs.items():
-        file = f"{FOLDER}/golden/{name}/{tensor}.bin"
+        file = f"{golden_folder}/{tensor}.bin"
         (folder / file).write_bytes(np.ascontiguousarray(expected, "<f4").tobytes())
         outputs[tensor] = GoldenOutput(
             file=file, dtype="float32", shape=expected.shape, tolerance=tolerance
         )
-    return GraphPlan(
+    return EngineSpec(
         graph=engine.graph,
         engine=engine.engine,
         precision=engine.precision,
@@ -140,32 +145,32 @@ def _check_inside(name: str, shape: tuple[int, ...], shapes: Mapping[str, ShapeR
         raise TcExportError(f"golden {name} is {shape}, and the engine takes {allowed}")
 
 
-def _write_settings(folder: Path, plan: FinishPlan) -> None:
-    """The plan as shell variables, for `finish.sh`."""
+def _write_settings(folder: Path, spec: DeviceBuildSpec) -> None:
+    """The spec as shell variables, for `finish.sh`."""
     machine = {
-        "target": plan.target,
-        "tensorrt": plan.tensorrt,
-        "architecture": plan.architecture,
-        "plugin": plan.plugin_library,
-        "graphs": " ".join(plan.graphs),
+        "target": spec.target,
+        "tensorrt": spec.tensorrt,
+        "architecture": spec.architecture,
+        "plugin": spec.plugin_library,
+        "graphs": " ".join(spec.graphs),
     }
     _write_variables(folder / FOLDER / "machine.settings", machine)
-    for name, graph in plan.graphs.items():
-        ((output, golden),) = graph.golden_outputs.items()
-        flags = trtexec_flags(graph.shape_ranges)
-        call = {tensor: graph.call_shape(tensor) for tensor in graph.shapes}
+    for graph, engine in spec.graphs.items():
+        ((output, golden),) = engine.golden_outputs.items()
+        flags = trtexec_flags(engine.shape_ranges)
+        call = {tensor: engine.call_shape(tensor) for tensor in engine.shapes}
         values = {
-            "graph": graph.graph,
-            "engine": graph.engine,
-            "needs_plugin": "yes" if graph.custom_nodes else "",
+            "graph": engine.graph,
+            "engine": engine.engine,
+            "needs_plugin": "yes" if engine.custom_nodes else "",
             **{variable: flags[flag] for flag, variable in _VARIABLES.items()},
             "shapes": ",".join(f"{x}:{'x'.join(map(str, shape))}" for x, shape in call.items()),
-            "inputs": ",".join(f"{x}:{tensor.file}" for x, tensor in graph.golden_inputs.items()),
+            "inputs": ",".join(f"{x}:{tensor.file}" for x, tensor in engine.golden_inputs.items()),
             "output": output,
             "golden": golden.file,
             "tolerance": repr(golden.tolerance),
         }
-        _write_variables(folder / FOLDER / f"{name}.settings", values)
+        _write_variables(folder / FOLDER / f"{graph}.settings", values)
 
 
 def trtexec_flags(shapes: Mapping[str, ShapeRange]) -> dict[str, str]:
@@ -188,16 +193,16 @@ def _write_variables(path: Path, values: Mapping[str, str]) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def _write_sums(folder: Path, plan: FinishPlan, digests: Digests) -> None:
+def _write_sums(folder: Path, spec: DeviceBuildSpec, digests: Digests) -> None:
     """The hashes of all that the script uses, in `sha256sum`'s own format."""
-    used = [*_graph_files(folder, plan), plan.plugin_library]
+    used = [*_graph_files(folder, spec), spec.plugin_library]
     used += [f"{FOLDER}/{name}" for name in walk_files(folder / FOLDER)]
     lines = [f"{digests.sha256(folder / path)}  {path}\n" for path in used]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def _graph_files(folder: Path, plan: FinishPlan) -> Iterable[str]:
+def _graph_files(folder: Path, spec: DeviceBuildSpec) -> Iterable[str]:
     """The graphs and the weights beside them."""
-    parents = {str(Path(graph.graph).parent) for graph in plan.graphs.values()}
+    parents = {str(Path(engine.graph).parent) for engine in spec.graphs.values()}
     for parent in sorted(parents):
         yield from walk_files(folder / parent, f"{parent}/")

@@ -2,7 +2,7 @@
 """The machinery of a build: stages, who runs them, and who is told.
 
 with open_staging(output) as staging, RichReporter(console) as reporter:
-    run_stages(staging, stages, description, reporter)
+    run_stages(staging, stages, spec, reporter)
 """
 
 from tc_export.runner.reporter import Reporter, RichReporter, SilentReporter

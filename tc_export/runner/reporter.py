@@ -23,15 +23,15 @@ from tc_export.runner.stage import Stage
 
 
 class Reporter(Protocol):
-    """Follows a build. What must be read to plan it is read first; then it is planned, and each
-    stage is skipped, or started, advanced any number of times and, if all goes well, finished.
+    """Follows a build. What must be read to list its stages is read first; then they are listed,
+    and each is skipped, or started, advanced any number of times and, if all goes well, finished.
     Several may run at once, each in its thread.
     """
 
     def read(self, what: str, done_bytes: int, total_bytes: int) -> None:
         """So much has been read of the checkpoint, or of what else `what` names."""
 
-    def planned(self, stages: Sequence[Stage]) -> None:
+    def listed(self, stages: Sequence[Stage]) -> None:
         """All stages of the build, in order."""
 
     def skipped(self, stage: Stage) -> None:
@@ -53,7 +53,7 @@ class SilentReporter:
     def read(self, what: str, done_bytes: int, total_bytes: int) -> None:
         """Say nothing."""
 
-    def planned(self, stages: Sequence[Stage]) -> None:
+    def listed(self, stages: Sequence[Stage]) -> None:
         """Say nothing."""
 
     def skipped(self, stage: Stage) -> None:
@@ -110,7 +110,7 @@ class RichReporter:
         if done_bytes == total_bytes:
             self._progress.remove_task(self._tasks.pop(what))
 
-    def planned(self, stages: Sequence[Stage]) -> None:
+    def listed(self, stages: Sequence[Stage]) -> None:
         """Number the steps."""
         self._steps = {
             stage.name: f"[{number}/{len(stages)}] {escape(stage.description)}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
-from tc_export.bundle import Description, Facts, Manifest, StageRecord, Staging
+from tc_export.bundle import BundleSpec, Manifest, StageRecord, StageResults, Staging
 from tc_export.errors import TcExportError
 from tc_export.runner.reporter import Reporter
 from tc_export.runner.stage import Stage, StageContext
@@ -24,7 +24,7 @@ from tc_export.runner.stage import Stage, StageContext
 def run_stages(
     staging: Staging,
     stages: Sequence[Stage],
-    description: Description,
+    spec: BundleSpec,
     reporter: Reporter,
     *,
     jobs: int = 1,
@@ -40,11 +40,11 @@ def run_stages(
     _check_order(stages)
     outputs = [output for stage in stages for output in stage.outputs]
     staging.prune([stage.name for stage in stages], outputs)
-    reporter.planned(stages)
+    reporter.listed(stages)
     build = _Build(staging, stages, reporter, jobs)
     with _interrupts_remembered() as was_interrupted:
         ended = build.run(was_interrupted)
-    manifest = Manifest.assemble(description, {stage.name: ended[stage.name] for stage in stages})
+    manifest = Manifest.assemble(spec, {stage.name: ended[stage.name] for stage in stages})
     staging.publish(manifest)
     return manifest
 
@@ -87,7 +87,7 @@ class _Build:
         with ThreadPoolExecutor(max(1, self._jobs - 1)) as pool:
             try:
                 while waiting or self._running:
-                    self._start_apart(waiting, pool)
+                    self._start_in_subprocess(waiting, pool)
                     here = next((stage for stage in waiting if self._is_ready(stage)), None)
                     if here is not None:
                         waiting.remove(here)
@@ -107,9 +107,10 @@ class _Build:
     def _is_ready(self, stage: Stage) -> bool:
         return all(name in self._ended for name in stage.needs)
 
-    def _start_apart(self, waiting: list[Stage], pool: ThreadPoolExecutor) -> None:
+    def _start_in_subprocess(self, waiting: list[Stage], pool: ThreadPoolExecutor) -> None:
         """Start what may run beside this thread, as far as there is room."""
-        for stage in [stage for stage in waiting if stage.apart and self._is_ready(stage)]:
+        ready = [stage for stage in waiting if stage.in_subprocess and self._is_ready(stage)]
+        for stage in ready:
             if len(self._running) < self._jobs - 1:
                 waiting.remove(stage)
                 key = self._begin(stage)
@@ -166,7 +167,7 @@ class _Build:
         return StageContext(
             folder=self._staging.bundle,
             digests=self._staging.digests,
-            facts=Facts.merge(record.facts for record in self._ended.values()),
+            results=StageResults.merge(record.results for record in self._ended.values()),
             on_progress=progress,
         )
 
@@ -182,7 +183,7 @@ class _Build:
                 )
         files = self._staging.hash_outputs(stage.outputs)
         seconds = round(run.seconds + time.perf_counter() - start, 3)
-        record = StageRecord(key=key, seconds=seconds, files=files, facts=run.facts)
+        record = StageRecord(key=key, seconds=seconds, files=files, results=run.results)
         self._reporter.finished(stage, seconds)
         self._keep(stage, record)
 
@@ -201,14 +202,14 @@ class _Build:
 class _Run:
     """What a stage found out, and how long it took."""
 
-    facts: Facts
+    results: StageResults
     seconds: float
 
 
 def _execute(stage: Stage, context: StageContext) -> _Run:
     start = time.perf_counter()
-    facts = stage.run(context) or Facts()
-    return _Run(facts=facts, seconds=time.perf_counter() - start)
+    results = stage.run(context) or StageResults()
+    return _Run(results=results, seconds=time.perf_counter() - start)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from tc_export.bundle import BundlePath, Digests, Facts, StageRecord, link_or_copy
+from tc_export.bundle import BundlePath, Digests, StageRecord, StageResults, link_or_copy
 from tc_export.bundle.manifest import digest_of
 
 _PATHS: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[BundlePath, ...])
@@ -23,12 +23,12 @@ class StageContext:
     Attributes:
         folder: the bundle under construction; outputs of the stages that ended are there to read.
         digests: hashes of files, each computed once.
-        facts: what the stages before this one found out.
+        results: what the stages that ended before this one found out.
     """
 
     folder: Path
     digests: Digests
-    facts: Facts
+    results: StageResults
     on_progress: Callable[[float, float | None], None]
 
     def path(self, output: str) -> Path:
@@ -62,16 +62,17 @@ class Stage:
             files only, and never into the outputs of another.
         run: writes them, and returns what it found out, if anything.
         needs: names of earlier stages whose results it reads.
-        apart: True where the work is done in other processes, so that it may run beside others.
+        in_subprocess: True where the work is done in processes of its own, so that the stage may
+            run beside others.
     """
 
     name: str
     description: str
     key: Mapping[str, Any]
     outputs: tuple[str, ...]
-    run: Callable[[StageContext], Facts | None]
+    run: Callable[[StageContext], StageResults | None]
     needs: tuple[str, ...] = ()
-    apart: bool = False
+    in_subprocess: bool = False
 
     def __post_init__(self) -> None:
         _PATHS.validate_python(self.outputs)

@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of a build, one a file: what each depends on, what it writes, and how."""
+"""The stages of a build, one file each: what its result depends on, what it writes, and how.
+
+`stage` in each file makes the `Stage` from the `BuildInputs`; their order is in `pipeline`.
+`preflight` is what is refused before any of them runs.
+"""

@@ -232,11 +232,11 @@ def _padded(stages: list[Stage], name: str, kibibytes: int) -> list[Stage]:
 
     def pad(stage: Stage) -> Callable[[StageContext], object]:
         def run(context: StageContext) -> object:
-            facts = stage.run(context)
+            results = stage.run(context)
             with (context.folder / stage.outputs[0]).open("ab") as file:
                 for _ in range(kibibytes):
                     file.write(os.urandom(1024))
-            return facts
+            return results
 
         return run
 

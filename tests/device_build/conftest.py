@@ -18,20 +18,20 @@ import pytest
 import torch
 
 from tc_export.bundle import (
-    Description,
+    BundleSpec,
     EngineRecord,
     EngineState,
-    Facts,
     Manifest,
     Profile,
     StageRecord,
+    StageResults,
     open_staging,
 )
 from tc_export.bundle.manifest import digest_of
 from tc_export.checkpoint.reader import open_checkpoint
 from tc_export.contracts.shapes import decoder_shapes, vision_shapes
 from tc_export.device_build.golden import make_golden
-from tc_export.device_build.write import PendingEngine, write_finish
+from tc_export.device_build.write import PendingBuild, PendingEngine, write_finish
 from tc_export.dtypes import DType
 from tc_export.graph.export import export_decoder, export_vision
 from tc_export.graph.passes.tensorrt_form import TENSORRT_FILE, to_tensorrt_form
@@ -80,49 +80,50 @@ def write_pending_bundle(output: Path, scratch: Path) -> Path:
             "vision": vision_shapes(config, MAX_FRAMES),
             "decoder": decoder_shapes(config, MAX_LENGTH),
         }
-        write_finish(
-            folder,
-            {
-                name: PendingEngine(
-                    graph=f"{name}/{TENSORRT_FILE}",
-                    engine=f"engines/{name}.engine",
-                    precision=precisions[name],
-                    custom_nodes=nodes[name],
-                    shapes=shapes[name],
-                    golden=golden[name],
-                )
-                for name in nodes
-            },
+        engines = {
+            name: PendingEngine(
+                graph=f"{name}/{TENSORRT_FILE}",
+                engine=f"engines/{name}.engine",
+                precision=precisions[name],
+                custom_nodes=nodes[name],
+                shapes=shapes[name],
+                golden=golden[name],
+            )
+            for name in nodes
+        }
+        build = PendingBuild(
             target="orin",
             tensorrt=TENSORRT,
             architecture=ARCHITECTURE,
             sm=87,
             plugin_library=PLUGIN,
+            engines=engines,
         )
+        write_finish(folder, build)
         pending = EngineRecord(
             backend="tensorrt", state=EngineState.PENDING, next_step="tc-export finish BUNDLE"
         )
-        facts = {
-            "vision": Facts(custom_nodes=nodes),
-            "finish": Facts(engine=pending),
+        results = {
+            "vision": StageResults(custom_nodes=nodes),
+            "finish": StageResults(engine=pending),
         }
         records = {
             name: StageRecord(
                 key=digest_of(name),
                 seconds=0,
                 files=staging.hash_outputs((name,)),
-                facts=facts.get(name, Facts()),
+                results=results.get(name, StageResults()),
             )
             for name in ("vision", "decoder", "plugins", "finish")
         }
-        description = Description(
+        spec = BundleSpec(
             target="orin",
             checkpoint_digest=checkpoint.digest(),
             profile=Profile(max_frames=MAX_FRAMES, max_length=MAX_LENGTH),
             precision_asked=precisions,
             tools={},
         )
-        staging.publish(Manifest.assemble(description, records))
+        staging.publish(Manifest.assemble(spec, records))
     return output
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tc_export.device_build.finish import OnProgress, Tools
-from tc_export.device_build.instructions import GraphPlan
+from tc_export.device_build.spec import EngineSpec
 from tc_export.engine.interface import Engine
 from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.engine.tensorrt.build import EngineReport, EngineRequest
@@ -47,13 +47,13 @@ class FakeTools:
         on_progress(1, 1)
         return report_of(request, "TensorRT 10.3.0.26")
 
-    def open(self, engine: Path, plugin_library: Path, graph: GraphPlan, /) -> Engine:
+    def open(self, engine: Path, plugin_library: Path, spec: EngineSpec, /) -> Engine:
         assert engine.is_file()
         assert plugin_library.is_file()
         self.opened.append(engine)
         bundle = engine.parents[1]
         kind = Shifted if self.wrong and self.wrong in engine.name else OrtEngine
-        return kind((bundle / graph.graph).with_name("model.onnx"), threads=1)
+        return kind((bundle / spec.graph).with_name("model.onnx"), threads=1)
 
     @property
     def tools(self) -> Tools:

@@ -14,10 +14,10 @@ import pytest
 
 from tc_export.bundle import EngineState, FileRecord, read_manifest, verify
 from tc_export.device_build.finish import _Finish, finish
-from tc_export.device_build.instructions import read_plan
 from tc_export.device_build.judge import judge
 from tc_export.device_build.machine import Machine, library_architecture
 from tc_export.device_build.script_products import ScriptProducts
+from tc_export.device_build.spec import read_spec
 from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.errors import BundleError, CheckFailed, EnvironmentLacks
 from tests.device_build.conftest import ARCHITECTURE, PLUGIN, TENSORRT, Device, elf_header
@@ -170,16 +170,16 @@ def test_what_another_tensorrt_built_before_a_kill_is_built_again(
     assert not verify(pending)
 
 
-def test_an_engine_depends_on_its_graph_the_plugins_and_the_plan(
+def test_an_engine_depends_on_its_graph_the_plugins_and_the_spec(
     pending: Path, fake: FakeTools, tmp_path: Path
 ) -> None:
-    plan, files = read_plan(pending), read_manifest(pending).files
-    graph = plan.graphs["decoder"]
+    spec, files = read_spec(pending), read_manifest(pending).files
+    graph = spec.graphs["decoder"]
 
     def key(changed: str = "") -> str:
         other = {changed: FileRecord(sha256="0" * 64, size_bytes=1)} if changed else {}
         staging = SimpleNamespace(published=SimpleNamespace(files={**files, **other}))
-        run = _Finish(staging, plan, HERE, fake.tools, ScriptProducts(tmp_path))  # type: ignore[arg-type]
+        run = _Finish(staging, spec, HERE, fake.tools, ScriptProducts(tmp_path))  # type: ignore[arg-type]
         return run._key("decoder_engine", graph)
 
     before = key()
@@ -188,7 +188,7 @@ def test_an_engine_depends_on_its_graph_the_plugins_and_the_plan(
     for path in (graph.graph, weights, PLUGIN, "finish/finish.json"):
         assert path in files
         assert key(path) != before, path
-    assert key(plan.graphs["vision"].graph) == before
+    assert key(spec.graphs["vision"].graph) == before
 
 
 def test_an_interrupt_leaves_a_whole_bundle(pending: Path, fake: FakeTools) -> None:
@@ -257,23 +257,23 @@ def test_a_changed_file_is_refused(pending: Path, fake: FakeTools, path: str) ->
     assert not fake.built
 
 
-def test_a_bundle_without_a_plan_is_refused(pending: Path, fake: FakeTools) -> None:
+def test_a_bundle_without_a_spec_is_refused(pending: Path, fake: FakeTools) -> None:
     shutil.rmtree(pending / "finish")
     with pytest.raises(BundleError, match=r"no finish/finish\.json"):
         finish(pending, HERE, fake.tools)
 
 
-def test_a_damaged_plan_is_refused(pending: Path) -> None:
-    plan = pending / "finish" / "finish.json"
-    plan.write_text(plan.read_text().replace('"architecture"', '"arch"'))
+def test_a_damaged_spec_is_refused(pending: Path) -> None:
+    spec = pending / "finish" / "finish.json"
+    spec.write_text(spec.read_text().replace('"architecture"', '"arch"'))
     with pytest.raises(BundleError, match="damaged: 2 fields"):
-        read_plan(pending)
-    plan.write_text(plan.read_text().replace("engines/vision", "../vision"))
+        read_spec(pending)
+    spec.write_text(spec.read_text().replace("engines/vision", "../vision"))
     with pytest.raises(BundleError, match="damaged"):
-        read_plan(pending)
+        read_spec(pending)
 
 
-def test_a_plan_that_leaves_the_bundle_through_a_link_is_refused(
+def test_a_spec_that_leaves_the_bundle_through_a_link_is_refused(
     pending: Path, fake: FakeTools, tmp_path: Path
 ) -> None:
     outside = tmp_path / "outside"
@@ -294,7 +294,7 @@ def test_a_running_script_is_not_disturbed(pending: Path, fake: FakeTools) -> No
 
 
 def test_an_output_beyond_its_tolerance_of_another_shape_or_not_finite_fails(pending: Path) -> None:
-    graph = read_plan(pending).graphs["vision"]
+    graph = read_spec(pending).graphs["vision"]
     real = OrtEngine(pending / "vision" / "model.onnx", threads=1)
     expected = graph.golden_outputs["visual_features"].load(pending)
 

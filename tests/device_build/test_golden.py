@@ -15,8 +15,8 @@ from tc_export.config import AttentionMask, TemporalConfig
 from tc_export.contracts.graph_io import prefill_tokens
 from tc_export.contracts.shapes import decoder_shapes, vision_shapes
 from tc_export.device_build.golden import Golden, make_golden, prompt_within
-from tc_export.device_build.instructions import GoldenTensor, read_plan
-from tc_export.device_build.write import PendingEngine, write_finish
+from tc_export.device_build.spec import GoldenTensor, read_spec
+from tc_export.device_build.write import PendingBuild, PendingEngine, write_finish
 from tc_export.dtypes import DType
 from tc_export.errors import BundleError, CheckFailed, TcExportError
 from tc_export.model.positions import Clip
@@ -129,37 +129,38 @@ def write(folder: Path, golden: dict[str, Golden]) -> None:
     for graph in GRAPHS:
         (folder / graph).mkdir()
         (folder / graph / "tensorrt.onnx").write_text("a graph")
-    write_finish(
-        folder,
-        {
-            graph: PendingEngine(
-                graph=f"{graph}/tensorrt.onnx",
-                engine=f"engines/{graph}.engine",
-                precision="bfloat16",
-                custom_nodes={},
-                shapes=shapes[graph],
-                golden=golden[graph],
-            )
-            for graph in golden
-        },
+    engines = {
+        graph: PendingEngine(
+            graph=f"{graph}/tensorrt.onnx",
+            engine=f"engines/{graph}.engine",
+            precision="bfloat16",
+            custom_nodes={},
+            shapes=shapes[graph],
+            golden=golden[graph],
+        )
+        for graph in golden
+    }
+    build = PendingBuild(
         target="orin",
         tensorrt="10.3",
         architecture=ARCHITECTURE,
         sm=87,
         plugin_library=PLUGIN,
+        engines=engines,
     )
+    write_finish(folder, build)
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     golden = dict(zip(GRAPHS, golden_of(AttentionMask.CAUSAL, "bfloat16"), strict=True))
     write(tmp_path, golden)
-    plan = read_plan(tmp_path)
+    spec = read_spec(tmp_path)
     for graph, data in golden.items():
         for name, tensor in data.inputs.items():
-            read = plan.graphs[graph].golden_inputs[name].load(tmp_path)
+            read = spec.graphs[graph].golden_inputs[name].load(tmp_path)
             np.testing.assert_array_equal(read, tensor.astype(read.dtype))
         for name, (values, tolerance) in data.outputs.items():
-            output = plan.graphs[graph].golden_outputs[name]
+            output = spec.graphs[graph].golden_outputs[name]
             np.testing.assert_array_equal(output.load(tmp_path), values)
             assert output.tolerance == tolerance
     sums = (tmp_path / "finish" / "SHA256SUMS").read_text()

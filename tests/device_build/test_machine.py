@@ -13,8 +13,8 @@ import pytest
 
 from tc_export.bundle import EngineState, verify
 from tc_export.device_build.finish import Tools, finish
-from tc_export.device_build.instructions import GraphPlan, read_plan
 from tc_export.device_build.machine import this_machine
+from tc_export.device_build.spec import EngineSpec, read_spec
 from tc_export.engine.tensorrt.cuda import BINDINGS
 from tc_export.errors import CheckFailed, EnvironmentLacks
 from tests.device_build.conftest import PLUGIN
@@ -42,15 +42,15 @@ class Jetson:
             (BINDINGS, self.cuda),
         ):
             monkeypatch.setitem(sys.modules, name, module)  # type: ignore[arg-type]
-        plan = read_plan(bundle)
-        for name, graph in plan.graphs.items():
+        spec = read_spec(bundle)
+        for name, graph in spec.graphs.items():
             self.trt.models[f"built from {name}".encode()] = model_of(bundle, graph)
         # The engines are judged before the bundle is published, so beside it.
         staged = bundle.with_name(f".{bundle.name}.building") / "bundle" / PLUGIN
         self.trt.loadable_plugins |= {str(staged), str(bundle / PLUGIN)}
 
 
-def model_of(bundle: Path, graph: GraphPlan) -> Model:
+def model_of(bundle: Path, graph: EngineSpec) -> Model:
     session = ort.InferenceSession((bundle / graph.graph).with_name("model.onnx"))
     given, made = session.get_inputs(), session.get_outputs()
 
@@ -89,7 +89,7 @@ def jetson(pending: Path, monkeypatch: pytest.MonkeyPatch) -> Jetson:
 
 
 def test_finishes_with_the_device_s_own_runtime(pending: Path, jetson: Jetson) -> None:
-    machine = this_machine(read_plan(pending))
+    machine = this_machine(read_spec(pending))
     assert (machine.architecture, machine.tensorrt, machine.sm) == (
         platform.machine(),
         "10.3.0",
@@ -114,11 +114,11 @@ def test_a_wrong_engine_is_found_there_too(pending: Path, jetson: Jetson) -> Non
     wrong = Model(inputs=right.inputs, outputs=right.outputs, compute=compute, needs_plugins=True)
     jetson.trt.models[b"built from decoder"] = wrong
     with pytest.raises(CheckFailed, match="decoder engine does not compute"):
-        finish(pending, this_machine(read_plan(pending)), Tools(build_engine=FakeTools().build))
+        finish(pending, this_machine(read_spec(pending)), Tools(build_engine=FakeTools().build))
 
 
 def test_plugins_that_do_not_load(pending: Path, jetson: Jetson) -> None:
     jetson.trt.loadable_plugins.clear()
     with pytest.raises(EnvironmentLacks, match="cannot load the plugins"):
-        finish(pending, this_machine(read_plan(pending)), Tools(build_engine=FakeTools().build))
+        finish(pending, this_machine(read_spec(pending)), Tools(build_engine=FakeTools().build))
     assert not verify(pending)

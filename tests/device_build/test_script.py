@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tc_export.bundle import verify
-from tc_export.device_build.instructions import read_plan
+from tc_export.device_build.spec import read_spec
 from tests.device_build.conftest import PLUGIN, Device
 from tests.repository import REPOSITORY
 
@@ -323,8 +323,8 @@ def compare(tmp_path: Path, expected: str, values: str, tolerance: str) -> tuple
 
 
 def test_golden_data_is_within_the_profile_and_sees_no_foreign_row(pending_template: Path) -> None:
-    plan = read_plan(pending_template)
-    decoder = plan.graphs["decoder"]
+    spec = read_spec(pending_template)
+    decoder = spec.graphs["decoder"]
     tensors = {x: tensor.load(pending_template) for x, tensor in decoder.golden_inputs.items()}
     rows = decoder.shapes["past_key_values.0.key"].usual[2]
     positions, ends = tensors["position_ids"][0], tensors["kv_end"][0]
@@ -333,7 +333,7 @@ def test_golden_data_is_within_the_profile_and_sees_no_foreign_row(pending_templ
     assert len(np.unique(ends)) > 3  # text, frames and text again: the mask shows
     assert tensors["logits_indices"].max() == len(positions) - 1
     assert not any(name.startswith("past_key_values") for name in tensors)
-    for graph in plan.graphs.values():
+    for graph in spec.graphs.values():
         for output in graph.golden_outputs.values():
             values = output.load(pending_template)
             assert 0 < output.tolerance < 0.05 * np.abs(values).max()

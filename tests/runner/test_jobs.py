@@ -13,35 +13,41 @@ from dataclasses import replace
 
 import pytest
 
-from tc_export.bundle import Facts, Manifest, open_staging, verify
+from tc_export.bundle import Manifest, StageResults, open_staging, verify
 from tc_export.errors import CheckFailed
 from tc_export.runner import SilentReporter, Stage, StageContext, run_stages
-from tests.runner.toy import DESCRIPTION, Toy
+from tests.runner.toy import SPEC, Toy
 
 SECONDS = 20.0  # far more than anything here takes
 
 
 def stage(
     name: str,
-    work: Callable[[StageContext], Facts | None],
+    work: Callable[[StageContext], StageResults | None],
     *needs: str,
-    apart: bool = False,
+    in_subprocess: bool = False,
 ) -> Stage:
     """A stage that writes a file of its own name after its work."""
 
-    def run(context: StageContext) -> Facts | None:
-        facts = work(context)
+    def run(context: StageContext) -> StageResults | None:
+        results = work(context)
         context.path(name).write_text(name)
-        return facts
+        return results
 
     return Stage(
-        name=name, description=name, key={}, outputs=(name,), run=run, needs=needs, apart=apart
+        name=name,
+        description=name,
+        key={},
+        outputs=(name,),
+        run=run,
+        needs=needs,
+        in_subprocess=in_subprocess,
     )
 
 
 def build(toy: Toy, stages: list[Stage], jobs: int) -> Manifest:
     with open_staging(toy.output) as staging:
-        return run_stages(staging, stages, DESCRIPTION, SilentReporter(), jobs=jobs)
+        return run_stages(staging, stages, SPEC, SilentReporter(), jobs=jobs)
 
 
 def nothing(context: StageContext) -> None:
@@ -54,7 +60,7 @@ def test_two_meet_where_two_may_run(toy: Toy) -> None:
     def meet(context: StageContext) -> None:
         meeting.wait()
 
-    manifest = build(toy, [stage("far", meet, apart=True), stage("near", meet)], jobs=2)
+    manifest = build(toy, [stage("far", meet, in_subprocess=True), stage("near", meet)], jobs=2)
     assert list(manifest.stages) == ["far", "near"]
     assert verify(toy.output) == []
 
@@ -66,21 +72,29 @@ def test_one_at_a_time_is_in_order(toy: Toy) -> None:
         threads.add(threading.current_thread())
         order.append(len(order))
 
-    build(toy, [stage("a", note, apart=True), stage("b", note), stage("c", note, apart=True)], 1)
+    build(
+        toy,
+        [
+            stage("a", note, in_subprocess=True),
+            stage("b", note),
+            stage("c", note, in_subprocess=True),
+        ],
+        1,
+    )
     assert threads == {threading.main_thread()}
     assert order == [0, 1, 2]
 
 
 def test_a_stage_waits_for_those_that_it_needs(toy: Toy) -> None:
-    def slow(context: StageContext) -> Facts:
+    def slow(context: StageContext) -> StageResults:
         threading.Event().wait(0.2)
-        return Facts(custom_nodes={"decoder": {"Op": 7}})
+        return StageResults(custom_nodes={"decoder": {"Op": 7}})
 
     def read(context: StageContext) -> None:
         assert (context.folder / "slow").read_text() == "slow"
-        assert context.facts.custom_nodes == {"decoder": {"Op": 7}}
+        assert context.results.custom_nodes == {"decoder": {"Op": 7}}
 
-    build(toy, [stage("slow", slow, apart=True), stage("reader", read, "slow")], jobs=3)
+    build(toy, [stage("slow", slow, in_subprocess=True), stage("reader", read, "slow")], jobs=3)
 
 
 def test_a_stage_waits_for_all_that_it_needs(toy: Toy) -> None:
@@ -95,10 +109,10 @@ def test_a_stage_waits_for_all_that_it_needs(toy: Toy) -> None:
         assert (context.folder / "slow").exists()
 
     stages = [
-        stage("slow", slow, apart=True),
+        stage("slow", slow, in_subprocess=True),
         stage("fast", lambda context: begun.set()),
         stage("reader", read, "fast", "slow"),
-        stage("reader apart", read, "fast", "slow", apart=True),
+        stage("reader beside", read, "fast", "slow", in_subprocess=True),
     ]
     build(toy, stages, jobs=3)
 
@@ -115,7 +129,7 @@ def test_no_more_than_so_many_run(toy: Toy) -> None:
         with lock:
             running -= 1
 
-    build(toy, [stage(f"s{number}", work, apart=True) for number in range(6)], jobs=3)
+    build(toy, [stage(f"s{number}", work, in_subprocess=True) for number in range(6)], jobs=3)
     assert most == 3
 
 
@@ -135,7 +149,11 @@ def test_a_failure_stops_what_runs_beside_it(toy: Toy) -> None:
         assert begun.wait(SECONDS)
         raise CheckFailed("planted")
 
-    stages = [stage("kept", nothing), stage("endless", endless, apart=True), stage("bad", fail)]
+    stages = [
+        stage("kept", nothing),
+        stage("endless", endless, in_subprocess=True),
+        stage("bad", fail),
+    ]
     with pytest.raises(CheckFailed, match="planted"):
         build(toy, stages, jobs=2)
     assert cancelled.is_set()
@@ -148,7 +166,7 @@ def test_a_failure_beside_is_the_failure_of_the_build(toy: Toy) -> None:
         raise CheckFailed("planted beside")
 
     with pytest.raises(CheckFailed, match="planted beside"):
-        build(toy, [stage("bad", fail, apart=True), stage("good", nothing)], jobs=2)
+        build(toy, [stage("bad", fail, in_subprocess=True), stage("good", nothing)], jobs=2)
     assert not toy.output.exists()
 
 
@@ -162,7 +180,7 @@ def test_what_ends_well_beside_a_failure_is_kept(toy: Toy) -> None:
         failed.set()
         raise CheckFailed("planted")
 
-    stages = [stage("long", finish, apart=True), stage("bad", fail)]
+    stages = [stage("long", finish, in_subprocess=True), stage("bad", fail)]
     with pytest.raises(CheckFailed):
         build(toy, stages, jobs=2)
     assert (toy.building / "bundle" / "long").read_text() == "long"
@@ -183,7 +201,7 @@ def test_scratch_files_of_a_stage_that_still_runs_are_left_alone(toy: Toy) -> No
         assert written.wait(SECONDS)
 
     stages = [
-        stage("far", with_scratch, apart=True),
+        stage("far", with_scratch, in_subprocess=True),
         stage("near", near),
         stage("after", lambda context: ended.set(), "near"),
     ]
@@ -202,7 +220,7 @@ def test_what_goes_wrong_after_a_failure_does_not_hide_it(toy: Toy) -> None:
         failed.set()
         raise CheckFailed("planted")
 
-    beside = replace(stage("beside", nothing, apart=True), run=write_nothing)
+    beside = replace(stage("beside", nothing, in_subprocess=True), run=write_nothing)
     with pytest.raises(CheckFailed, match="planted"):
         build(toy, [stage("kept", nothing), beside, stage("bad", fail)], jobs=2)
     assert [path.name for path in (toy.building / "bundle").iterdir()] == ["kept"]
@@ -251,7 +269,7 @@ def test_an_interrupt_stops_what_runs_beside(toy: Toy) -> None:
             threading.Event().wait(0.01)
 
     with pytest.raises(KeyboardInterrupt, match="1 finished stage kept"):
-        build(toy, [stage("kept", nothing), stage("endless", endless, apart=True)], jobs=2)
+        build(toy, [stage("kept", nothing), stage("endless", endless, in_subprocess=True)], jobs=2)
     assert [path.name for path in (toy.building / "bundle").iterdir()] == ["kept"]
 
 
@@ -270,5 +288,5 @@ def test_interrupts_are_given_back_to_who_had_them(toy: Toy) -> None:
 def test_a_build_need_not_be_in_the_main_thread(toy: Toy) -> None:
     """Where signals cannot be handled."""
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(build, toy, [stage("far", nothing, apart=True)], 2).result(SECONDS)
+        pool.submit(build, toy, [stage("far", nothing, in_subprocess=True)], 2).result(SECONDS)
     assert verify(toy.output) == []

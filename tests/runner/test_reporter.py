@@ -21,8 +21,8 @@ class Recorder:
     def read(self, what: str, done_bytes: int, total_bytes: int) -> None:
         self.events.append(("read", what, done_bytes, total_bytes))
 
-    def planned(self, stages: Sequence[Stage]) -> None:
-        self.events.append(("planned", *(stage.name for stage in stages)))
+    def listed(self, stages: Sequence[Stage]) -> None:
+        self.events.append(("listed", *(stage.name for stage in stages)))
 
     def skipped(self, stage: Stage) -> None:
         self.events.append(("skipped", stage.name))
@@ -49,7 +49,7 @@ def test_events_come_in_order(toy: Toy) -> None:
     last = Stage(name="last", description="count", key={}, outputs=(), run=_counting)
     toy.build([*toy.stages(), last], reporter=recorder)
     assert recorder.events == [
-        ("planned", *NAMES, "last"),
+        ("listed", *NAMES, "last"),
         *(("skipped", name) for name in NAMES),
         ("started", "last"),
         ("advanced", "last", 1, None),
@@ -80,7 +80,7 @@ def test_a_bar_shows_how_far_it_is() -> None:
     console = Console(file=out, force_terminal=True, width=100, color_system=None)
     stage = Stage(name="s", description="[odd] name", key={}, outputs=(), run=_counting)
     with RichReporter(console) as reporter:
-        reporter.planned([stage])
+        reporter.listed([stage])
         reporter.started(stage)
         reporter.advanced(stage, 2, 4)
         (task,) = reporter._progress.tasks

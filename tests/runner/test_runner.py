@@ -12,10 +12,10 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from tc_export.bundle import Digests, Facts, StageRecord, files, open_staging, verify
+from tc_export.bundle import Digests, StageRecord, StageResults, files, open_staging, verify
 from tc_export.errors import CheckFailed, TcExportError
 from tc_export.runner import SilentReporter, Stage, StageContext, is_up_to_date, run_stages
-from tests.runner.toy import DESCRIPTION, NAMES, Toy
+from tests.runner.toy import NAMES, SPEC, Toy
 
 
 def _fail_after(stages: list[Stage], count: int) -> list[Stage]:
@@ -120,9 +120,9 @@ def test_another_result_from_the_same_key_runs_what_needs_it(toy: Toy) -> None:
     (toy.output / "graph/a.onnx").write_text("damaged")
     toy.runs()
 
-    def other(context: StageContext) -> Facts:
+    def other(context: StageContext) -> StageResults:
         context.path("graph/a.onnx").write_text("made otherwise")
-        return Facts()
+        return StageResults()
 
     toy.build([replace(stages[0], run=other), *stages[1:]])
     assert toy.runs() == {"engine": 1, "report": 1}
@@ -257,7 +257,7 @@ def test_a_large_file_is_hashed_once_a_run(toy: Toy, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(files, "_sha256", counting)
     with open_staging(toy.output) as staging:
         staging.digests.sha256(toy.checkpoint)  # as a pipeline does for the checkpoint's digest
-        run_stages(staging, toy.stages(), DESCRIPTION, SilentReporter())
+        run_stages(staging, toy.stages(), SPEC, SilentReporter())
     assert hashed.count(toy.checkpoint.stat().st_ino) == 1
 
 

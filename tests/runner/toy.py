@@ -22,19 +22,19 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from tc_export.bundle import (
-    Description,
+    BundleSpec,
     EngineRecord,
     EngineState,
-    Facts,
     Manifest,
     Profile,
+    StageResults,
     open_staging,
 )
 from tc_export.runner import Reporter, SilentReporter, Stage, StageContext, run_stages
 
 NAMES = ("graph", "weights", "engine", "report")
 
-DESCRIPTION = Description(
+SPEC = BundleSpec(
     target="cpu",
     checkpoint_digest="0" * 64,
     profile=Profile(max_frames=16, max_length=4096),
@@ -63,19 +63,19 @@ class Toy:
             with self.log.open("a") as log:
                 log.write(f"{name}\n")
 
-        def graph(context: StageContext) -> Facts:
+        def graph(context: StageContext) -> StageResults:
             ran("graph")
             context.path("graph/a.onnx").write_text(f"a {seed}")
             tick("middle of graph")
             context.path("graph/deep/b.onnx").write_text(f"b {seed}")
-            return Facts(custom_nodes={"decoder": {"TcDualRope": 2}})
+            return StageResults(custom_nodes={"decoder": {"TcDualRope": 2}})
 
         def weights(context: StageContext) -> None:
             ran("weights")
             context.link(self.checkpoint, "weights.bin")
             tick("middle of weights")
 
-        def engine(context: StageContext) -> Facts:
+        def engine(context: StageContext) -> StageResults:
             ran("engine")
             made = b"".join(
                 (context.folder / name).read_bytes() for name in ("graph/a.onnx", "weights.bin")
@@ -86,7 +86,7 @@ class Toy:
                 file.flush()
                 tick("middle of engine")
                 file.write(made)
-            return Facts(
+            return StageResults(
                 precision_realised={"decoder": "float32"},
                 engine=EngineRecord(backend="toy", state=EngineState.BUILT),
             )
@@ -142,7 +142,7 @@ class Toy:
             return run_stages(
                 staging,
                 stages or self.stages(seed, tick),
-                DESCRIPTION,
+                SPEC,
                 reporter or SilentReporter(),
             )
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a build depends on: each change runs just the stages whose result it changes.
 
-Stages are planned here and not run: a stage's files stand in its key's place.
+Stages are listed here and not run: a stage's files stand in its key's place.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import pytest
 
 from tc_export import pipeline
 from tc_export.bundle import StageRecord
+from tc_export.contracts import graph_io
 from tc_export.errors import EnvironmentLacks, UsageError
 from tc_export.pipeline import BuildRequest, build, build_each
 from tc_export.runner import SilentReporter, Stage
-from tc_export.stages import bodies as build_stages
+from tc_export.stages import plugins, tools
+from tc_export.stages.inputs import BuildInputs
 from tc_export.targets import Release
 from tests.bundled import request_for, save_with_tokenizer
 from tests.checkpoint.families import edit_config, edit_weights
@@ -63,7 +65,7 @@ class World:
         self.ask(target=str(self.folder / f"{name}.toml"))
 
 
-class Planned(Exception):
+class Listed(Exception):
     """Raised in the place of running the stages."""
 
     def __init__(self, stages: list[Stage]) -> None:
@@ -81,24 +83,24 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     checkpoint = Path(shutil.copytree(template, tmp_path / "checkpoint"))
     world = World(request_for(checkpoint, tmp_path / "bundle"), tmp_path)
-    installed = pipeline.version
+    installed = tools.version
 
-    def plan(staging: object, stages: list[Stage], *arguments: object, **options: object) -> None:
-        raise Planned(stages)
+    def stop(staging: object, stages: list[Stage], *arguments: object, **options: object) -> None:
+        raise Listed(stages)
 
-    monkeypatch.setattr(pipeline, "run_stages", plan)
-    monkeypatch.setattr(pipeline, "version", lambda x: world.packages.get(x) or installed(x))
-    monkeypatch.setattr(pipeline, "check_cuda", lambda release: None)
-    monkeypatch.setattr(pipeline, "library_key", lambda target: f"{world.library} {target.sm}")
+    monkeypatch.setattr(pipeline, "run_stages", stop)
+    monkeypatch.setattr(tools, "version", lambda x: world.packages.get(x) or installed(x))
+    monkeypatch.setattr(plugins, "check_cuda", lambda release: None)
+    monkeypatch.setattr(plugins, "library_key", lambda target: f"{world.library} {target.sm}")
     return world
 
 
 def keys(request: BuildRequest) -> dict[str, str]:
     """The effective key of every stage."""
-    with pytest.raises(Planned) as planned:
+    with pytest.raises(Listed) as listed:
         build(request, SilentReporter())
     ended: dict[str, StageRecord] = {}
-    for stage in planned.value.stages:
+    for stage in listed.value.stages:
         ended[stage.name] = StageRecord(key=stage.effective_key(ended), seconds=0, files={})
     return {name: record.key for name, record in ended.items()}
 
@@ -146,7 +148,7 @@ def test_the_builder_of_engines_must_be_installed(
     def nothing(package: str) -> str:
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr(pipeline, "version", nothing)
+    monkeypatch.setattr(tools, "version", nothing)
     with pytest.raises(EnvironmentLacks, match="tensorrt-rtx") as raised:
         build(replace(world.request, target="rtx4090"), SilentReporter())
     assert "pip install" in str(raised.value.hint)
@@ -159,7 +161,7 @@ def test_the_compiler_must_be_of_the_releases_cuda(
     def refuse(found: Release) -> None:
         raise EnvironmentLacks(f"CUDA {found.cuda}")
 
-    monkeypatch.setattr(pipeline, "check_cuda", refuse)
+    monkeypatch.setattr(plugins, "check_cuda", refuse)
     with pytest.raises(EnvironmentLacks, match=f"CUDA {cuda}"):
         build(replace(world.request, target="orin", release=release), SilentReporter())
 
@@ -259,6 +261,15 @@ def test_an_engine_is_bound_to_its_gpu_whatever_the_plugins_are(
 ) -> None:
     """Plugins for two GPUs may be the same bytes; an engine is for one."""
     world.ask(target="rtx4090")
-    monkeypatch.setattr(pipeline, "library_key", lambda target: "sources")
-    monkeypatch.setattr(build_stages.Recipe, "plugins", "plugins/library.so")
+    monkeypatch.setattr(plugins, "library_key", lambda target: "sources")
+    monkeypatch.setattr(BuildInputs, "plugin_library", "plugins/library.so")
     assert changed_by(world, asked(target="rtx5090")) == {"assets", *ENGINES}
+
+
+def test_another_limit_of_the_graphs_is_written_down_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(world: World) -> None:
+        monkeypatch.setattr(graph_io, "LOGITS_A_CALL", graph_io.LOGITS_A_CALL + 1)
+
+    assert changed_by(world, change) == {"assets"}

@@ -2,11 +2,11 @@
 """`finish/finish.json`: all that the device needs to know to build and judge the engines.
 
 The script that runs without Python of ours reads the same values from `finish/*.settings`, which
-are written from this plan and from nothing else.
+are written from this spec and from nothing else.
 
 In the folder `finish/` of a bundle:
 
-    finish.json        this plan
+    finish.json        this spec
     finish.sh          builds and judges with trtexec alone
     compare.awk        its comparison
     machine.settings, vision.settings, decoder.settings
@@ -30,7 +30,7 @@ from tc_export.dtypes import DType, widen
 from tc_export.errors import BundleError
 
 FOLDER = "finish"
-PLAN_FILE = f"{FOLDER}/finish.json"
+SPEC_FILE = f"{FOLDER}/finish.json"
 SUMS = f"{FOLDER}/SHA256SUMS"
 
 GoldenType = Literal["float32", "float16", "bfloat16", "int32", "int64"]
@@ -73,7 +73,7 @@ class Range(Config):
     largest: tuple[int, ...]
 
 
-class GraphPlan(Config):
+class EngineSpec(Config):
     """One engine: what it is built from, and what it is judged by.
 
     Inputs without golden values are the cache: no golden query sees a row that the call itself
@@ -102,34 +102,34 @@ class GraphPlan(Config):
         return golden.shape if golden is not None else self.shapes[name].usual
 
 
-class FinishPlan(Config):
-    """What is to be done on the device."""
+class DeviceBuildSpec(Config):
+    """What is to be done on the device, and which device that is."""
 
     target: str
     tensorrt: str = Field(pattern=r"^\d+\.\d+$")  # that the graphs were made for
     architecture: str
     sm: int
     plugin_library: BundlePath
-    graphs: dict[str, GraphPlan] = Field(min_length=1)
+    graphs: dict[str, EngineSpec] = Field(min_length=1)  # by graph
 
     def write(self, folder: Path) -> None:
-        """Write the plan into the bundle `folder`."""
+        """Write the spec into the bundle `folder`."""
         values = self.model_dump(mode="json")
-        (folder / PLAN_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (folder / SPEC_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def read_plan(bundle: Path) -> FinishPlan:
-    """Read a bundle's plan.
+def read_spec(bundle: Path) -> DeviceBuildSpec:
+    """Read what is to be done on a bundle's device.
 
     Raises:
         BundleError: it has none, or a damaged one.
     """
-    path = locate(bundle, PLAN_FILE)
+    path = locate(bundle, SPEC_FILE)
     try:
-        return FinishPlan.model_validate_json(path.read_bytes())
+        return DeviceBuildSpec.model_validate_json(path.read_bytes())
     except OSError as error:
         raise BundleError(
-            f"{bundle} has no {PLAN_FILE} ({error.strerror}): it is not to be finished on a device",
+            f"{bundle} has no {SPEC_FILE} ({error.strerror}): it is not to be finished on a device",
             hint="tc-export inspect BUNDLE shows the state of its engine",
         ) from error
     except ValidationError as error:

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage `finish`: what the device needs to build its engines itself, and to judge them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from tc_export.bundle import EngineRecord, EngineState, Manifest, StageResults, Staging, verify
+from tc_export.bundle.layout import engine_path, engine_stage, tensorrt_graph, tensorrt_stage
+from tc_export.contracts.graph_io import GRAPHS
+from tc_export.device_build.golden import make_golden
+from tc_export.device_build.write import PendingBuild, PendingEngine, write_finish
+from tc_export.runner import Reporter, Stage, StageContext, is_up_to_date
+from tc_export.stages.inputs import BuildInputs
+from tc_export.stages.tools import EXPORTERS, versions
+
+STAGE = "finish"
+NEXT_STEP = "on the device: tc-export finish BUNDLE, or without Python: sh BUNDLE/finish/finish.sh"
+
+
+def stage(inputs: BuildInputs) -> Stage:
+    """Write golden data and the script; the engine is pending from then on."""
+    assert inputs.release is not None
+    return Stage(
+        name=STAGE,
+        description="write golden data, and the script for the device",
+        key={
+            "target": inputs.target.name,
+            "tensorrt": inputs.release.tensorrt,
+            "precision": inputs.spec.precision_asked,
+            "profile": inputs.spec.profile.model_dump(),
+            "tools": versions(EXPORTERS),
+        },
+        outputs=("finish",),
+        needs=("plugins", *map(tensorrt_stage, GRAPHS)),
+        run=partial(_run, inputs=inputs),
+    )
+
+
+def _run(context: StageContext, *, inputs: BuildInputs) -> StageResults:
+    target, release = inputs.target, inputs.release
+    assert release is not None
+    assert target.sm is not None
+    assert target.toolchain.architecture is not None
+    pending = PendingBuild(
+        target=target.name,
+        tensorrt=release.tensorrt,
+        architecture=target.toolchain.architecture,
+        sm=target.sm,
+        plugin_library=inputs.plugin_library,
+        engines=_pending_engines(context, inputs),
+    )
+    write_finish(context.folder, pending, context.digests)
+    record = EngineRecord(
+        backend=target.toolchain.engine, state=EngineState.PENDING, next_step=NEXT_STEP
+    )
+    return StageResults(engine=record)
+
+
+def _pending_engines(context: StageContext, inputs: BuildInputs) -> dict[str, PendingEngine]:
+    """Both engines, each with a call of the PyTorch model to judge it by."""
+    profile = inputs.spec.profile
+    golden = make_golden(
+        inputs.checkpoint.config.model,
+        inputs.checkpoint.load_model,
+        inputs.spec.precision_asked,
+        max_frames=profile.max_frames,
+        max_length=profile.max_length,
+    )
+    return {
+        graph: PendingEngine(
+            graph=tensorrt_graph(graph),
+            engine=engine_path(graph),
+            precision=inputs.precision(graph),
+            custom_nodes=context.results.custom_nodes[graph],
+            shapes=inputs.shapes(graph),
+            golden=golden[graph],
+        )
+        for graph in GRAPHS
+    }
+
+
+def finished_bundle(
+    staging: Staging, stages: Sequence[Stage], reporter: Reporter
+) -> Manifest | None:
+    """The published bundle, where its device has finished it and no stage would run again.
+
+    A build could only take the device's engines away. None where a file is damaged.
+    """
+    published = staging.published
+    if published is None or not is_finished(published) or not is_up_to_date(published, stages):
+        return None
+    if verify(staging.output, partial(reporter.read, "the bundle")):
+        return None
+    reporter.listed(stages)
+    for each in stages:
+        reporter.skipped(each)
+    return published
+
+
+def is_finished(manifest: Manifest) -> bool:
+    """True where the device has added both engines to what a build here has made."""
+    stages = manifest.stages
+    return STAGE in stages and all(engine_stage(graph) in stages for graph in GRAPHS)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stages `vision_tensorrt` and `decoder_tensorrt`: a graph as the device's TensorRT parses it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tc_export.bundle.layout import tensorrt_graph, tensorrt_stage
+from tc_export.errors import TcExportError
+from tc_export.graph.passes.tensorrt_form import to_tensorrt_form
+from tc_export.runner import Stage, StageContext
+from tc_export.stages.inputs import BuildInputs
+from tc_export.stages.tools import EXPORTERS, versions
+
+
+def stage(inputs: BuildInputs, graph: str) -> Stage:
+    """Write one of the two graphs for the TensorRT of the device's release."""
+    assert inputs.release is not None
+    tensorrt = inputs.release.tensorrt
+    return Stage(
+        name=tensorrt_stage(graph),
+        description=f"write the {graph} graph for TensorRT {tensorrt}",
+        key={"tensorrt": tensorrt, "tools": versions(EXPORTERS)},
+        outputs=(f"tensorrt/{graph}",),
+        needs=(graph,),
+        run=partial(_run, graph=graph, tensorrt=tensorrt),
+    )
+
+
+def _run(context: StageContext, *, graph: str, tensorrt: str) -> None:
+    for file in sorted((context.folder / graph).iterdir()):  # the weights are the same files
+        context.link(file, f"tensorrt/{graph}/{file.name}")
+    path = context.folder / tensorrt_graph(graph)
+    form = to_tensorrt_form(path, path, tensorrt)
+    expected = context.results.custom_nodes[graph]
+    if form.custom_nodes != expected:
+        raise TcExportError(
+            f"the {graph} graph for TensorRT has custom nodes {form.custom_nodes}, and should have "
+            f"{expected}"
+        )

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage `parity`: the graphs in ONNX Runtime against PyTorch, whatever runs them later."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tc_export.contracts.graph_io import GRAPHS
+from tc_export.errors import CheckFailed
+from tc_export.parity.graph_engines import load_graphs
+from tc_export.parity.of_bundle import compare_with_pytorch
+from tc_export.parity.tensors.report import failures, write_report
+from tc_export.runner import Stage, StageContext
+from tc_export.stages.inputs import BuildInputs
+from tc_export.stages.tools import RUNNERS, versions
+
+
+def stage(inputs: BuildInputs) -> Stage:
+    """Compare with PyTorch, and write the report. Where they differ, nothing is published."""
+    return Stage(
+        name="parity",
+        description="compare with PyTorch",
+        key={
+            "profile": inputs.spec.profile.model_dump(),
+            "tools": versions({*RUNNERS, "torch"}),
+        },
+        outputs=("parity",),
+        needs=GRAPHS,
+        run=partial(_run, inputs=inputs),
+    )
+
+
+def _run(context: StageContext, *, inputs: BuildInputs) -> None:
+    result = compare_with_pytorch(
+        load_graphs(context.folder, inputs.precisions),
+        inputs.checkpoint,
+        inputs.spec.profile,
+        inputs.precisions,
+        context.advance,
+    )
+    folder = context.folder / "parity"
+    folder.mkdir()
+    write_report(result, folder)
+    if not result.passed:
+        raise CheckFailed(
+            "the engine does not compute what PyTorch computes:\n"
+            + "\n".join(f"  {line}" for line in failures(result)),
+            hint="nothing was published",
+        )
