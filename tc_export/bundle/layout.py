@@ -25,9 +25,14 @@ def engine_path(graph: str) -> str:
     return f"engines/{graph}.engine"
 
 
+def tensorrt_folder(graph: str) -> str:
+    """A graph in the form that the device's TensorRT parses, and its weights."""
+    return f"tensorrt/{graph}"
+
+
 def tensorrt_graph(graph: str) -> str:
-    """A graph in the form that the device's TensorRT parses."""
-    return f"tensorrt/{graph}/{MODEL_FILE}"
+    """The graph itself, in that form."""
+    return f"{tensorrt_folder(graph)}/{MODEL_FILE}"
 
 
 def plugin_path(architecture: str | None, sm: int | None) -> str:

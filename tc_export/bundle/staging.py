@@ -195,8 +195,8 @@ class Staging:
         state = _State(stages=self.records, digests=self.digests.known)
         write_atomically(self._state_path, state.model_dump_json(indent=2) + "\n")
 
-    def publish(self, manifest: Manifest) -> bool:
-        """Put the finished bundle at `output` in one step; False when it is there already.
+    def publish(self, manifest: Manifest) -> None:
+        """Put the finished bundle at `output` in one step, unless it is there already.
 
         Raises:
             TcExportError: a stage changed the output of an earlier one.
@@ -215,7 +215,6 @@ class Staging:
             flush(self.output.parent)
             self.published = manifest
         self.records = {}  # from here on there is nothing to resume
-        return is_new
 
     def _swap(self) -> None:
         if not self.output.exists():

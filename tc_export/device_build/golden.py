@@ -43,6 +43,10 @@ from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
 MOST_FRAMES = 3
 MOST_LOGITS = 8
 TEXT_BEFORE, TEXT_AFTER = 5, 7
+SEED = 0
+
+Feeds = dict[str, dict[str, np.ndarray]]
+"""Inputs of both graphs, by graph."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,6 @@ def make_golden(
     *,
     max_frames: int,
     max_length: int,
-    seed: int = 0,
 ) -> dict[str, Golden]:
     """Golden data of both graphs, within the engines' shapes.
 
@@ -73,38 +76,43 @@ def make_golden(
         precisions: number format of each graph, by name.
         max_frames: the profile's.
         max_length: the profile's.
-        seed: of the random frames and tokens.
 
     Raises:
         CheckFailed: the model's numbers leave the range of their format.
     """
-    random = np.random.default_rng(seed)
+    truth = load_model(torch.float64)
+    true_engines = {VISION: TorchVisionEngine(truth), DECODER: TorchDecoderEngine(truth)}
+    floats, integers = _feeds(config, truth, max_frames, max_length)
+    golden = {}
+    for graph, output in ((VISION, VISUAL_FEATURES), (DECODER, LOGITS)):
+        dtype = DType(precisions[graph])
+        inputs = {name: x.astype(dtype.numpy) for name, x in floats[graph].items()}
+        inputs |= integers[graph]
+        rounded = load_model(dtype.torch)
+        engine = TorchVisionEngine(rounded) if graph == VISION else TorchDecoderEngine(rounded)
+        golden[graph] = _call(inputs, output, true_engines[graph], engine, precisions[graph])
+    return golden
+
+
+def _feeds(
+    config: ModelConfig, truth: TcLlava, max_frames: int, max_length: int
+) -> tuple[Feeds, Feeds]:
+    """The floating-point inputs in float64, and the integer ones, of random frames and tokens."""
+    random = np.random.default_rng(SEED)
     segments = prompt_within(config, max_frames, max_length)
     frames = sum(segment.frames for segment in segments if isinstance(segment, Clip))
     size = config.vision.image_size
     pixels = random.standard_normal((frames, 3, size, size))
     layout, _ = lay_out(segments, config.temporal)
     tokens = random.integers(0, config.text.vocab_size, layout.length)
-    truth = load_model(torch.float64)
-    true_vision, true_decoder = TorchVisionEngine(truth), TorchDecoderEngine(truth)
-    features = true_vision.run({PIXEL_VALUES: pixels})[VISUAL_FEATURES]
-    embeds = true_decoder.embedding_table()[tokens]
+    features = TorchVisionEngine(truth).run({PIXEL_VALUES: pixels})[VISUAL_FEATURES]
+    embeds = TorchDecoderEngine(truth).embedding_table()[tokens]
     embeds[layout.frame_ids >= 0] = features.reshape(-1, features.shape[-1])
     floats = {
         VISION: {PIXEL_VALUES: pixels},
         DECODER: {INPUTS_EMBEDS: embeds[None], **_cache(config, layout.length)},
     }
-    integers: dict[str, dict[str, np.ndarray]] = {VISION: {}, DECODER: _positions(layout)}
-    wanted = {VISION: VISUAL_FEATURES, DECODER: LOGITS}
-    golden = {}
-    for graph, true_engine in ((VISION, true_vision), (DECODER, true_decoder)):
-        dtype = DType(precisions[graph])
-        inputs = {name: x.astype(dtype.numpy) for name, x in floats[graph].items()}
-        inputs |= integers[graph]
-        rounded = load_model(dtype.torch)
-        engine = TorchVisionEngine(rounded) if graph == VISION else TorchDecoderEngine(rounded)
-        golden[graph] = _call(inputs, wanted[graph], true_engine, engine, precisions[graph])
-    return golden
+    return floats, {VISION: {}, DECODER: _positions(layout)}
 
 
 def prompt_within(config: ModelConfig, max_frames: int, max_length: int) -> list[Segment]:

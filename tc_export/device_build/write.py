@@ -27,7 +27,6 @@ from tc_export.device_build.spec import (
 from tc_export.dtypes import DType
 from tc_export.errors import TcExportError
 
-SCRIPT = f"{FOLDER}/finish.sh"
 _STATIC_FILES = ("finish.sh", "compare.awk")
 _VARIABLES = {
     "--minShapes": "min_shapes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from tc_export.bundle.layout import tensorrt_graph, tensorrt_stage
+from tc_export.bundle.layout import tensorrt_folder, tensorrt_graph, tensorrt_stage
 from tc_export.errors import TcExportError
 from tc_export.graph.passes.tensorrt_form import to_tensorrt_form
 from tc_export.runner import Stage, StageContext
@@ -21,7 +21,7 @@ def stage(inputs: BuildInputs, graph: str) -> Stage:
         name=tensorrt_stage(graph),
         description=f"write the {graph} graph for TensorRT {tensorrt}",
         key={"tensorrt": tensorrt, "tools": versions(EXPORTERS)},
-        outputs=(f"tensorrt/{graph}",),
+        outputs=(tensorrt_folder(graph),),
         needs=(graph,),
         run=partial(_run, graph=graph, tensorrt=tensorrt),
     )
@@ -29,7 +29,7 @@ def stage(inputs: BuildInputs, graph: str) -> Stage:
 
 def _run(context: StageContext, *, graph: str, tensorrt: str) -> None:
     for file in sorted((context.folder / graph).iterdir()):  # the weights are the same files
-        context.link(file, f"tensorrt/{graph}/{file.name}")
+        context.link(file, f"{tensorrt_folder(graph)}/{file.name}")
     path = context.folder / tensorrt_graph(graph)
     form = to_tensorrt_form(path, path, tensorrt)
     expected = context.results.custom_nodes[graph]
