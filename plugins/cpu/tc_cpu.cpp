@@ -20,6 +20,7 @@
 #endif
 
 #include "isa_kernels.h"
+#include "tc_contract.h"
 
 namespace {
 
@@ -113,7 +114,7 @@ tc_status check(const tc_attention_args* args) {
   }
   // Cache rows are compared with kv_end, which is an int32.
   if (!known(a.dtype) || a.cache_rows > std::numeric_limits<int32_t>::max()) return TC_UNSUPPORTED;
-  const auto outside = [&](int64_t slot) { return slot < -1 || slot >= a.cache_rows; };
+  const auto outside = [&](int64_t slot) { return slot < tc::contract::kPadding || slot >= a.cache_rows; };
   if (std::any_of(a.slots, a.slots + a.batch * a.tokens, outside)) return TC_CACHE_OVERFLOW;
 #ifndef NDEBUG
   const auto beyond = [&](int32_t end) { return end < 0 || end > a.cache_rows; };
