@@ -20,7 +20,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kernel_facts import (
+from kernel_roofline import (
     KV_HEADS,
     LIMITS,
     Q_HEADS,

@@ -98,8 +98,8 @@ def test_without_a_compiler_the_graphs_run_through_their_functions(
     wheel, said = make_wheel(sources, tmp_path, CC=nowhere, CXX=nowhere)
     assert re.fullmatch(r"tc_export-[\d.]+-py3-none-any\.whl", wheel.name)
     assert "tc-export is installed without its native library" in said
-    assert not (tmp_path / "installed" / LIBRARY).parent.exists()
-    assert not list(tmp_path.rglob(Path(LIBRARY).name))
+    assert (tmp_path / "installed" / LIBRARY).parent.is_dir()  # the package that looks for it
+    assert not list(tmp_path.rglob("libtc_ops*"))
 
     parity = run_installed(wheel, "-m", "tc_export", "parity", str(bundle), "--json")
     assert parity.returncode == 0, parity.stderr

@@ -4,36 +4,39 @@
 // TC_ISA_TABLE (the table's name), TC_BF16_DOT where there is a dot product of bfloat16, and TC_AMX
 // where there is a matrix unit for it.
 
-#include "attention_panels.h"
-#include "attention_rows.h"
+#include "attention_decode.h"
+#include "attention_prefill.h"
 #if defined(TC_AMX)
-#include "attention_tiles.h"
+#include "attention_amx.h"
 #endif
 #include "isa_kernels.h"
 #include "rotate.h"
 
 namespace TC_ISA {
 
+// Few query rows, of channels that fill the vectors.
+inline bool is_decode(const tc_cpu::AttentionPlan& plan) {
+  return plan.rows <= kMostDecodeRows && plan.args.head_dim % kLanes == 0;
+}
+
 template <class T>
 bool attend_stored(const tc_cpu::AttentionPlan& plan, int64_t task) {
-  if (plan.rows <= kFewRows && plan.args.head_dim % kLanes == 0) return attend_rows<T>(plan, task);
-  return attend_panels<T, float>(plan, task);
+  if (is_decode(plan)) return attend_decode<T>(plan, task);
+  return attend_prefill<T, float>(plan, task);
 }
 
 #if defined(TC_BF16_DOT)
 template <>
 bool attend_stored<Bf16>(const tc_cpu::AttentionPlan& plan, int64_t task) {
-  if (plan.rows <= kFewRows && plan.args.head_dim % kLanes == 0) {
-    return attend_rows<Bf16>(plan, task);
-  }
+  if (is_decode(plan)) return attend_decode<Bf16>(plan, task);
 #if defined(TC_AMX)
   if (plan.args.head_dim % kTileStep == 0) {
     const Tiles tiles;
-    return attend_panels<Bf16, TilePair>(plan, task);
+    return attend_prefill<Bf16, TilePair>(plan, task);
   }
 #endif
-  if (plan.args.head_dim % 2 == 0) return attend_panels<Bf16, Pair>(plan, task);
-  return attend_panels<Bf16, float>(plan, task);
+  if (plan.args.head_dim % 2 == 0) return attend_prefill<Bf16, Pair>(plan, task);
+  return attend_prefill<Bf16, float>(plan, task);
 }
 #endif
 

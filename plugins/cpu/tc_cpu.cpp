@@ -20,6 +20,7 @@
 #endif
 
 #include "isa_kernels.h"
+#include "tc_contract.h"
 
 namespace {
 
@@ -113,7 +114,9 @@ tc_status check(const tc_attention_args* args) {
   }
   // Cache rows are compared with kv_end, which is an int32.
   if (!known(a.dtype) || a.cache_rows > std::numeric_limits<int32_t>::max()) return TC_UNSUPPORTED;
-  const auto outside = [&](int64_t slot) { return slot < -1 || slot >= a.cache_rows; };
+  const auto outside = [&](int64_t slot) {
+    return slot < tc::contract::kPadding || slot >= a.cache_rows;
+  };
   if (std::any_of(a.slots, a.slots + a.batch * a.tokens, outside)) return TC_CACHE_OVERFLOW;
 #ifndef NDEBUG
   const auto beyond = [&](int32_t end) { return end < 0 || end > a.cache_rows; };
@@ -160,17 +163,17 @@ void on_this_thread(void*, size_t n, void (*task)(void* data, size_t i), void* d
 
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Brings the cache from past to present, a stretch of rows of one head a task: copied unless it is
+// Brings the cache from past to present, a chunk of rows of one head a task: copied unless it is
 // the same buffer, then overwritten with the rows of this call. Slot -1 is left unwritten.
 bool write_cache(const tc_attention_args& a, tc_parallel_for parallel_for, void* context) {
-  constexpr int64_t kStretch = 4096;
+  constexpr int64_t kChunkRows = 4096;
   constexpr int64_t kFewTokens = 64;
   const bool copied = a.past_key != a.present_key || a.past_value != a.present_value;
   if (!copied && a.tokens <= kFewTokens) parallel_for = on_this_thread;
   const int64_t row_bytes = a.head_dim * bytes(a.dtype);
-  const int64_t stretches = ceil_divide(a.cache_rows, kStretch);
-  const auto one = [&](int64_t head, int64_t begin, int64_t end, const void* from, const void* past,
-                       void* present) {
+  const int64_t chunks = ceil_divide(a.cache_rows, kChunkRows);
+  const auto write = [&](int64_t head, int64_t begin, int64_t end, const void* from,
+                         const void* past, void* present) {
     char* rows = static_cast<char*>(present) + head * a.cache_rows * row_bytes;
     if (past != present) {
       const char* source = static_cast<const char*>(past) + head * a.cache_rows * row_bytes;
@@ -183,11 +186,11 @@ bool write_cache(const tc_attention_args& a, tc_parallel_for parallel_for, void*
       std::memcpy(rows + slots[token] * row_bytes, news + token * row_bytes, row_bytes);
     }
   };
-  return run(parallel_for, context, a.batch * a.kv_heads * stretches, [&](int64_t i) {
-    const int64_t begin = i % stretches * kStretch;
-    const int64_t end = std::min(begin + kStretch, a.cache_rows);
-    one(i / stretches, begin, end, a.k, a.past_key, a.present_key);
-    one(i / stretches, begin, end, a.v, a.past_value, a.present_value);
+  return run(parallel_for, context, a.batch * a.kv_heads * chunks, [&](int64_t i) {
+    const int64_t begin = i % chunks * kChunkRows;
+    const int64_t end = std::min(begin + kChunkRows, a.cache_rows);
+    write(i / chunks, begin, end, a.k, a.past_key, a.present_key);
+    write(i / chunks, begin, end, a.v, a.past_value, a.present_value);
     return true;
   });
 }

@@ -116,13 +116,13 @@ inline void with_count(int64_t n, const Function& function) {
 }
 
 // Memory that is read later, and can be asked for now.
-class Ahead {
+class Prefetch {
  public:
-  Ahead(const void* begin, const void* end)
+  Prefetch(const void* begin, const void* end)
       : begin_(static_cast<const char*>(begin)), end_(static_cast<const char*>(end)) {}
 
   // Part i of n, in whole lines.
-  Ahead part(int64_t i, int64_t n) const {
+  Prefetch part(int64_t i, int64_t n) const {
     const int64_t lines = ceil_divide(end_ - begin_, kLineBytes);
     return {begin_ + lines * i / n * kLineBytes, begin_ + lines * (i + 1) / n * kLineBytes};
   }

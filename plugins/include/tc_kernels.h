@@ -2,7 +2,7 @@
  *
  * The C interface of the two native ops: what every binding (TensorRT, ONNX Runtime, PyTorch)
  * calls. Raw pointers, a stream or a thread pool, an error code; no framework. The meaning of each
- * argument is the contract in tc_export/ops/.
+ * argument is the contract in tc_export/contracts/ops.py; a test holds the structs to it.
  *
  * All tensors are contiguous in the order that their comment gives. B batch, H query heads,
  * K key/value heads (H a multiple of K), S tokens of this call, C cache rows, D head size,

@@ -7,7 +7,7 @@ set(TC_CUDA_AARCH64 "" CACHE PATH "Folder with CUDA's include/ and lib/ for aarc
 if(NOT EXISTS "${TC_CUDA_AARCH64}/lib/libcudart_static.a")
   message(FATAL_ERROR "TC_CUDA_AARCH64 is '${TC_CUDA_AARCH64}', which has no "
                       "lib/libcudart_static.a. Fetch it with "
-                      "'python plugins/tensorrt/fetch.py cuda-aarch64', and pass the folder "
+                      "'python -m tc_export.native.fetch cuda-aarch64', and pass the folder "
                       "that this prints.")
 endif()
 

@@ -1,40 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// tc::TcDualRope and tc::TcBlockCausalAttention as custom ops of ONNX Runtime. Contracts:
-// tc_export/ops/. The work is done on ONNX Runtime's own threads (or, in a CUDA build, stream).
+// tc::TcDualRope and tc::TcBlockCausalAttention as custom ops of ONNX Runtime. Names, order, axes,
+// types and attributes are those of tc_contract.h. The work is done on ONNX Runtime's own threads
+// (or, in a CUDA build, stream).
 //
 // An output that the caller bound to the buffer of an input (I/O binding: present_key to past_key)
 // is recognised by its address: the cache is then written in place and nothing is copied.
 //
-// Axes: B batch, H query heads, K key/value heads, S tokens, C cache rows, D head size.
+// Axes: B batch, H query heads, K key/value heads, S tokens, C cache rows, D head size, R half of
+// the rotated channels.
 
-#define ORT_API_MANUAL_INIT
-#include <onnxruntime_cxx_api.h>
-#undef ORT_API_MANUAL_INIT
-
-#include <array>
 #include <memory>
-#include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
+#include "call.h"
+#include "tc_contract.h"
 #include "tc_kernels.h"
+
+namespace tc::ort {
 
 namespace {
 
-using Shape = std::vector<int64_t>;
-
-constexpr const char* kDomain = "tc";
-constexpr auto kInt32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
-constexpr auto kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
-constexpr auto kFloat32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-
 enum class Provider { kCpu, kCuda };
-
-[[noreturn]] void fail(std::string message, OrtErrorCode code = ORT_INVALID_ARGUMENT) {
-  throw Ort::Exception(std::move(message), code);
-}
 
 OrtErrorCode code_of(tc_status status) {
   switch (status) {
@@ -65,67 +53,32 @@ OrtStatusPtr as_status(const Function& function) {
   }
 }
 
-tc_dtype stored_type(ONNXTensorElementDataType type) {
+ONNXTensorElementDataType onnx_type(tc_dtype type) {
   switch (type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
-      return TC_FLOAT16;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
-      return TC_BFLOAT16;
-    default:
-      return TC_FLOAT32;
+    case TC_FLOAT16:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    case TC_BFLOAT16:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+    case TC_FLOAT32:
+      break;
   }
+  return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 }
 
-std::string text(const Shape& shape) {
-  std::string result = "[";
-  for (const int64_t size : shape) {
-    result += (result.size() > 1 ? ", " : "") + std::to_string(size);
+// `float_type` is what T stands for.
+ONNXTensorElementDataType onnx_type(contract::Type type, tc_dtype float_type) {
+  switch (type) {
+    case contract::Type::kFloat32:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    case contract::Type::kInt32:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+    case contract::Type::kInt64:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+    case contract::Type::kT:
+      break;
   }
-  return result + "]";
+  return onnx_type(float_type);
 }
-
-// The inputs of one call, with their shapes.
-class Inputs {
- public:
-  Inputs(const char* op, const Ort::KernelContext& context) : op_(op), context_(context) {}
-
-  Shape shape(size_t index) const {
-    return context_.GetInput(index).GetTensorTypeAndShapeInfo().GetShape();
-  }
-
-  // The shape of input `index`, which must have `rank` axes.
-  Shape shape_of_rank(size_t index, const char* name, size_t rank) const {
-    const Shape found = shape(index);
-    if (found.size() != rank) {
-      fail(op_ + ": " + name + " is " + text(found) + ", expected " + std::to_string(rank) +
-           " axes");
-    }
-    return found;
-  }
-
-  template <class T = void>
-  const T* data(size_t index) const {
-    return static_cast<const T*>(context_.GetInput(index).GetTensorRawData());
-  }
-
-  // The data of input `index`, which must have exactly this shape.
-  template <class T = void>
-  const T* data(size_t index, const char* name, const Shape& expected) const {
-    const Shape found = shape(index);
-    if (found != expected) {
-      fail(op_ + ": " + name + " is " + text(found) + ", expected " + text(expected));
-    }
-    return data<T>(index);
-  }
-
-  tc_dtype dtype() const {
-    return stored_type(context_.GetInput(0).GetTensorTypeAndShapeInfo().GetElementType());
-  }
-
- private:
-  std::string op_;
-  const Ort::KernelContext& context_;
-};
 
 void parallel_for(void* context, size_t n, void (*task)(void*, size_t), void* data) {
   static_cast<Ort::KernelContext*>(context)->ParallelFor(task, n, /*num_batch=*/0, data);
@@ -133,11 +86,11 @@ void parallel_for(void* context, size_t n, void (*task)(void*, size_t), void* da
 
 // --- TcBlockCausalAttention --------------------------------------------------------------------
 
-constexpr const char* kAttention = "TcBlockCausalAttention";
+using Attention = contract::TcBlockCausalAttention;
 
 void run_attention(Provider provider, const tc_attention_args& args, Ort::KernelContext& context) {
   if (provider == Provider::kCpu) {
-    check(kAttention, tc_cpu_block_causal_attention(&args, parallel_for, &context));
+    check(Attention::kName, tc_cpu_block_causal_attention(&args, parallel_for, &context));
     return;
   }
 #if defined(TC_WITH_CUDA)
@@ -150,97 +103,76 @@ void run_attention(Provider provider, const tc_attention_args& args, Ort::Kernel
   const auto release = [&](void* block) { allocator.Free(block); };
   const std::unique_ptr<void, decltype(release)> workspace(
       bytes > 0 ? allocator.Alloc(bytes) : nullptr, release);
-  check(kAttention, tc_cuda_block_causal_attention(&args, workspace.get(), bytes,
+  check(Attention::kName, tc_cuda_block_causal_attention(&args, workspace.get(), bytes,
                                                    context.GetGPUComputeStream()));
 #endif
 }
 
 class AttentionKernel {
  public:
-  AttentionKernel(Provider provider, Ort::ConstKernelInfo info)
-      : provider_(provider), scale_(info.GetAttribute<float>("scale")) {}
+  using Contract = Attention;
+
+  AttentionKernel(tc_dtype dtype, Provider provider, Ort::ConstKernelInfo info)
+      : dtype_(dtype), provider_(provider), scale_(attribute<Contract>(info, Contract::kScale)) {}
 
   OrtStatusPtr ComputeV2(OrtKernelContext* ort_context) {
     return as_status([&] {
       Ort::KernelContext context(ort_context);
-      const Inputs in(kAttention, context);
-      const Shape q = in.shape_of_rank(0, "q", 4);
-      const Shape cache = in.shape_of_rank(5, "past_key", 4);
-      const int64_t B = q[0], S = q[2], D = q[3], K = cache[1], C = cache[2];
+      const Inputs<Contract> in(context, {Contract::kQ, Contract::kPastKey});
       tc_attention_args args{};
-      args.dtype = in.dtype();
-      args.batch = B, args.q_heads = q[1], args.kv_heads = K;
-      args.tokens = S, args.cache_rows = C, args.head_dim = D;
+      args.dtype = dtype_;
+      args.batch = in['B'], args.q_heads = in['H'], args.kv_heads = in['K'];
+      args.tokens = in['S'], args.cache_rows = in['C'], args.head_dim = in['D'];
       args.scale = scale_;
-      args.q = in.data(0);
-      args.k = in.data(1, "k", {B, K, S, D});
-      args.v = in.data(2, "v", {B, K, S, D});
-      args.kv_end = in.data<int32_t>(3, "kv_end", {B, S});
-      args.slots = in.data<int64_t>(4, "slots", {B, S});
-      args.past_key = in.data(5, "past_key", {B, K, C, D});
-      args.past_value = in.data(6, "past_value", {B, K, C, D});
-      args.y = context.GetOutput(0, q).GetTensorMutableRawData();
-      args.present_key = context.GetOutput(1, cache).GetTensorMutableRawData();
-      args.present_value = context.GetOutput(2, cache).GetTensorMutableRawData();
+      args.q = in.data(Contract::kQ);
+      args.k = in.data(Contract::kK);
+      args.v = in.data(Contract::kV);
+      args.kv_end = in.data<int32_t>(Contract::kKvEnd);
+      args.slots = in.data<int64_t>(Contract::kSlots);
+      args.past_key = in.data(Contract::kPastKey);
+      args.past_value = in.data(Contract::kPastValue);
+      args.y = output(context, in, Contract::kY);
+      args.present_key = output(context, in, Contract::kPresentKey);
+      args.present_value = output(context, in, Contract::kPresentValue);
       run_attention(provider_, args, context);
     });
   }
 
  private:
+  tc_dtype dtype_;
   Provider provider_;
   float scale_;
 };
 
-struct AttentionContract {
-  using Kernel = AttentionKernel;
-  static constexpr const char* kName = kAttention;
-  // q, k, v, kv_end, slots, past_key, past_value; nothing: the op's floating-point type.
-  static constexpr std::array<std::optional<ONNXTensorElementDataType>, 7> kInputs = {
-      std::nullopt, std::nullopt, std::nullopt, kInt32, kInt64, std::nullopt, std::nullopt};
-  // y, present_key, present_value: each of the shape of an input.
-  static constexpr std::array<size_t, 3> kOutputShapes = {0, 5, 6};
-};
-
 // --- TcDualRope --------------------------------------------------------------------------------
 
-constexpr const char* kDualRope = "TcDualRope";
-
-// An attribute that may be left out. As an integer it is there, but not to be read as a float.
-float attribute_or(const OrtKernelInfo* info, const char* name, float absent) {
-  float value = absent;
-  const Ort::Status status(Ort::GetApi().KernelInfoGetAttribute_float(info, name, &value));
-  if (status.IsOK()) return value;
-  int64_t integer;
-  if (Ort::Status(Ort::GetApi().KernelInfoGetAttribute_int64(info, name, &integer)).IsOK()) {
-    fail(std::string(kDualRope) + ": " + name + " is an integer, expected a float");
-  }
-  return absent;
-}
+using DualRope = contract::TcDualRope;
 
 class DualRopeKernel {
  public:
-  DualRopeKernel(Provider provider, Ort::ConstKernelInfo info)
-      : provider_(provider),
-        gamma_(info.GetAttribute<float>("gamma")),
-        attention_factor_(attribute_or(info, "attention_factor", 1.0f)) {}
+  using Contract = DualRope;
+
+  DualRopeKernel(tc_dtype dtype, Provider provider, Ort::ConstKernelInfo info)
+      : dtype_(dtype),
+        provider_(provider),
+        gamma_(attribute<Contract>(info, Contract::kGamma)),
+        attention_factor_(attribute<Contract>(info, Contract::kAttentionFactor)) {}
 
   OrtStatusPtr ComputeV2(OrtKernelContext* ort_context) {
     return as_status([&] {
       Ort::KernelContext context(ort_context);
-      const Inputs in(kDualRope, context);
-      const Shape x = in.shape_of_rank(0, "x", 4);
-      const Shape frequencies = in.shape_of_rank(3, "inv_freq", 1);
+      const Inputs<Contract> in(context, {Contract::kX, Contract::kInvFreq});
       tc_dual_rope_args args{};
-      args.dtype = in.dtype();
-      args.batch = x[0], args.heads = x[1], args.tokens = x[2], args.head_dim = x[3];
-      args.rotary_half = frequencies[0];
+      args.dtype = dtype_;
+      args.batch = in['B'], args.heads = in['H'], args.tokens = in['S'], args.head_dim = in['D'];
+      args.rotary_half = in['R'];
       args.gamma = gamma_;
       args.attention_factor = attention_factor_;
-      args.x = in.data(0);
-      args.position_ids = in.data<int64_t>(1, "position_ids", {x[0], x[2]});
-      args.temporal_ids = in.data<int64_t>(2, "temporal_ids", {x[0], x[2]});
-      args.inv_freq = in.data<float>(3);
-      args.y = context.GetOutput(0, x).GetTensorMutableRawData();
+      args.x = in.data(Contract::kX);
+      args.position_ids = in.data<int64_t>(Contract::kPositionIds);
+      args.temporal_ids = in.data<int64_t>(Contract::kTemporalIds);
+      args.inv_freq = in.data<float>(Contract::kInvFreq);
+      args.y = output(context, in, Contract::kY);
       run(args, context);
     });
   }
@@ -248,26 +180,18 @@ class DualRopeKernel {
  private:
   void run(const tc_dual_rope_args& args, Ort::KernelContext& context) const {
     if (provider_ == Provider::kCpu) {
-      check(kDualRope, tc_cpu_dual_rope(&args, parallel_for, &context));
+      check(Contract::kName, tc_cpu_dual_rope(&args, parallel_for, &context));
       return;
     }
 #if defined(TC_WITH_CUDA)
-    check(kDualRope, tc_cuda_dual_rope(&args, context.GetGPUComputeStream()));
+    check(Contract::kName, tc_cuda_dual_rope(&args, context.GetGPUComputeStream()));
 #endif
   }
 
+  tc_dtype dtype_;
   Provider provider_;
   float gamma_;
   float attention_factor_;
-};
-
-struct DualRopeContract {
-  using Kernel = DualRopeKernel;
-  static constexpr const char* kName = kDualRope;
-  // x, position_ids, temporal_ids, inv_freq
-  static constexpr std::array<std::optional<ONNXTensorElementDataType>, 4> kInputs = {
-      std::nullopt, kInt64, kInt64, kFloat32};
-  static constexpr std::array<size_t, 1> kOutputShapes = {0};
 };
 
 // --- Registration ------------------------------------------------------------------------------
@@ -292,8 +216,8 @@ template <class Contract>
 OrtStatusPtr infer_outputs(const OrtCustomOp*, OrtShapeInferContext* context) {
   return as_status([&] {
     const OrtApi& api = Ort::GetApi();
-    for (size_t output = 0; output < Contract::kOutputShapes.size(); ++output) {
-      const size_t source = Contract::kOutputShapes[output];
+    for (size_t output = 0; output < Contract::kOutputs.size(); ++output) {
+      const size_t source = Contract::kOutputs[output].like;
       OrtTensorTypeAndShapeInfo* info = nullptr;  // the context's own
       Ort::ThrowOnError(api.ShapeInferContext_GetInputTypeShape(context, source, &info));
       if (!is_known(info)) continue;
@@ -302,17 +226,19 @@ OrtStatusPtr infer_outputs(const OrtCustomOp*, OrtShapeInferContext* context) {
   });
 }
 
-// One op for one floating-point type and one execution provider.
-template <class Contract>
-class Op : public Ort::CustomOpBase<Op<Contract>, typename Contract::Kernel, /*WithStatus=*/true> {
+// The op of a kernel, for one floating-point type and one execution provider.
+template <class Kernel>
+class Op : public Ort::CustomOpBase<Op<Kernel>, Kernel, /*WithStatus=*/true> {
  public:
-  Op(ONNXTensorElementDataType type, Provider provider) : type_(type), provider_(provider) {
+  using Contract = typename Kernel::Contract;
+
+  Op(tc_dtype dtype, Provider provider) : dtype_(dtype), provider_(provider) {
     this->InferOutputShapeFn = infer_outputs<Contract>;
   }
 
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
     return as_status([&] {
-      *kernel = new typename Contract::Kernel(provider_, Ort::ConstKernelInfo(info));
+      *kernel = new Kernel(dtype_, provider_, Ort::ConstKernelInfo(info));
     });
   }
   const char* GetName() const { return Contract::kName; }
@@ -321,36 +247,41 @@ class Op : public Ort::CustomOpBase<Op<Contract>, typename Contract::Kernel, /*W
   }
   size_t GetInputTypeCount() const { return Contract::kInputs.size(); }
   ONNXTensorElementDataType GetInputType(size_t i) const {
-    return Contract::kInputs[i].value_or(type_);
+    return onnx_type(Contract::kInputs[i].type, dtype_);
   }
-  size_t GetOutputTypeCount() const { return Contract::kOutputShapes.size(); }
-  ONNXTensorElementDataType GetOutputType(size_t) const { return type_; }
+  size_t GetOutputTypeCount() const { return Contract::kOutputs.size(); }
+  ONNXTensorElementDataType GetOutputType(size_t i) const {
+    return GetInputType(Contract::kOutputs[i].like);
+  }
 
  private:
-  ONNXTensorElementDataType type_;
+  tc_dtype dtype_;
   Provider provider_;
 };
 
 // Ops and domain live as long as the library: sessions keep pointers to them.
-template <class Contract>
+template <class Kernel>
 void add(Ort::CustomOpDomain& domain, Provider provider) {
-  static std::vector<std::unique_ptr<Op<Contract>>> ops;
-  for (const auto type : {kFloat32, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
-                          ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16}) {
-    if (provider == Provider::kCuda && type == kFloat32) continue;  // attention has none
-    ops.push_back(std::make_unique<Op<Contract>>(type, provider));
+  static std::vector<std::unique_ptr<Op<Kernel>>> ops;
+  for (const tc_dtype dtype : contract::kFloatTypes) {
+    if (provider == Provider::kCuda && dtype == TC_FLOAT32) continue;  // attention has none
+    ops.push_back(std::make_unique<Op<Kernel>>(dtype, provider));
     domain.Add(ops.back().get());
   }
 }
 
+template <class... Kernels>
+void add_all(Ort::CustomOpDomain& domain, Provider provider) {
+  static_assert(sizeof...(Kernels) == contract::kOpCount, "every op has a kernel");
+  (add<Kernels>(domain, provider), ...);
+}
+
 const Ort::CustomOpDomain& domain() {
   static const Ort::CustomOpDomain the_domain = [] {
-    Ort::CustomOpDomain result(kDomain);
-    add<AttentionContract>(result, Provider::kCpu);
-    add<DualRopeContract>(result, Provider::kCpu);
+    Ort::CustomOpDomain result(contract::kDomain);
+    add_all<AttentionKernel, DualRopeKernel>(result, Provider::kCpu);
 #if defined(TC_WITH_CUDA)
-    add<AttentionContract>(result, Provider::kCuda);
-    add<DualRopeContract>(result, Provider::kCuda);
+    add_all<AttentionKernel, DualRopeKernel>(result, Provider::kCuda);
 #endif
     return result;
   }();
@@ -358,6 +289,8 @@ const Ort::CustomOpDomain& domain() {
 }
 
 }  // namespace
+
+}  // namespace tc::ort
 
 // What ONNX Runtime calls when the library is given to register_custom_ops_library.
 extern "C" TC_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
@@ -370,5 +303,5 @@ extern "C" TC_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
     return base->GetApi(1)->CreateStatus(ORT_NOT_IMPLEMENTED, message.c_str());
   }
   Ort::InitApi(api);
-  return as_status([&] { Ort::UnownedSessionOptions(options).Add(domain()); });
+  return tc::ort::as_status([&] { Ort::UnownedSessionOptions(options).Add(tc::ort::domain()); });
 }

@@ -8,9 +8,7 @@ namespace tc {
 
 namespace {
 
-enum Input { kQ, kK, kV, kKvEnd, kSlots, kPastKey, kPastValue };
-enum Output { kY, kPresentKey, kPresentValue };
-enum Attribute { kScale };
+using Contract = contract::TcBlockCausalAttention;
 
 std::string Check(const AxisSizes& sizes) {
   const int64_t q_heads = sizes['H'];
@@ -32,7 +30,7 @@ tc_attention_args Shape(const Call& call) {
   args.tokens = call.sizes['S'];
   args.cache_rows = call.sizes['C'];
   args.head_dim = call.sizes['D'];
-  args.scale = call.attributes[kScale];
+  args.scale = call.attributes[Contract::kScale];
   return args;
 }
 
@@ -43,37 +41,23 @@ size_t WorkspaceBytes(const Call& call) {
 
 tc_status Launch(const Call& call, void* workspace, size_t workspace_bytes, void* stream) {
   tc_attention_args args = Shape(call);
-  args.q = call.inputs[kQ];
-  args.k = call.inputs[kK];
-  args.v = call.inputs[kV];
-  args.kv_end = static_cast<const int32_t*>(call.inputs[kKvEnd]);
-  args.slots = static_cast<const int64_t*>(call.inputs[kSlots]);
-  args.past_key = call.inputs[kPastKey];
-  args.past_value = call.inputs[kPastValue];
-  args.y = call.outputs[kY];
-  args.present_key = call.outputs[kPresentKey];
-  args.present_value = call.outputs[kPresentValue];
+  args.q = call.inputs[Contract::kQ];
+  args.k = call.inputs[Contract::kK];
+  args.v = call.inputs[Contract::kV];
+  args.kv_end = static_cast<const int32_t*>(call.inputs[Contract::kKvEnd]);
+  args.slots = static_cast<const int64_t*>(call.inputs[Contract::kSlots]);
+  args.past_key = call.inputs[Contract::kPastKey];
+  args.past_value = call.inputs[Contract::kPastValue];
+  args.y = call.outputs[Contract::kY];
+  args.present_key = call.outputs[Contract::kPresentKey];
+  args.present_value = call.outputs[Contract::kPresentValue];
   return tc_cuda_block_causal_attention(&args, workspace, workspace_bytes, stream);
 }
 
 }  // namespace
 
 const Op& BlockCausalAttention() {
-  static const Op op{
-      "TcBlockCausalAttention",
-      {{"q", "BHSD", Element::kFloat},
-       {"k", "BKSD", Element::kFloat},
-       {"v", "BKSD", Element::kFloat},
-       {"kv_end", "BS", Element::kInt32},
-       {"slots", "BS", Element::kInt64},
-       {"past_key", "BKCD", Element::kFloat},
-       {"past_value", "BKCD", Element::kFloat}},
-      {{"y", kQ, false}, {"present_key", kPastKey, true}, {"present_value", kPastValue, true}},
-      {{"scale", true, 0.0f, true}},
-      Check,
-      WorkspaceBytes,
-      Launch,
-  };
+  static const Op op = MakeOp<Contract>(Check, WorkspaceBytes, Launch);
   return op;
 }
 

@@ -7,6 +7,7 @@
 #include <NvInferRuntime.h>
 
 #include <exception>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -43,8 +44,8 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
     return &field_collection_;
   }
   const char* getPluginName() const noexcept override { return op_.name; }
-  const char* getPluginVersion() const noexcept override { return kPluginVersion; }
-  const char* getPluginNamespace() const noexcept override { return kPluginNamespace; }
+  const char* getPluginVersion() const noexcept override { return contract::kPluginVersion; }
+  const char* getPluginNamespace() const noexcept override { return contract::kPluginNamespace; }
 
  private:
   const Op& op_;
@@ -64,7 +65,8 @@ TC_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& creator_co
   static tc::Creator block_causal_attention(tc::BlockCausalAttention());
   static nvinfer1::IPluginCreatorInterface* const creators[] = {&dual_rope,
                                                                 &block_causal_attention};
-  creator_count = 2;
+  static_assert(std::size(creators) == tc::contract::kOpCount, "every op has a plugin");
+  creator_count = tc::contract::kOpCount;
   return creators;
 }
 

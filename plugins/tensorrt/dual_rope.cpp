@@ -7,8 +7,7 @@ namespace tc {
 
 namespace {
 
-enum Input { kX, kPositionIds, kTemporalIds, kInvFreq };
-enum Attribute { kGamma, kAttentionFactor };
+using Contract = contract::TcDualRope;
 
 std::string Check(const AxisSizes& sizes) {
   const int64_t half = sizes['R'];
@@ -30,31 +29,20 @@ tc_status Launch(const Call& call, void*, size_t, void* stream) {
   args.tokens = call.sizes['S'];
   args.head_dim = call.sizes['D'];
   args.rotary_half = call.sizes['R'];
-  args.gamma = call.attributes[kGamma];
-  args.attention_factor = call.attributes[kAttentionFactor];
-  args.x = call.inputs[kX];
-  args.position_ids = static_cast<const int64_t*>(call.inputs[kPositionIds]);
-  args.temporal_ids = static_cast<const int64_t*>(call.inputs[kTemporalIds]);
-  args.inv_freq = static_cast<const float*>(call.inputs[kInvFreq]);
-  args.y = call.outputs[0];
+  args.gamma = call.attributes[Contract::kGamma];
+  args.attention_factor = call.attributes[Contract::kAttentionFactor];
+  args.x = call.inputs[Contract::kX];
+  args.position_ids = static_cast<const int64_t*>(call.inputs[Contract::kPositionIds]);
+  args.temporal_ids = static_cast<const int64_t*>(call.inputs[Contract::kTemporalIds]);
+  args.inv_freq = static_cast<const float*>(call.inputs[Contract::kInvFreq]);
+  args.y = call.outputs[Contract::kY];
   return tc_cuda_dual_rope(&args, stream);
 }
 
 }  // namespace
 
 const Op& DualRope() {
-  static const Op op{
-      "TcDualRope",
-      {{"x", "BHSD", Element::kFloat},
-       {"position_ids", "BS", Element::kInt64},
-       {"temporal_ids", "BS", Element::kInt64},
-       {"inv_freq", "R", Element::kFloat32}},
-      {{"y", kX, false}},
-      {{"gamma", true, 0.0f, false}, {"attention_factor", false, 1.0f, true}},
-      Check,
-      WorkspaceBytes,
-      Launch,
-  };
+  static const Op op = MakeOp<Contract>(Check, WorkspaceBytes, Launch);
   return op;
 }
 

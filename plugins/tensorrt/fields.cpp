@@ -48,7 +48,7 @@ void RequireString(const PluginField& field, const char* expected) {
 
 std::string KnownNames(const Op& op) {
   std::string names;
-  for (const AttributeSpec& attribute : op.attributes) {
+  for (const contract::Attribute& attribute : op.attributes) {
     names += (names.empty() ? "" : ", ") + std::string(attribute.name);
   }
   return names;
@@ -79,9 +79,9 @@ std::vector<float> ReadAttributes(const Op& op, const nvinfer1::PluginFieldColle
   for (int32_t i = 0; i < fields.nbFields; ++i) {
     const PluginField& field = fields.fields[i];
     if (std::strcmp(field.name, "plugin_namespace") == 0) {
-      RequireString(field, kPluginNamespace);
+      RequireString(field, contract::kPluginNamespace);
     } else if (std::strcmp(field.name, "plugin_version") == 0) {
-      RequireString(field, kPluginVersion);
+      RequireString(field, contract::kPluginVersion);
     } else {
       std::optional<float>& value = found[AttributeIndex(op, field.name)];
       if (value.has_value()) {
@@ -93,7 +93,7 @@ std::vector<float> ReadAttributes(const Op& op, const nvinfer1::PluginFieldColle
 
   std::vector<float> values;
   for (size_t i = 0; i < found.size(); ++i) {
-    const AttributeSpec& attribute = op.attributes[i];
+    const contract::Attribute& attribute = op.attributes[i];
     if (attribute.required && !found[i].has_value()) {
       throw std::invalid_argument(std::string(attribute.name) + " is missing; the attributes are " +
                                   KnownNames(op));

@@ -12,9 +12,6 @@
 
 namespace tc {
 
-inline constexpr const char* kPluginNamespace = "tc";
-inline constexpr const char* kPluginVersion = "1";
-
 // The fields that describe an op's attributes, with `values` as their data, or with none.
 std::vector<nvinfer1::PluginField> MakeFields(const Op& op, const float* values);
 

@@ -17,7 +17,7 @@ std::string ShapeText(int32_t rank, const int64_t* shape) {
 
 }  // namespace
 
-std::string AxisSizes::Take(const InputSpec& input, int32_t rank, const int64_t* shape) {
+std::string AxisSizes::Take(const contract::Input& input, int32_t rank, const int64_t* shape) {
   const auto expected_rank = static_cast<int32_t>(std::strlen(input.axes));
   if (rank != expected_rank) {
     return std::string(input.name) + " is " + ShapeText(rank, shape) + ", but must have " +

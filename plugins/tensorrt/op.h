@@ -2,9 +2,8 @@
 //
 // A native op as a binding sees it: its contract as data, and how to launch it. No framework here.
 //
-// The contracts are those of tc_export/ops/. An axis is one letter, and the same letter is the same
-// length everywhere in an op: B batch, H query heads, K key/value heads, S tokens of this call,
-// C cache rows, D head size, R half of the rotated channels.
+// The contracts are those of tc_contract.h. Their axes: B batch, H query heads, K key/value heads,
+// S tokens of this call, C cache rows, D head size, R half of the rotated channels.
 #ifndef TC_TENSORRT_OP_H
 #define TC_TENSORRT_OP_H
 
@@ -14,32 +13,10 @@
 #include <string>
 #include <vector>
 
+#include "tc_contract.h"
 #include "tc_kernels.h"
 
 namespace tc {
-
-// kFloat is the op's floating-point type: that of input 0, in every op.
-enum class Element { kFloat, kFloat32, kInt32, kInt64 };
-
-struct InputSpec {
-  const char* name;
-  const char* axes;
-  Element element;
-};
-
-// An output has the shape and the type of input `like`, and may be its buffer where `in_place`.
-struct OutputSpec {
-  const char* name;
-  int32_t like;
-  bool in_place;
-};
-
-struct AttributeSpec {
-  const char* name;
-  bool required;
-  float fallback;  // where it is not required
-  bool positive;   // must be above 0
-};
 
 // The length of each axis; kUnknown until an input says it.
 class AxisSizes {
@@ -53,7 +30,7 @@ class AxisSizes {
 
   // Takes the lengths from the shape of one input, in which -1 is unknown. Returns what is wrong
   // with the shape, or an empty string.
-  std::string Take(const InputSpec& input, int32_t rank, const int64_t* shape);
+  std::string Take(const contract::Input& input, int32_t rank, const int64_t* shape);
 
  private:
   std::array<int64_t, 26> sizes_;
@@ -69,9 +46,9 @@ struct Call {
 
 struct Op {
   const char* name;
-  std::vector<InputSpec> inputs;
-  std::vector<OutputSpec> outputs;
-  std::vector<AttributeSpec> attributes;
+  std::vector<contract::Input> inputs;
+  std::vector<contract::Output> outputs;
+  std::vector<contract::Attribute> attributes;
 
   // What is wrong with sizes that agree with the axes, or an empty string. Unknown sizes pass.
   std::string (*check)(const AxisSizes& sizes);
@@ -83,6 +60,19 @@ struct Op {
 
   tc_status (*launch)(const Call& call, void* workspace, size_t workspace_bytes, void* stream);
 };
+
+// An op with the names, axes, types and attributes of a contract.
+template <class Contract>
+Op MakeOp(decltype(Op::check) check, decltype(Op::workspace_bytes) workspace_bytes,
+          decltype(Op::launch) launch) {
+  return {Contract::kName,
+          {Contract::kInputs.begin(), Contract::kInputs.end()},
+          {Contract::kOutputs.begin(), Contract::kOutputs.end()},
+          {Contract::kAttributes.begin(), Contract::kAttributes.end()},
+          check,
+          workspace_bytes,
+          launch};
+}
 
 const Op& DualRope();
 const Op& BlockCausalAttention();

@@ -22,29 +22,29 @@ using nvinfer1::PluginTensorDesc;
 constexpr int32_t kDone = 0;
 constexpr int32_t kFailed = -1;
 
-bool Matches(DataType type, Element element, DataType float_type) {
-  switch (element) {
-    case Element::kFloat:
+bool Matches(DataType type, contract::Type expected, DataType float_type) {
+  switch (expected) {
+    case contract::Type::kT:
       return type == float_type && (type == DataType::kHALF || type == DataType::kBF16);
-    case Element::kFloat32:
+    case contract::Type::kFloat32:
       return type == DataType::kFLOAT;
-    case Element::kInt32:
+    case contract::Type::kInt32:
       return type == DataType::kINT32;
-    case Element::kInt64:
+    case contract::Type::kInt64:
       return type == DataType::kINT64;
   }
   return false;
 }
 
-const char* Expected(Element element) {
-  switch (element) {
-    case Element::kFloat:
+const char* Expected(contract::Type type) {
+  switch (type) {
+    case contract::Type::kT:
       return "float16 or bfloat16, as all of the op's such tensors";
-    case Element::kFloat32:
+    case contract::Type::kFloat32:
       return "float32";
-    case Element::kInt32:
+    case contract::Type::kInt32:
       return "int32";
-    case Element::kInt64:
+    case contract::Type::kInt64:
       return "int64";
   }
   return "";
@@ -147,8 +147,8 @@ nvinfer1::IPluginV3* Plugin::clone() noexcept {
 }
 
 const char* Plugin::getPluginName() const noexcept { return op_.name; }
-const char* Plugin::getPluginVersion() const noexcept { return kPluginVersion; }
-const char* Plugin::getPluginNamespace() const noexcept { return kPluginNamespace; }
+const char* Plugin::getPluginVersion() const noexcept { return contract::kPluginVersion; }
+const char* Plugin::getPluginNamespace() const noexcept { return contract::kPluginNamespace; }
 
 int32_t Plugin::getNbOutputs() const noexcept { return static_cast<int32_t>(op_.outputs.size()); }
 
@@ -160,10 +160,10 @@ int32_t Plugin::getOutputDataTypes(DataType* output_types, int32_t output_count,
   }
   // TensorRT's own message for a wrong type names neither the tensor nor the type, so look here.
   for (int32_t i = 0; i < input_count; ++i) {
-    const InputSpec& input = op_.inputs[i];
-    if (!Matches(input_types[i], input.element, input_types[0])) {
+    const contract::Input& input = op_.inputs[i];
+    if (!Matches(input_types[i], input.type, input_types[0])) {
       Report(std::string(input.name) + " is " + TypeName(input_types[i]) + ", but must be " +
-             Expected(input.element));
+             Expected(input.type));
       return kFailed;
     }
   }
@@ -198,7 +198,7 @@ bool Plugin::supportsFormatCombination(int32_t position, const DynamicPluginTens
   const bool is_input = position < input_count;
   const int32_t input = is_input ? position : op_.outputs[position - input_count].like;
   return tensor.format == nvinfer1::TensorFormat::kLINEAR &&
-         Matches(tensor.type, op_.inputs[input].element, tensors[0].desc.type);
+         Matches(tensor.type, op_.inputs[input].type, tensors[0].desc.type);
 }
 
 int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t input_count,

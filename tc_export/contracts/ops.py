@@ -2,7 +2,8 @@
 """What a custom op promises: its inputs, outputs and attributes, as data.
 
 The PyTorch op, the ONNX schema, the model-local function, the kernels' bindings and the tests all
-read the same contract, so that none can drift from the others.
+read the same contract, so that none can drift from the others. The bindings are C++ and read it as
+`plugins/generated/tc_contract.h`, which `scripts/generate_contract.py` writes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ PLUGIN_VERSION = "1"
 
 FLOAT_TYPES = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
 
+PADDING = -1
+"""The n, the T and the slot of a token that is padding."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorContract:
@@ -25,12 +29,14 @@ class TensorContract:
 
     `axes` names each dimension; the same letter is the same length everywhere in the op.
     `dtype` is a `DType`, or `T` for the op's floating-point type (one of `FLOAT_TYPES`).
+    `aliases` names the input whose buffer an output may be.
     """
 
     name: str
     axes: tuple[str, ...]
     dtype: str
     meaning: str
+    aliases: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,7 @@ class OpContract:
     """A custom op of domain `tc`.
 
     `attributes` maps each float attribute to its default, or to None where it must be given.
+    `positive` names those that must be above 0.
     """
 
     name: str
@@ -45,11 +52,24 @@ class OpContract:
     outputs: tuple[TensorContract, ...]
     attributes: dict[str, float | None]
     summary: str
+    positive: tuple[str, ...] = ()
 
     @property
     def input_names(self) -> tuple[str, ...]:
         """The inputs' names, in order."""
         return tuple(tensor.name for tensor in self.inputs)
+
+    def input_like(self, output: TensorContract) -> TensorContract:
+        """The input whose shape and type an output has: the one that it aliases, else the first.
+
+        Raises:
+            ValueError: there is none, so that a binding could not infer the output's shape.
+        """
+        for tensor in self.inputs:
+            is_like = (tensor.axes, tensor.dtype) == (output.axes, output.dtype)
+            if is_like and output.aliases in (None, tensor.name):
+                return tensor
+        raise ValueError(f"{self.name}: no input has the axes and the type of {output.name}")
 
 
 DUAL_ROPE = OpContract(
@@ -73,6 +93,7 @@ DUAL_ROPE = OpContract(
     outputs=(TensorContract(name="y", axes=("B", "H", "S", "D"), dtype="T", meaning="x, rotated"),),
     # attention_factor multiplies cos and sin (yarn); 1 for every other rope type.
     attributes={"gamma": None, "attention_factor": 1.0},
+    positive=("attention_factor",),
 )
 
 BLOCK_CAUSAL_ATTENTION = OpContract(
@@ -108,15 +129,18 @@ BLOCK_CAUSAL_ATTENTION = OpContract(
             axes=("B", "K", "C", "D"),
             dtype="T",
             meaning="cache after the call; may be the same buffer as past_key",
+            aliases="past_key",
         ),
         TensorContract(
             name="present_value",
             axes=("B", "K", "C", "D"),
             dtype="T",
             meaning="cache after the call; may be the same buffer as past_value",
+            aliases="past_value",
         ),
     ),
     attributes={"scale": None},
+    positive=("scale",),
 )
 
 CONTRACTS = (DUAL_ROPE, BLOCK_CAUSAL_ATTENTION)

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tc_export.config import AfterClip, AttentionMask, TemporalConfig
+from tc_export.contracts.ops import PADDING
 from tc_export.errors import UsageError
 
-PADDING = -1
 TEXT = -1
 
 

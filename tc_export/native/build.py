@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build the TensorRT plugin library for a target, once for each state of its sources.
 
-The target's file decides the SM and the processor, and nothing else does. A library is kept under
-the hash of all that it is made from: the sources, the SM, the processor and the compiler. The CUDA
-compiler is the one on the PATH; where there is none, that of the package registry.
+The target's file alone decides the SM and the processor. A library is kept under the hash of all
+that it is made from: the sources, the SM, the processor, the compiler, and the packages that are
+fetched for it. The CUDA compiler is the one on the PATH; where there is none, that of the package
+registry.
 """
 
 from __future__ import annotations
@@ -15,37 +16,60 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tc_export.errors import EnvironmentLacks, UsageError
+from tc_export.native.fetch import PACKAGES, fetch
+from tc_export.native.sources import library_sources
 from tc_export.targets import Release, Target
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = "plugins"
-OTHER_PARTS = ("cpu", "emulator", "onnxruntime", "tests")  # not in this library
+PLUGINS = "plugins"  # the sources' folder in a checkout
 LIBRARY = "libtc_tensorrt.so"
 CMAKE_TARGET = "tc_tensorrt"
 CROSS_COMPILER = "aarch64-linux-gnu-g++"
-WITHOUT_REGISTRY = {  # what to do where a package cannot be fetched
-    "nvcc": "install CUDA's own package, and put nvcc on the PATH",
-    "tensorrt-headers": "where the headers are on this machine, give --tensorrt-root",
-}
 LAST_LINES = 15  # of a failed build's log, in the message
 
 
 @dataclass(frozen=True, kw_only=True)
 class PluginLibrary:
-    """A built library. `cached` says that it was there already."""
+    """A built library. `cached`: it was there already."""
 
     path: Path
     target: str
     sm: int
     architecture: str
     cached: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checkout:
+    """The source checkout that a library is built in. Each step is said to `on_step`."""
+
+    root: Path
+    on_step: Callable[[str], None]
+
+    @property
+    def plugins(self) -> Path:
+        return self.root / PLUGINS
+
+    def fetch(self, package: str) -> Path:
+        """The folder of a pinned package of the registry, which is downloaded the first time."""
+        self.on_step(f"fetch {package}")
+        return fetch(package, cache=self.root / ".cache")
+
+    def nvcc(self) -> Path:
+        """The CUDA compiler on the PATH, else that of the package registry."""
+        on_path = shutil.which("nvcc")
+        return Path(on_path) if on_path else self.fetch("nvcc") / "nvcc"
+
+    def nvcc_version(self) -> str:
+        """What nvcc prints of its version, in several lines."""
+        command = [str(self.nvcc()), "--version"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def build_plugins(
@@ -55,7 +79,7 @@ def build_plugins(
     root: Path = ROOT,
     on_step: Callable[[str], None] = lambda phrase: None,
 ) -> PluginLibrary:
-    """Compile the plugin library for `target`, or find it.
+    """Compile the plugin library for `target`, or find the one that was compiled before.
 
     Args:
         target: the device.
@@ -68,31 +92,17 @@ def build_plugins(
         EnvironmentLacks: no sources, no compiler, no headers, or the compiler failed.
     """
     sm, architecture = _device(target)
-    sources = root / SOURCES
+    checkout = _Checkout(root=root, on_step=on_step)
     key = library_key(target, root=root, on_step=on_step)
     folder = root / "build" / "plugins" / f"sm{sm}-{architecture}-{key[:16]}"
     path = folder / LIBRARY
     with _one_at_a_time(folder, on_step):
         cached = path.is_file()
         if not cached:
-            options = _options(sources, sm, _is_cross(architecture), tensorrt_root, on_step)
-            _compile(sources, folder, options, _find_nvcc(sources, on_step), on_step)
+            _compile(checkout, folder, _options(checkout, sm, architecture, tensorrt_root))
     return PluginLibrary(
         path=path, target=target.name, sm=sm, architecture=architecture, cached=cached
     )
-
-
-@contextmanager
-def _one_at_a_time(folder: Path, on_step: Callable[[str], None]) -> Iterator[None]:
-    """Let one process compile a library; who comes later waits, and finds it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_step("wait for another build of the same library")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def library_key(
@@ -108,14 +118,22 @@ def library_key(
         EnvironmentLacks: no sources, or no compiler.
     """
     sm, architecture = _device(target)
-    sources = root / SOURCES
-    if not (sources / "CMakeLists.txt").is_file():
+    checkout = _Checkout(root=root, on_step=on_step)
+    if not (checkout.plugins / "CMakeLists.txt").is_file():
         raise EnvironmentLacks(
-            f"the plugins' sources are not at {sources}: an installed package does not have them",
+            f"the plugins' sources are not at {checkout.plugins}: an installed package does not "
+            "have them",
             hint="run this in a source checkout of tc-export",
         )
-    _check_tools(_is_cross(architecture))
-    return _hash(sources, sm, architecture, _compiler(sources, on_step))
+    _check_tools(architecture)
+    packages = [PACKAGES[name].wheels for name in _packages(architecture)]
+    made_from = f"{sm}\n{architecture}\n{checkout.nvcc_version()}\n{packages}\n"
+    digest = hashlib.sha256(made_from.encode())
+    for source in library_sources(checkout.plugins):
+        content = (checkout.plugins / source).read_bytes()
+        digest.update(f"{source.as_posix()}\n{len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def check_cuda(
@@ -131,8 +149,8 @@ def check_cuda(
     Raises:
         EnvironmentLacks: it cannot.
     """
-    said = _compiler(root / SOURCES, on_step)
-    found = re.search(r"release (\d+)\.(\d+)", said)
+    version = _Checkout(root=root, on_step=on_step).nvcc_version()
+    found = re.search(r"release (\d+)\.(\d+)", version)
     if found is None or found[1] != release.cuda.partition(".")[0]:
         here = f"{found[1]}.{found[2]}" if found else "of an unknown version"
         raise EnvironmentLacks(
@@ -143,11 +161,17 @@ def check_cuda(
         )
 
 
-def _compiler(sources: Path, on_step: Callable[[str], None]) -> str:
-    """What nvcc says of itself."""
-    nvcc = _find_nvcc(sources, on_step)
-    said = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=True)
-    return said.stdout
+@contextmanager
+def _one_at_a_time(folder: Path, on_step: Callable[[str], None]) -> Iterator[None]:
+    """Let one process compile a library; one that comes later waits, and finds it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_step("wait for another build of the same library")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _device(target: Target) -> tuple[int, str]:
@@ -165,9 +189,9 @@ def _is_cross(architecture: str) -> bool:
     return architecture != platform.machine()
 
 
-def _check_tools(cross: bool) -> None:
+def _check_tools(architecture: str) -> None:
     """See that CMake and the compiler of the host's part are there."""
-    needed = ["cmake", CROSS_COMPILER if cross else "g++"]
+    needed = ["cmake", CROSS_COMPILER if _is_cross(architecture) else "g++"]
     missing = [name for name in needed if shutil.which(name) is None]
     if missing:
         raise EnvironmentLacks(
@@ -176,95 +200,68 @@ def _check_tools(cross: bool) -> None:
         )
 
 
-def _find_nvcc(sources: Path, on_step: Callable[[str], None]) -> Path:
-    """The CUDA compiler on the PATH, else that of the package registry."""
-    on_path = shutil.which("nvcc")
-    return Path(on_path) if on_path else _fetched(sources, "nvcc", on_step) / "nvcc"
-
-
-def _hash(sources: Path, sm: int, architecture: str, compiler: str) -> str:
-    """Hash everything that the library is made from."""
-    digest = hashlib.sha256(f"{sm}\n{architecture}\n{compiler}\n".encode())
-    for file in sorted(sources.rglob("*")):
-        relative = file.relative_to(sources)
-        if file.is_file() and relative.parts[0] not in OTHER_PARTS:
-            digest.update(f"{relative.as_posix()}\n{file.stat().st_size}\n".encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+def _packages(architecture: str) -> list[str]:
+    """The packages of the registry that a build for this processor uses."""
+    names = ["tensorrt-headers"]
+    if _is_cross(architecture):
+        names.append("cuda-aarch64")
+    if shutil.which("nvcc") is None:
+        names.append("nvcc")
+    return names
 
 
 def _options(
-    sources: Path,
-    sm: int,
-    cross: bool,
-    tensorrt_root: Path | None,
-    on_step: Callable[[str], None],
+    checkout: _Checkout, sm: int, architecture: str, tensorrt_root: Path | None
 ) -> list[str]:
     """CMake's options: a preset, the one SM, and where the headers are."""
-    headers = tensorrt_root or _fetched(sources, "tensorrt-headers", on_step)
-    options = ["--preset", "jetson-cross" if cross else "cuda"]
+    headers = tensorrt_root or checkout.fetch("tensorrt-headers")
+    options = ["--preset", "jetson-cross" if _is_cross(architecture) else "cuda"]
     options += [f"-DCMAKE_CUDA_ARCHITECTURES={sm}-real", f"-DTENSORRT_ROOT={headers}"]
-    if cross:
-        options.append(f"-DTC_CUDA_AARCH64={_fetched(sources, 'cuda-aarch64', on_step)}")
+    if _is_cross(architecture):
+        options.append(f"-DTC_CUDA_AARCH64={checkout.fetch('cuda-aarch64')}")
     return options
 
 
-def _fetched(sources: Path, name: str, on_step: Callable[[str], None]) -> Path:
-    """The folder of a pinned package of the registry, which is downloaded the first time."""
-    on_step(f"fetch {name}")
-    ended = subprocess.run(
-        [sys.executable, str(sources / "tensorrt" / "fetch.py"), name],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if ended.returncode != 0:
-        raise EnvironmentLacks(
-            f"{name} could not be fetched from the package registry:\n{ended.stderr.strip()}",
-            hint=WITHOUT_REGISTRY.get(name),
-        )
-    return Path(ended.stdout.strip())
-
-
-def _compile(
-    sources: Path,
-    folder: Path,
-    options: Sequence[str],
-    nvcc: Path,
-    on_step: Callable[[str], None],
-) -> None:
+def _compile(checkout: _Checkout, folder: Path, options: Sequence[str]) -> None:
     """Configure and build beside the library's place, then put it there at once."""
-    # CMake, and the toolchain file of the cross build, take the first nvcc that they find.
-    environment = os.environ | {"PATH": f"{nvcc.parent}{os.pathsep}{os.environ['PATH']}"}
     work = folder.with_name(f".{folder.name}.building")
     work.mkdir(parents=True, exist_ok=True)
     log = work / "build.log"
-    commands = {
-        "configure": ["cmake", "-S", str(sources), "-B", str(work), *options],
-        "compile": ["cmake", "--build", str(work), "--target", CMAKE_TARGET, "--parallel"],
-    }
-    with log.open("w") as file:
-        for phrase, command in commands.items():
-            on_step(phrase)
-            ended = subprocess.run(
-                command,
-                cwd=sources,
-                env=environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                check=False,
-            )
-            if ended.returncode != 0:
-                lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
-                raise EnvironmentLacks(
-                    f"to {phrase} the plugins failed:\n" + "\n".join(f"  {x}" for x in lines),
-                    hint=f"the whole log is {log}",
-                )
+    configure = ["cmake", "-S", str(checkout.plugins), "-B", str(work), *options]
+    compile_ = ["cmake", "--build", str(work), "--target", CMAKE_TARGET, "--parallel"]
+    log.unlink(missing_ok=True)
+    _run_cmake(checkout, "configure", configure, log)
+    _run_cmake(checkout, "compile", compile_, log)
     built = next(work.rglob(LIBRARY), None)
     if built is None:
-        raise EnvironmentLacks(f"the build ended without {LIBRARY}", hint=f"the whole log is {log}")
+        raise EnvironmentLacks(
+            f"the build ended without making {LIBRARY}", hint=f"the whole log is {log}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{LIBRARY}.{os.getpid()}"
     shutil.copyfile(built, partial)
     partial.replace(folder / LIBRARY)
     shutil.rmtree(work)
+
+
+def _run_cmake(checkout: _Checkout, phrase: str, command: Sequence[str], log: Path) -> None:
+    """Run one step of a build and append what it prints to the log."""
+    # CMake, and the toolchain file of the cross build, take the first nvcc that they find.
+    path = f"{checkout.nvcc().parent}{os.pathsep}{os.environ['PATH']}"
+    checkout.on_step(phrase)
+    with log.open("a") as file:
+        ended = subprocess.run(
+            command,
+            cwd=checkout.plugins,
+            env=os.environ | {"PATH": path},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if ended.returncode != 0:
+        lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        raise EnvironmentLacks(
+            f"could not {phrase} the plugins; the log ends with:\n"
+            + "\n".join(f"  {line}" for line in lines),
+            hint=f"the whole log is {log}",
+        )

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finding and loading the compiled ops (`libtc_ops`): the CPU kernels and ONNX Runtime's bindings.
 
-The library is looked for inside the installed package, where a wheel carries it, and in the build
-folders of a source checkout. A library of another version is refused, since its
-ops may compute another contract.
+The library is looked for beside this file, where a wheel carries it, and in the build folders of a
+source checkout. A library of another version is refused, since its ops may be of another contract.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from pathlib import Path
 
 from tc_export.errors import EnvironmentLacks
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+_HERE = Path(__file__).resolve().parent
 _FILE_NAME = {"darwin": "libtc_ops.dylib", "win32": "tc_ops.dll"}.get(sys.platform, "libtc_ops.so")
 
-_BUILD = _PACKAGE.parent / "build"
+_BUILD = _HERE.parents[1] / "build"
 SEARCH_FOLDERS = (
-    _PACKAGE / "native",  # installed by a wheel
+    _HERE,  # installed by a wheel
     _BUILD / "native" / "cpu",  # `cmake --preset native` in a checkout
     _BUILD / "editable" / "cpu",  # `pip install -e`, which may have another generator
 )
 
 _BUILD_HINT = (
-    "with CMake and a C++ compiler: cmake --preset native -S plugins && "
+    "build it with CMake and a C++ compiler: cmake --preset native -S plugins && "
     "cmake --build build/native --target tc_ops"
 )
 
@@ -63,7 +62,7 @@ def load_native_library(path: Path) -> NativeLibrary:
     if found != expected:
         raise EnvironmentLacks(
             f"{path} is of version {found}; this is tc-export {expected}",
-            hint=f"build it again, {_BUILD_HINT}",
+            hint=_BUILD_HINT,
         )
     return NativeLibrary(
         path=path, handle=handle, has_onnxruntime_ops=hasattr(handle, "RegisterCustomOps")

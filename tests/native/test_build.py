@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,29 +14,26 @@ import pytest
 
 from tc_export.errors import EnvironmentLacks, UsageError
 from tc_export.native import build as plugins
-from tc_export.native.build import LIBRARY, build_plugins, check_cuda
+from tc_export.native.build import LIBRARY, build_plugins, check_cuda, library_key
+from tc_export.native.fetch import PACKAGES, fetch
 from tc_export.targets import Target, choose_release, load_target
 
 
 class Tools:
-    """Stands for nvcc, CMake and the fetcher: notes what they are asked, and makes a library."""
+    """Stands for nvcc, CMake and the registry: notes what they are asked, and makes a library."""
 
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
         self.paths: list[str] = []  # PATH of each call of CMake
         self.fails = ""
         self.nvcc = "release 13.0"
-        self.fetcher = ""  # what stops it, if anything
 
     def run(self, command: Sequence[str], **options: Any) -> SimpleNamespace:
         self.asked.append(list(command))
         program = Path(command[0]).name
         if program == "nvcc":
             return SimpleNamespace(stdout=self.nvcc, returncode=0)
-        if program != "cmake":
-            found = f"/fetched/{command[-1]}\n"
-            code = 4 if self.fetcher else 0
-            return SimpleNamespace(stdout=found, stderr=self.fetcher, returncode=code)
+        assert program == "cmake"
         self.paths.append(options["env"]["PATH"])
         phase = "compile" if "--build" in command else "configure"
         if phase == self.fails:
@@ -48,6 +46,11 @@ class Tools:
             (folder / LIBRARY).write_text("library")
         return SimpleNamespace(returncode=0)
 
+    def fetch(self, name: str, *, cache: Path) -> Path:
+        assert cache.name == ".cache"
+        self.asked.append(["fetch", name])
+        return Path("/fetched") / name
+
     def options(self) -> list[str]:
         return next(command for command in self.asked if "-S" in command)
 
@@ -56,19 +59,50 @@ class Tools:
 def tools(monkeypatch: pytest.MonkeyPatch) -> Tools:
     stand_in = Tools()
     monkeypatch.setattr(subprocess, "run", stand_in.run)
+    monkeypatch.setattr(plugins, "fetch", stand_in.fetch)
     monkeypatch.setattr(plugins.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(plugins.platform, "machine", lambda: "x86_64")
     return stand_in
 
 
+COMPILED = (
+    "CMakeLists.txt",
+    "CMakePresets.json",
+    "status.cpp",
+    "cmake/Headers.cmake",
+    "generated/tc_contract.h",
+    "include/tc_kernels.h",
+    "jetson/toolchain.cmake",
+    "kernels/CMakeLists.txt",
+    "kernels/prefill.cu",
+    "kernels/prefill.cuh",
+    "kernels/launchers.h",
+    "kernels/ptx/device.cuh",
+    "tensorrt/CMakeLists.txt",
+    "tensorrt/plugin.cpp",
+    "tensorrt/plugin.h",
+)
+NOT_COMPILED = (
+    "README.md",
+    ".clang-format",
+    "tensorrt/README.md",
+    "cpu/attention_decode.h",
+    "cpu/CMakeLists.txt",
+    "emulator/block.cpp",
+    "kernels/print_shapes.cpp",
+    "kernels/prefill.cu.orig",
+    "onnxruntime/custom_ops.cpp",
+    "tests/test.cpp",
+    "tests/tensorrt/CMakeLists.txt",
+)
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     sources = tmp_path / "plugins"
-    (sources / "kernels").mkdir(parents=True)
-    (sources / "tests").mkdir()
-    (sources / "CMakeLists.txt").write_text("project(tc_plugins)")
-    (sources / "kernels" / "prefill.cu").write_text("// a kernel")
-    (sources / "tests" / "test.cpp").write_text("// a test")
+    for name in (*COMPILED, *NOT_COMPILED):
+        (sources / name).parent.mkdir(parents=True, exist_ok=True)
+        (sources / name).write_text("before")
     return tmp_path
 
 
@@ -112,6 +146,49 @@ def test_it_is_built_once(tools: Tools, checkout: Path) -> None:
 def _another_source(tools: Tools, checkout: Path) -> Target:
     (checkout / "plugins" / "kernels" / "prefill.cu").write_text("// another kernel")
     return load_target("rtx4090")
+
+
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("device", ["rtx4090", "orin"])
+def test_what_is_compiled_decides_the_key(
+    tools: Tools, checkout: Path, device: str, name: str
+) -> None:
+    before = library_key(load_target(device), root=checkout)
+    (checkout / "plugins" / name).write_text("after")
+    assert library_key(load_target(device), root=checkout) != before
+
+
+@pytest.mark.parametrize("name", NOT_COMPILED)
+def test_what_is_not_compiled_does_not(tools: Tools, checkout: Path, name: str) -> None:
+    before = library_key(load_target("orin"), root=checkout)
+    (checkout / "plugins" / name).write_text("after")
+    assert library_key(load_target("orin"), root=checkout) == before
+    (checkout / "plugins" / name).unlink()
+    assert library_key(load_target("orin"), root=checkout) == before
+
+
+@pytest.mark.parametrize(
+    ("device", "used"),
+    [("rtx4090", {"tensorrt-headers"}), ("orin", {"tensorrt-headers", "cuda-aarch64"})],
+)
+@pytest.mark.parametrize("nvcc_on_path", [True, False])
+def test_packages_that_are_fetched_for_it_decide_the_key(
+    tools: Tools,
+    checkout: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    used: set[str],
+    nvcc_on_path: bool,
+) -> None:
+    if not nvcc_on_path:
+        without(monkeypatch, "nvcc")
+        used = used | {"nvcc"}
+    before = library_key(load_target(device), root=checkout)
+    for name, package in PACKAGES.items():
+        with monkeypatch.context() as patched:
+            patched.setitem(PACKAGES, name, replace(package, wheels=("another==1",)))
+            differs = library_key(load_target(device), root=checkout) != before
+        assert differs == (name in used), name
 
 
 def _another_compiler(tools: Tools, checkout: Path) -> Target:
@@ -175,11 +252,13 @@ def test_without_nvcc_the_registry_has_one(
 def test_neither_nvcc_nor_a_registry(
     tools: Tools, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def pip(*_: object, **__: object) -> None:
+        raise subprocess.CalledProcessError(1, "pip", stderr="no connection")
+
     without(monkeypatch, "nvcc")
-    tools.fetcher = "no connection"
-    with pytest.raises(
-        EnvironmentLacks, match=r"nvcc could not be fetched.*\n.*no connection"
-    ) as e:
+    monkeypatch.setattr(subprocess, "run", pip)
+    monkeypatch.setattr(plugins, "fetch", fetch)
+    with pytest.raises(EnvironmentLacks, match=r"nvcc could not be fetched.*no connection") as e:
         build_plugins(load_target("rtx4090"), root=checkout)
     assert "put nvcc on the PATH" in str(e.value.hint)
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 import fcntl
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tc_export.errors import EnvironmentLacks
+from tc_export.native.fetch import fetch
 from tests.repository import REPOSITORY
 
 PLUGINS = REPOSITORY / "plugins"
@@ -37,17 +38,11 @@ def need(*programs: str, package: str) -> None:
 
 
 def fetched(name: str) -> Path:
-    """The folder of a package of `plugins/tensorrt/fetch.py`; skip where it cannot be had."""
-    done = subprocess.run(
-        [sys.executable, str(PLUGINS / "tensorrt" / "fetch.py"), name],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode == 4:
-        pytest.skip(done.stderr.strip())
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
+    """The folder of a package of `tc_export.native.fetch`; skip where it cannot be had."""
+    try:
+        return fetch(name)
+    except EnvironmentLacks as error:
+        pytest.skip(str(error))
 
 
 @contextmanager

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TensorRT plugins, on machines without a GPU."""
+"""The CUDA kernels, on the emulator of `plugins/emulator` and as compiled code, without a GPU."""

@@ -1,40 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels on the emulator, built once for the whole folder."""
+"""The kernels on the emulator, built once for this folder and that of the emulator's tests."""
 
 from __future__ import annotations
 
 import ctypes
-import zipfile
 from pathlib import Path
 
 import pytest
 
-from tests.plugins.kernels.fetching import wheel
-from tests.plugins.native import REPOSITORY, alone, build, need
+from tests.plugins.native import REPOSITORY, build, need
 
-CUTLASS = "nvidia-cutlass==4.2.0.0"
+TARGETS = ("tc_kernels_tests", "tc_emulator_tests")
+WITHOUT = ("-DTC_ENABLE_CUDA=OFF", "-DTC_FETCH_ONNXRUNTIME=OFF")
 SANITIZED = ("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1", "-DTC_SANITIZE=address,undefined")
 
 
 @pytest.fixture(scope="session")
-def cutlass_include() -> Path:
-    """The include folder of CUTLASS, which CuTe's headers lie in."""
-    archive = wheel(CUTLASS)
-    folder = archive.parent / "cutlass"
-    include = folder / "cutlass_library" / "source" / "include"
-    with alone(folder):
-        if not (include / "cute").is_dir():
-            with zipfile.ZipFile(archive) as opened:
-                opened.extractall(folder)
-    return include
-
-
-@pytest.fixture(scope="session")
 def emulated_build() -> Path:
-    """A build folder with the emulated kernels and their tests."""
+    """A build folder with the emulated kernels, their tests and the emulator's."""
     need("cmake", "g++", "make", package="cmake g++ make")
     folder = REPOSITORY / "build" / "kernels"
-    build(folder, "tc_kernels_tests", "-DTC_ENABLE_CUDA=OFF", "-DTC_FETCH_ONNXRUNTIME=OFF")
+    for target in TARGETS:
+        build(folder, target, *WITHOUT)
     return folder
 
 
@@ -43,8 +30,8 @@ def sanitized_build() -> Path:
     """The same under AddressSanitizer and UndefinedBehaviorSanitizer."""
     need("cmake", "g++", "make", package="cmake g++ make")
     folder = REPOSITORY / "build" / "kernels-sanitized"
-    options = ("-DTC_ENABLE_CUDA=OFF", "-DTC_FETCH_ONNXRUNTIME=OFF", *SANITIZED)
-    build(folder, "tc_kernels_tests", *options)
+    for target in TARGETS:
+        build(folder, target, *WITHOUT, *SANITIZED)
     return folder
 
 

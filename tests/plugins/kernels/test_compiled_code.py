@@ -27,11 +27,11 @@ def rows() -> list[Row]:
 
 
 @pytest.fixture
-def facts(monkeypatch: pytest.MonkeyPatch) -> Any:
+def arithmetic(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    import kernel_facts
+    import kernel_roofline
 
-    return kernel_facts
+    return kernel_roofline
 
 
 @pytest.mark.slow
@@ -99,37 +99,41 @@ def test_the_page_says_what_the_kernels_do(rows: list[Row]) -> None:
         assert f"| `{row['kernel']}` | {operations:,.1f} | {moved:,.2f} |" in page
 
 
-def test_occupancy_by_arithmetic(facts: Any) -> None:
-    limits = facts.LIMITS[86]
+def test_occupancy_by_arithmetic(arithmetic: Any) -> None:
+    limits = arithmetic.LIMITS[86]
     # Two blocks of 49 + 1 KiB fill the 100 KiB; a byte more, and only one fits.
-    assert facts.occupancy(limits, 128, 128, 49 * 1024) == pytest.approx(8 / 48, abs=1e-3)
-    assert facts.occupancy(limits, 128, 128, 49 * 1024 + 1) == pytest.approx(4 / 48, abs=1e-3)
+    assert arithmetic.occupancy(limits, 128, 128, 49 * 1024) == pytest.approx(8 / 48, abs=1e-3)
+    assert arithmetic.occupancy(limits, 128, 128, 49 * 1024 + 1) == pytest.approx(4 / 48, abs=1e-3)
     # 168 registers: 12 warps; 169 are handed out as 176: 11 warps, so two blocks of four.
-    assert facts.occupancy(limits, 128, 168, 0) == pytest.approx(12 / 48, abs=1e-3)
-    assert facts.occupancy(limits, 128, 169, 0) == pytest.approx(8 / 48, abs=1e-3)
+    assert arithmetic.occupancy(limits, 128, 168, 0) == pytest.approx(12 / 48, abs=1e-3)
+    assert arithmetic.occupancy(limits, 128, 169, 0) == pytest.approx(8 / 48, abs=1e-3)
     # 16 blocks at most.
-    assert facts.occupancy(limits, 32, 16, 0) == pytest.approx(16 / 48, abs=1e-3)
+    assert arithmetic.occupancy(limits, 32, 16, 0) == pytest.approx(16 / 48, abs=1e-3)
 
 
-def test_work_is_counted_from_the_mask(facts: Any) -> None:
-    ends = facts.prefix_lengths()
-    assert len(ends) == facts.TOKENS == 2368
+def test_work_is_counted_from_the_mask(arithmetic: Any) -> None:
+    ends = arithmetic.prefix_lengths()
+    assert len(ends) == arithmetic.TOKENS == 2368
     assert (ends[0], ends[31], ends[32], ends[175], ends[176]) == (1, 32, 176, 176, 320)
     assert (ends[2335], ends[2336], ends[-1]) == (2336, 2337, 2368)
     # Tiles of one row and one key have nothing masked in them: 4 D operations a pair.
     one_by_one = {"rows": 1, "keys": 1}
-    work = facts.work_of("prefill_attention", 128, one_by_one)
+    work = arithmetic.work_of("prefill_attention", 128, one_by_one)
     assert work.operations == 4 * 128 * 32 * sum(ends)
     assert work.bytes == 2 * 128 * 2368 * (2 * 32 + 2 * 8)
     # The rotation reads and writes q, k and v.
-    moved = facts.work_of("rotate_and_store", 1, None, element_bytes=4).bytes
+    moved = arithmetic.work_of("rotate_and_store", 1, None, element_bytes=4).bytes
     assert moved == 4 * 128 * 2368 * 2 * (32 + 8 + 8)
 
 
-def test_roofline_takes_the_larger_bound(facts: Any) -> None:
-    orin = {b.target: b for b in facts.roofline(87, facts.Work(43e12, 1.0)).bounds}["orin"]
+def test_roofline_takes_the_larger_bound(arithmetic: Any) -> None:
+    orin = {b.target: b for b in arithmetic.roofline(87, arithmetic.Work(43e12, 1.0)).bounds}[
+        "orin"
+    ]
     assert (orin.least_us, orin.bound) == (1e6, "arithmetic")
-    orin = {b.target: b for b in facts.roofline(87, facts.Work(1.0, 205e9)).bounds}["orin"]
+    orin = {b.target: b for b in arithmetic.roofline(87, arithmetic.Work(1.0, 205e9)).bounds}[
+        "orin"
+    ]
     assert (orin.least_us, orin.bound) == (1e6, "memory")
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetch from the package registry what the native parts need and this machine lacks.
+"""Fetch from the package registry what the native code needs and this machine does not have.
 
-    python plugins/tensorrt/fetch.py NAME
+    python -m tc_export.native.fetch NAME
 
-prints the folder that holds it, under `.cache/` of the repository. The first time it downloads;
-later it only looks. Names and versions are in `PACKAGES`: each is pinned, so that the same code is
-built and tested everywhere.
+prints the folder that holds it, under `.cache/` of the source checkout. The first time it
+downloads; later it only looks. Names and versions are in `PACKAGES`: each is pinned, so that the
+same code is built and tested everywhere.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tc_export.errors import EnvironmentLacks
+
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """Wheels that are unpacked together; nothing they depend on is fetched."""
+    """Wheels that are unpacked together; what they depend on is not fetched."""
 
     meaning: str
     wheels: tuple[str, ...]
     subfolder: str = "."  # what is wanted, inside the unpacked wheels
     platform: str | None = None  # of the wheels; None: this machine's
     links: tuple[tuple[str, str], ...] = ()  # symbolic links to add: (path, what it points to)
+    alternative: str | None = None  # what to do where the registry cannot be reached
 
 
 PACKAGES = {
@@ -37,6 +40,7 @@ PACKAGES = {
         meaning="C++ headers of TensorRT 10.14.1 (Apache-2.0)",
         wheels=("kernel-lens==2.0.1",),
         subfolder="kernel_lens/include/tensorrt",
+        alternative="where the headers are on this machine, give --tensorrt-root",
     ),
     "cuda-headers": Package(
         meaning="C headers of the CUDA 13.0 runtime",
@@ -58,6 +62,7 @@ PACKAGES = {
             ("nvidia/cu13/lib64", "lib"),
             ("nvidia/cu13/lib/libcudart.so", "libcudart.so.13"),
         ),
+        alternative="install CUDA's own package, and put nvcc on the PATH",
     ),
     "cuda-aarch64": Package(
         meaning="CUDA 13.0 headers and runtime for aarch64, to compile and link against",
@@ -109,26 +114,28 @@ def pip_command(package: Package, target: Path) -> list[str]:
     return [*command, *package.wheels]
 
 
-def fetch(name: str) -> Path:
+def fetch(name: str, *, cache: Path | None = None) -> Path:
     """Return the folder of a package, downloading it where it is not in the cache.
 
+    Args:
+        name: one of `PACKAGES`.
+        cache: where packages are kept; by default `CACHE`.
+
     Raises:
-        subprocess.CalledProcessError: pip failed; its own words are in `stderr`.
+        EnvironmentLacks: pip could not fetch it.
     """
     package = PACKAGES[name]
+    cache = cache or CACHE
     version = package.wheels[0].partition("==")[2]
-    folder = CACHE / f"{name}-{version}"
+    folder = cache / f"{name}-{version}"
     if not folder.exists():
-        CACHE.mkdir(exist_ok=True)
-        (CACHE / ".gitignore").write_text("*\n")
+        cache.mkdir(exist_ok=True)
+        (cache / ".gitignore").write_text("*\n")
         # Unpacked beside and then renamed: an interrupted download leaves no half package, and of
         # two at once the first to finish stays.
-        partial = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=CACHE))
+        partial = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=cache))
         try:
-            command = pip_command(package, partial)
-            subprocess.run(command, check=True, capture_output=True, text=True)
-            for path, points_to in package.links:
-                (partial / path).symlink_to(points_to)
+            _unpack(name, partial)
             partial.chmod(0o755)
             partial.rename(folder)
         except OSError:
@@ -139,11 +146,27 @@ def fetch(name: str) -> Path:
     return folder / package.subfolder
 
 
+def _unpack(name: str, folder: Path) -> None:
+    """Download a package's wheels, unpack them into `folder`, and add its links."""
+    package = PACKAGES[name]
+    try:
+        subprocess.run(pip_command(package, folder), check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip() or "pip said nothing").splitlines()[-1]
+        raise EnvironmentLacks(
+            f"{name} could not be fetched from the package registry: {last}",
+            hint=package.alternative,
+        ) from error
+    for path, points_to in package.links:
+        (folder / path).symlink_to(points_to)
+
+
 def main() -> int:
-    """Fetch one package and print its folder; 4 where it cannot be had."""
+    """Fetch one package and print its folder; the exit code is 4 where it cannot be had."""
     listing = "\n".join(f"  {name:26}{package.meaning}" for name, package in PACKAGES.items())
     parser = argparse.ArgumentParser(
-        description="Fetch what the native parts need from the package registry.",
+        prog="python -m tc_export.native.fetch",
+        description="Fetch what the native code needs from the package registry.",
         epilog=f"names:\n{listing}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -151,10 +174,9 @@ def main() -> int:
     name = parser.parse_args().name
     try:
         print(fetch(name))
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip() or "pip said nothing").splitlines()[-1]
-        print(f"{name} could not be fetched: {last}", file=sys.stderr)
-        return 4
+    except EnvironmentLacks as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     return 0
 
 

@@ -6,23 +6,23 @@
 // the query heads of one K/V head. Sums over channels are taken for a few keys at a time, so that
 // they wait for memory and not for each other.
 
-#ifndef TC_CPU_ATTENTION_ROWS_H
-#define TC_CPU_ATTENTION_ROWS_H
+#ifndef TC_CPU_ATTENTION_DECODE_H
+#define TC_CPU_ATTENTION_DECODE_H
 
 #include "attention_task.h"
 #include "tile_math.h"
 
 namespace TC_ISA {
 
-constexpr int kFewRows = 8;
-static_assert(kAccumulators >= kFewRows, "at least one vector of channels a row");
+constexpr int kMostDecodeRows = 8;
+static_assert(kAccumulators >= kMostDecodeRows, "at least one vector of channels a row");
 constexpr int kScoreStride = kKeyBlock;  // a whole number of vectors
 static_assert(kKeyBlock % kLanes == 0, "a row of scores is whole vectors");
 
 // Asks for a row of channels before it is wanted. Narrower types are slower with it: widening
 // them takes the time in which they come.
 inline void prefetch(const float* row_D, int64_t D) {
-  Ahead(row_D, row_D + D).fetch();
+  Prefetch(row_D, row_D + D).fetch();
 }
 template <class T>
 inline void prefetch(const T*, int64_t) {}
@@ -87,7 +87,7 @@ inline void softmax_row(RowState& state, float* scores, float* out_D, int64_t n,
 
 // R rows, of which the last ones may be there only to fill up.
 template <int R, class T>
-bool attend_few(const Task<T>& task) {
+bool attend_decode_rows(const Task<T>& task) {
   const tc_cpu::AttentionPlan& plan = task.plan;
   const int64_t D = plan.args.head_dim;
   Scratch scratch(2 * R * D + R * kScoreStride);
@@ -116,15 +116,15 @@ bool attend_few(const Task<T>& task) {
   return true;
 }
 
-// At most kFewRows rows; D is a multiple of kLanes.
+// At most kMostDecodeRows rows; D is a multiple of kLanes.
 template <class T>
-bool attend_rows(const tc_cpu::AttentionPlan& plan, int64_t task_index) {
+bool attend_decode(const tc_cpu::AttentionPlan& plan, int64_t task_index) {
   const Task<T> task(plan, task_index);
-  if (task.rows == 1) return attend_few<1>(task);
-  if (task.rows == 2) return attend_few<2>(task);
-  return task.rows <= 4 ? attend_few<4>(task) : attend_few<kFewRows>(task);
+  if (task.rows == 1) return attend_decode_rows<1>(task);
+  if (task.rows == 2) return attend_decode_rows<2>(task);
+  return task.rows <= 4 ? attend_decode_rows<4>(task) : attend_decode_rows<kMostDecodeRows>(task);
 }
 
 }  // namespace TC_ISA
 
-#endif  // TC_CPU_ATTENTION_ROWS_H
+#endif  // TC_CPU_ATTENTION_DECODE_H

@@ -4,16 +4,16 @@
 //
 // The unit has eight tiles of 16 rows of 64 bytes. TDPBF16PS adds to a tile of floats C[16][16] the
 // product of A[16][32] and B[32][16] in bfloat16, where B lies in pairs of rows. The panels of
-// attention_panels.h fit it as they are: queries and weights lie in such pairs, keys are A, and
+// attention_prefill.h fit it as they are: queries and weights lie in such pairs, keys are A, and
 // only the values have to be turned round. So this file is a form of operands, no other algorithm.
 //
 // A product here is of 32 x 32 x 32: four tiles of C, two of A, two of B. Weights and values that a
 // block of keys lacks of a multiple of 32 are zeros.
 
-#ifndef TC_CPU_ATTENTION_TILES_H
-#define TC_CPU_ATTENTION_TILES_H
+#ifndef TC_CPU_ATTENTION_AMX_H
+#define TC_CPU_ATTENTION_AMX_H
 
-#include "attention_panels.h"
+#include "attention_prefill.h"
 
 namespace TC_ISA {
 
@@ -168,9 +168,9 @@ inline void store_weights(TilePair* weights, Vec first, Vec second) {
 // S[key][row] = scale * K[key] . Q[row], in units where weights are powers of two.
 template <int V>
 inline void score_block(Count<V>, float* scores, const TilePair* keys, const TilePair* queries,
-                        int64_t n, int64_t steps, float scale, const Ahead& ahead) {
+                        int64_t n, int64_t steps, float scale, const Prefetch& prefetch) {
   for (int64_t first = 0; first < n; first += kTileStep) {
-    ahead.part(first / kTileStep, ceil_divide(n, kTileStep)).fetch();
+    prefetch.part(first / kTileStep, ceil_divide(n, kTileStep)).fetch();
     multiply_tiles<false>(scores + first * kPanel, keys + first * steps, steps, queries, steps);
   }
   for (int64_t i = 0; i < n * kPanel; i += kLanes) store(scores + i, load(scores + i) * scale);
@@ -179,7 +179,7 @@ inline void score_block(Count<V>, float* scores, const TilePair* keys, const Til
 // O[d][row] = O[d][row] * correction[row] + sum over keys of V[key][d] P[key][row].
 template <int V>
 inline void value_block(float* out, const Vec (&correction)[V], const TilePair* values,
-                        TilePair* weights, int64_t steps, int64_t D, const Ahead& ahead) {
+                        TilePair* weights, int64_t steps, int64_t D, const Prefetch& prefetch) {
   const int64_t pairs = whole_steps(2 * steps) / 2;
   __builtin_memset(weights + steps * kPanel, 0, (pairs - steps) * kPanel * sizeof(TilePair));
   for (int64_t d = 0; d < D; ++d) {
@@ -189,7 +189,7 @@ inline void value_block(float* out, const Vec (&correction)[V], const TilePair* 
     }
   }
   for (int64_t d = 0; d < D; d += kTileStep) {
-    ahead.part(d / kTileStep, D / kTileStep).fetch();
+    prefetch.part(d / kTileStep, D / kTileStep).fetch();
     multiply_tiles<true>(out + d * kPanel, values + d * kKeyBlock / 2, kKeyBlock / 2, weights,
                          pairs);
   }
@@ -197,4 +197,4 @@ inline void value_block(float* out, const Vec (&correction)[V], const TilePair* 
 
 }  // namespace TC_ISA
 
-#endif  // TC_CPU_ATTENTION_TILES_H
+#endif  // TC_CPU_ATTENTION_AMX_H

@@ -10,8 +10,8 @@
 //
 // Blocks past the largest kv_end are never visited; only blocks past the smallest are masked.
 
-#ifndef TC_CPU_ATTENTION_PANELS_H
-#define TC_CPU_ATTENTION_PANELS_H
+#ifndef TC_CPU_ATTENTION_PREFILL_H
+#define TC_CPU_ATTENTION_PREFILL_H
 
 #include "attention_task.h"
 #include "tile_math.h"
@@ -94,9 +94,9 @@ inline void store_weights(Pair* weights, Vec first, Vec second) {
 template <int V, class E>
 __attribute__((noinline)) void score_block(Count<V>, float* scores, const E* keys,
                                            const E* queries, int64_t n, int64_t steps, float scale,
-                                           const Ahead& ahead) {
+                                           const Prefetch& prefetch) {
   for (int64_t first = 0; first < n; first += kBlockRows) {
-    ahead.part(first / kBlockRows, ceil_divide(n, kBlockRows)).fetch();
+    prefetch.part(first / kBlockRows, ceil_divide(n, kBlockRows)).fetch();
     with_count<kBlockRows>(smaller(kBlockRows, n - first), [&](auto rows) {
       Vec sums[rows.value][V];
       float* to = scores + first * kPanel;
@@ -113,9 +113,9 @@ __attribute__((noinline)) void score_block(Count<V>, float* scores, const E* key
 template <int V, class E>
 __attribute__((noinline)) void value_block(float* out, const Vec (&correction)[V],
                                            const E* values, const E* weights, int64_t steps,
-                                           int64_t D, const Ahead& ahead) {
+                                           int64_t D, const Prefetch& prefetch) {
   for (int64_t first = 0; first < D; first += kBlockRows) {
-    ahead.part(first / kBlockRows, ceil_divide(D, kBlockRows)).fetch();
+    prefetch.part(first / kBlockRows, ceil_divide(D, kBlockRows)).fetch();
     with_count<kBlockRows>(smaller(kBlockRows, D - first), [&](auto rows) {
       Vec sums[rows.value][V];
       float* to = out + first * kPanel;
@@ -213,7 +213,7 @@ inline void finish_panels(const Task<T>& task, const PanelState* states, const f
 
 // E: the Element in which the products are taken; D is a multiple of its depth.
 template <class T, class E>
-bool attend_panels(const tc_cpu::AttentionPlan& plan, int64_t task_index) {
+bool attend_prefill(const tc_cpu::AttentionPlan& plan, int64_t task_index) {
   const Task<T> task(plan, task_index);
   const int64_t D = plan.args.head_dim;
   const int64_t steps = D / depth(static_cast<E*>(nullptr));
@@ -242,8 +242,8 @@ bool attend_panels(const tc_cpu::AttentionPlan& plan, int64_t task_index) {
     const E* values = prepare_values(task.value + first * D, block, D, value_scratch);
     // While the panels go over this block, a little at a time is asked for of the next one.
     const int64_t next = first + block, after = smaller(next + kKeyBlock, task.key_end);
-    const Ahead next_keys(task.key + next * D, task.key + after * D);
-    const Ahead next_values(task.value + next * D, task.value + after * D);
+    const Prefetch next_keys(task.key + next * D, task.key + after * D);
+    const Prefetch next_values(task.value + next * D, task.value + after * D);
     for (int64_t p = 0; p < panels; ++p) {
       PanelState& state = states[p];
       const int64_t n = smaller(block, state.longest - first);
@@ -268,4 +268,4 @@ bool attend_panels(const tc_cpu::AttentionPlan& plan, int64_t task_index) {
 
 }  // namespace TC_ISA
 
-#endif  // TC_CPU_ATTENTION_PANELS_H
+#endif  // TC_CPU_ATTENTION_PREFILL_H
