@@ -32,7 +32,7 @@ from tc_export.engine.loading import ONNX_RUNTIME, load_engines
 from tc_export.engine.tensorrt.build import EngineRequest, build_engine
 from tc_export.errors import CheckFailed, TcExportError
 from tc_export.graph.export import GraphReport, export_decoder, export_embedding, export_vision
-from tc_export.graph.passes.tensorrt_form import to_tensorrt_form
+from tc_export.graph.tensorrt_form import to_tensorrt_form
 from tc_export.native.build import build_plugins
 from tc_export.parity.graph_engines import load_graphs
 from tc_export.parity.of_bundle import compare_with_pytorch
