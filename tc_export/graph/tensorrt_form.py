@@ -38,9 +38,8 @@ from tc_export.graph.tensorrt_operators import (
 
 @dataclass(frozen=True, kw_only=True)
 class TensorrtForm:
-    """What became of a graph."""
+    """What became of a graph; `custom_nodes` are how many of each op are left to plugins."""
 
-    tensorrt: str
     opset: int
     custom_nodes: dict[str, int]
     rewritten: dict[str, int]
@@ -64,12 +63,7 @@ def to_tensorrt_form(source: Path, destination: Path, tensorrt: str) -> Tensorrt
     model.opset_imports[""] = opset
     check_operators(model, tensorrt)
     _save(model, destination)
-    return TensorrtForm(
-        tensorrt=tensorrt,
-        opset=opset,
-        custom_nodes=custom_node_counts(model),
-        rewritten=rewritten,
-    )
+    return TensorrtForm(opset=opset, custom_nodes=custom_node_counts(model), rewritten=rewritten)
 
 
 def _rewrite(model: ir.Model, version: Version, opset: int) -> dict[str, int]:

@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from tc_export.engine.tensorrt import bindings
 from tc_export.engine.tensorrt.builder import network
 from tc_export.engine.tensorrt.flavours import FLAVOURS
 from tc_export.errors import EnvironmentLacks
+from tests.engine.tensorrt import fake_runtime
 from tests.plugins.native import fetched, need, run
 from tests.repository import REPOSITORY
 
@@ -184,6 +186,44 @@ def test_the_contract_names_all_that_the_adapter_uses() -> None:
     assert used <= classes | members | of_the_module | of_python
 
 
+def test_what_tensorrt_says_goes_where_it_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    logger = bindings.new_logger(SimpleNamespace(ILogger=fake_runtime.Logger))
+    severity = fake_runtime.Severity
+    for number in range(6):
+        logger.log(severity.ERROR, f"error {number}")
+    logger.log(severity.INTERNAL_ERROR, "a bug")
+    logger.log(severity.WARNING, "a warning")
+    logger.log(severity.INFO, "Layers:\nName: a, LayerType: gemm\n\nName: b")
+    assert list(logger.errors) == ["error 3", "error 4", "error 5", "a bug"]
+    assert logger.layers == ["Name: a, LayerType: gemm"]
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", "a warning")
+    ]
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.2.0", "12.0.0"])
+def test_a_version_that_we_do_not_drive(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """For running as for building."""
+    flavour = FLAVOURS["tensorrt"]
+    for name in flavour.modules:
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(__version__=version))
+    with pytest.raises(EnvironmentLacks, match=f"TensorRT {version} is here; expected 10.x or 11"):
+        bindings.import_tensorrt(flavour)
+
+
+def test_the_module_that_loads_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Jetson whose package index put bindings without libraries beside the system's."""
+    monkeypatch.syspath_prepend(tmp_path)
+    first, second = FLAVOURS["tensorrt"].modules
+    (tmp_path / f"{first}.py").write_text("raise ImportError('libnvinfer.so.10 is not here')")
+    monkeypatch.setitem(sys.modules, second, None)
+    with pytest.raises(EnvironmentLacks, match="cannot be loaded: libnvinfer"):
+        bindings.import_tensorrt(FLAVOURS["tensorrt"])
+    working = SimpleNamespace(__version__="10.3.0")
+    monkeypatch.setitem(sys.modules, second, working)
+    assert bindings.import_tensorrt(FLAVOURS["tensorrt"]) is working
+
+
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of TensorRT-RTX's libraries, as its wheel leaves it."""
@@ -220,7 +260,7 @@ def test_a_flavour_that_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, flavour: str, hint: str
 ) -> None:
     for name in FLAVOURS[flavour].modules:
-        monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(EnvironmentLacks, match="is not installed: no module tensorrt") as raised:
         bindings.import_tensorrt(FLAVOURS[flavour])
     assert hint in str(raised.value.hint)

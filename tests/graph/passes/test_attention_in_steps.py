@@ -28,7 +28,7 @@ def model_with(inputs: str = "a, k, v", key_heads: str = "2") -> ir.Model:
     model = ir.serde.from_onnx_text(text)
     q = model.graph.inputs[0]
     for node in model.graph:
-        node.outputs[0].shape, node.outputs[0].dtype = q.shape, q.dtype
+        node.outputs[0].shape, node.outputs[0].type = q.shape, q.type
     return model
 
 
