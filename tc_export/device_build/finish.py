@@ -36,10 +36,8 @@ from tc_export.device_build.script_products import ScriptProducts, set_aside
 from tc_export.device_build.spec import SPEC_FILE, DeviceBuildSpec, EngineSpec, read_spec
 from tc_export.engine.interface import Engine
 from tc_export.engine.tensorrt.build import EngineReport, EngineRequest, build_engine
-from tc_export.engine.tensorrt.cuda import open_cuda
-from tc_export.engine.tensorrt.flavours import TENSORRT
-from tc_export.engine.tensorrt.run import TrtEngine
-from tc_export.engine.tensorrt.runtime import TensorRt, import_tensorrt
+from tc_export.engine.tensorrt.flavours import FLAVOURS, TENSORRT
+from tc_export.engine.tensorrt.run import TrtEngine, open_runtime
 from tc_export.errors import BundleError, UsageError
 
 OnProgress = Callable[[float, float | None], None]
@@ -59,10 +57,10 @@ def open_on_gpu(engine: Path, plugin_library: Path, spec: EngineSpec, /) -> Engi
         BundleError: TensorRT refuses the file.
         EnvironmentLacks: no GPU, no TensorRT, or the plugin library does not load.
     """
-    tensorrt = TensorRt(TENSORRT, import_tensorrt(TENSORRT), open_cuda())
+    runtime = open_runtime(FLAVOURS[TENSORRT])
     if spec.custom_nodes:
-        tensorrt.load_plugins(plugin_library)
-    return TrtEngine(engine, tensorrt, native_nodes=spec.custom_nodes)
+        runtime.load_plugins(plugin_library)
+    return TrtEngine(engine, runtime, native_nodes=spec.custom_nodes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from packaging.version import Version
 
 from tc_export.device_build.spec import DeviceBuildSpec
+from tc_export.engine.tensorrt.bindings import import_tensorrt
 from tc_export.engine.tensorrt.cuda import compute_capability, open_cuda
-from tc_export.engine.tensorrt.flavours import TENSORRT
-from tc_export.engine.tensorrt.runtime import import_tensorrt
+from tc_export.engine.tensorrt.flavours import FLAVOURS, TENSORRT
 from tc_export.errors import BundleError, EnvironmentLacks
 from tc_export.native import elf
 
@@ -35,8 +35,10 @@ def this_machine(spec: DeviceBuildSpec) -> Machine:
     """
     architecture = platform.machine()
     _check_processor(spec, architecture)  # first: a host need not be told that it has no TensorRT
-    tensorrt = import_tensorrt(TENSORRT)
-    return Machine(architecture, tensorrt.__version__, compute_capability(open_cuda()))
+    tensorrt = import_tensorrt(FLAVOURS[TENSORRT])
+    sm = compute_capability()
+    open_cuda()  # the engines will need it: better to say so before they are built
+    return Machine(architecture, tensorrt.__version__, sm)
 
 
 def _check_processor(spec: DeviceBuildSpec, architecture: str) -> None:

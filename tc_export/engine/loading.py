@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tc_export.bundle import EngineBuild
 from tc_export.bundle.layout import MODEL_FILE
 from tc_export.contracts.graph_io import DECODER, VISION
 from tc_export.engine.interface import Engine
 from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.engine.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
-from tc_export.engine.tensorrt.loading import EngineOrigin, open_tensorrt_engines
+from tc_export.engine.tensorrt.loading import open_tensorrt_engines
 from tc_export.errors import BundleError, EnvironmentLacks, UsageError
 from tc_export.native.find import find_native_library, require_native_library
 
@@ -38,7 +39,7 @@ def load_engines(
     custom_nodes: Mapping[str, Mapping[str, int]],
     *,
     backend: str = ONNX_RUNTIME,
-    origins: Mapping[str, EngineOrigin] | None = None,
+    builds: Mapping[str, EngineBuild] | None = None,
     native: bool | None = None,
     threads: int | None = None,
 ) -> Engines:
@@ -48,7 +49,7 @@ def load_engines(
         folder: a bundle, or one under construction.
         custom_nodes: how many nodes of each custom op each graph has, by graph.
         backend: who runs the engines, one of `BACKENDS`.
-        origins: TensorRT: what each engine was built with, by graph.
+        builds: TensorRT: how each engine was built, by graph, as the bundle's manifest says.
         native: ONNX Runtime: True demands our native library, False leaves it out, None takes it if
             it is there.
         threads: ONNX Runtime: CPU threads of each engine; None is one for each core.
@@ -71,13 +72,14 @@ def load_engines(
             f"engines of {FLAVOURS[backend].title} have no choice of native library or threads",
             hint="leave out --native, --no-native and --threads",
         )
-    missing = {VISION, DECODER} - (origins or {}).keys()
-    if origins is None or missing:
+    builds = builds or {}
+    missing = {VISION, DECODER} - builds.keys()
+    if missing:
         raise BundleError(
             f"{folder} does not say what built its engines: {', '.join(sorted(missing))}",
             hint="build the bundle again with `tc-export build`",
         )
-    opened = open_tensorrt_engines(folder, backend, origins, custom_nodes)
+    opened = open_tensorrt_engines(folder, FLAVOURS[backend], builds, custom_nodes)
     return Engines(vision=opened[VISION], decoder=opened[DECODER])
 
 

@@ -39,7 +39,7 @@ from tc_export.graph.onnx_ops import (
     register_schemas,
     translation_table,
 )
-from tc_export.graph.passes.constant_shapes import fold_reshaped_constants
+from tc_export.graph.passes.fold_reshaped_constants import fold_reshaped_constants
 from tc_export.graph.trace import trace_decoder, trace_vision
 from tc_export.graph.weights import WeightsReport, attach_weights
 from tc_export.model.rope import inverse_frequencies

@@ -19,16 +19,14 @@ from tc_export.contracts.ops import (
     DOMAIN,
     FLOAT_TYPES,
     OPSET_VERSION,
-    PLUGIN_NAMESPACE,
-    PLUGIN_VERSION,
     OpContract,
 )
 from tc_export.dtypes import DType
+from tc_export.graph.tensorrt_operators import PLUGIN_ATTRIBUTES
 from tc_export.ops.block_causal_attention_function import TcBlockCausalAttention
 from tc_export.ops.dual_rope_function import TcDualRope
 
 _FUNCTIONS = (TcDualRope, TcBlockCausalAttention)
-_PLUGIN_ATTRIBUTES = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
 
 
 @cache
@@ -63,7 +61,7 @@ def _attributes(contract: OpContract) -> list[OpSchema.Attribute]:
     ]
     strings = [
         OpSchema.Attribute(name, onnx.helper.make_attribute(name, value))
-        for name, value in _PLUGIN_ATTRIBUTES.items()
+        for name, value in PLUGIN_ATTRIBUTES.items()
     ]
     return numbers + strings
 
@@ -96,14 +94,14 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
             inv_freq,
             gamma=gamma,
             attention_factor=attention_factor,
-            **_PLUGIN_ATTRIBUTES,
+            **PLUGIN_ATTRIBUTES,
         )
 
     def block_causal_attention(  # type: ignore[no-untyped-def]
         q, k, v, kv_end, slots, past_key, past_value, scale: float
     ):
         return tc.TcBlockCausalAttention(
-            q, k, v, kv_end, slots, past_key, past_value, scale=scale, **_PLUGIN_ATTRIBUTES
+            q, k, v, kv_end, slots, past_key, past_value, scale=scale, **PLUGIN_ATTRIBUTES
         )
 
     return {

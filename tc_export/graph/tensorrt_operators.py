@@ -59,7 +59,8 @@ CONSTANT_AXES: dict[str, Version | None] = {
 """Operators whose axes, their second input, must be a constant or an initialiser; and the version
 from which on they may be computed, if there is one."""
 
-_PLUGIN_ATTRIBUTES = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
+PLUGIN_ATTRIBUTES = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
+"""Of every node that a plugin serves: the parser finds the plugin by them and the op's name."""
 
 
 def read_version(tensorrt: str) -> Version:
@@ -154,9 +155,9 @@ def _check_axes(node: ir.Node, version: Version) -> None:
 
 def _check_plugin_attributes(node: ir.Node) -> None:
     """A node without these is looked for among the plugins of no namespace, and not found."""
-    found = {name: node.attributes.get_string(name) for name in _PLUGIN_ATTRIBUTES}
-    if found != _PLUGIN_ATTRIBUTES:
+    found = {name: node.attributes.get_string(name) for name in PLUGIN_ATTRIBUTES}
+    if found != PLUGIN_ATTRIBUTES:
         raise TcExportError(
             f"node {node.name} is meant for the plugin {node.op_type}, but its attributes are "
-            f"{found}, expected {_PLUGIN_ATTRIBUTES}"
+            f"{found}, expected {PLUGIN_ATTRIBUTES}"
         )

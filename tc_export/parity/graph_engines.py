@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
+
 from tc_export.bundle.layout import MODEL_FILE
 from tc_export.contracts.graph_io import DECODER, VISION
 from tc_export.engine.loading import Engines
 from tc_export.engine.onnxruntime import OrtEngine
-from tc_export.graph.passes.float32_arithmetic import in_float32_arithmetic
+from tc_export.graph.passes.float32_arithmetic import compute_in_float32
 from tc_export.targets import Precision, Precisions
 
 
@@ -28,7 +30,9 @@ def load_graphs(folder: Path, precisions: Precisions, *, threads: int | None = N
         path = folder / graph / MODEL_FILE
         rewritten = None
         if precision is Precision.BFLOAT16:
-            rewritten = in_float32_arithmetic(path).SerializeToString()
+            model = onnx.load(path, load_external_data=False)
+            compute_in_float32(model)
+            rewritten = model.SerializeToString()
         return OrtEngine(path, rewritten=rewritten, threads=threads)
 
     return Engines(

@@ -22,7 +22,6 @@ from tc_export.checkpoint.safetensors_file import read_header
 from tc_export.contracts.graph_io import FRAMES_A_CALL
 from tc_export.engine.loading import Engines, load_engines
 from tc_export.engine.session import DecoderSession
-from tc_export.engine.tensorrt.loading import EngineOrigin
 from tc_export.errors import BundleError, UsageError
 from tc_export.model.positions import Clip
 from tc_export.runtime.generation import GenerationConfig, generate
@@ -209,15 +208,11 @@ def open_engines(
     if record is None or record.state is EngineState.PENDING:
         step = record.next_step if record else "build the bundle again"
         raise BundleError(f"the engine of {bundle} is not built yet", hint=step)
-    origins = {
-        graph: EngineOrigin(builder=built.builder, sm=built.sm)
-        for graph, built in manifest.engine_builds.items()
-    }
     return load_engines(
         bundle,
         manifest.custom_nodes,
         backend=record.backend,
-        origins=origins,
+        builds=manifest.engine_builds,
         native=native,
         threads=threads,
     )

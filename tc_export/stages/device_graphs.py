@@ -7,7 +7,7 @@ from functools import partial
 
 from tc_export.bundle.layout import tensorrt_folder, tensorrt_graph, tensorrt_stage
 from tc_export.errors import TcExportError
-from tc_export.graph.passes.tensorrt_form import to_tensorrt_form
+from tc_export.graph.tensorrt_form import to_tensorrt_form
 from tc_export.runner import Stage, StageContext
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import EXPORTERS, versions

@@ -34,10 +34,11 @@ from tc_export.device_build.golden import make_golden
 from tc_export.device_build.write import PendingBuild, PendingEngine, write_finish
 from tc_export.dtypes import DType
 from tc_export.graph.export import export_decoder, export_vision
-from tc_export.graph.passes.tensorrt_form import TENSORRT_FILE, to_tensorrt_form
+from tc_export.graph.tensorrt_form import to_tensorrt_form
 from tests.checkpoint.families import edit_config, save_small
 
 TENSORRT = "10.3"
+TENSORRT_FILE = "tensorrt.onnx"
 MAX_FRAMES, MAX_LENGTH = 3, 64
 ARCHITECTURE = platform.machine()
 PLUGIN = f"plugins/{ARCHITECTURE}-sm87/libtc_tensorrt.so"

@@ -15,11 +15,12 @@ from tc_export.bundle import EngineState, verify
 from tc_export.device_build.finish import Tools, finish
 from tc_export.device_build.machine import this_machine
 from tc_export.device_build.spec import EngineSpec, read_spec
+from tc_export.engine.tensorrt import cuda
 from tc_export.engine.tensorrt.cuda import BINDINGS
 from tc_export.errors import CheckFailed, EnvironmentLacks
 from tests.device_build.conftest import PLUGIN
 from tests.device_build.fake_tools import FakeTools
-from tests.engine.tensorrt.fake_cuda import FakeCuda
+from tests.engine.tensorrt.fake_cuda import FakeCuda, FakeDriver
 from tests.engine.tensorrt.fake_runtime import Arrays, DataType, FakeTensorRt, Input, Model, Output
 
 TYPES = {
@@ -42,6 +43,7 @@ class Jetson:
             (BINDINGS, self.cuda),
         ):
             monkeypatch.setitem(sys.modules, name, module)  # type: ignore[arg-type]
+        monkeypatch.setattr(cuda, "open_driver", lambda: FakeDriver(self.cuda))
         spec = read_spec(bundle)
         for name, graph in spec.graphs.items():
             self.trt.models[f"built from {name}".encode()] = model_of(bundle, graph)

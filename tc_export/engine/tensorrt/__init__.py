@@ -1,2 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graph to engine, where that is a step of its own: TensorRT and TensorRT-RTX."""
+"""TensorRT and TensorRT-RTX: graph to engine, and engines that run.
+
+`flavours` says what the two products are, `bindings` imports one of them, `cuda` is the GPU. An
+engine is made by `build`, in a process whose parts are in `builder`, and judged by what
+`layer_listing` reads in its log. `run` puts an engine behind the interface of all backends, and
+`loading` opens those of a bundle.
+"""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build an engine from a graph, check that it is what was asked for, and put it in its place.
 
-TensorRT runs in a worker process. The engine is written beside its place and renamed when all
-checks have passed: plugin layers as many as the graph's custom nodes, and matrix products in the
-precision that was asked for. Whatever goes wrong, nothing is left.
+TensorRT runs in a process of its own (`builder`). The engine is written beside its place and
+renamed when all checks have passed: plugin layers as many as the graph's custom nodes, and matrix
+products in the precision that was asked for. Whatever goes wrong, nothing is left.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tc_export.contracts.shapes import ShapeRange
-from tc_export.engine.tensorrt.layers import Realised, read_layers, summarise
-from tc_export.engine.tensorrt.messages import Result, Task, error_from
-from tc_export.engine.tensorrt.process import Ended, descriptor, path_of, run_worker
+from tc_export.engine.tensorrt.builder.messages import Result, Task, error_from
+from tc_export.engine.tensorrt.builder.process import Ended, descriptor, path_of, run_worker
+from tc_export.engine.tensorrt.layer_listing import Realised, read_layers, summarise
 from tc_export.errors import (
     CheckFailed,
     EnvironmentLacks,
@@ -31,7 +31,7 @@ from tc_export.errors import (
 )
 from tc_export.native import elf
 
-WORKER = "tc_export.engine.tensorrt.worker"
+WORKER = "tc_export.engine.tensorrt.builder.worker"
 LAST_LINES = 6  # of what a worker printed, in a message
 NAMED_LAYERS = 3  # of those in another precision, in a message
 

@@ -1,27 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CUDA: device memory, one stream, and graphs of what was put on it. Every call is checked.
+"""CUDA: which GPU is here, device memory, one stream, and graphs of what was put on it.
 
-What is used of NVIDIA's Python bindings (`cuda.bindings.runtime`) is in `CudaRuntime`. Each of its
-functions returns a tuple, the error code first; `call` is the one place that looks at it.
+The GPU is asked for through the driver's own library, which is there wherever a GPU can be used: a
+builder needs no more. What runs engines goes through NVIDIA's Python bindings. What is used of them
+(`cuda.bindings.runtime`) is in `CudaRuntime`. Each of its functions returns a tuple, the error code
+first; `call` is the one place that looks at it.
 """
 # ruff: noqa: N815  the names are CUDA's own
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import logging
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tc_export.errors import EnvironmentLacks, TcExportError
 
+if TYPE_CHECKING:  # the process that builds an engine does without
+    import numpy as np
+
 _log = logging.getLogger(__name__)
 
+DRIVER = "libcuda.so.1"
 BINDINGS = "cuda.bindings.runtime"
+
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
+_NO_GPU_HINT = "run this on a machine with the target's GPU and its driver: tc-export doctor"
 
 Returned = tuple[Any, ...]
 """An error code, then the results."""
@@ -30,12 +38,10 @@ Returned = tuple[Any, ...]
 class CudaRuntime(Protocol):
     """The part of `cuda.bindings.runtime` that is used. Handles are objects that int() takes."""
 
-    cudaDeviceAttr: Any
     cudaMemcpyKind: Any
     cudaStreamCaptureMode: Any
 
     cudaGetDeviceCount: Callable[[], Returned]
-    cudaDeviceGetAttribute: Callable[[Any, int], Returned]
     cudaGetLastError: Callable[[], Returned]
     cudaGetErrorString: Callable[[Any], Returned]
     cudaMalloc: Callable[[int], Returned]
@@ -66,11 +72,46 @@ _LACKS = {
 }
 
 
-def open_cuda() -> CudaRuntime:
-    """Import the bindings.
+def compute_capability() -> int:
+    """The compute capability of the first GPU, as one number: 8.9 is 89.
 
     Raises:
-        EnvironmentLacks: they are not installed.
+        EnvironmentLacks: no driver, or no GPU.
+    """
+    driver = open_driver()
+    device = ctypes.c_int()
+    values = (ctypes.c_int(), ctypes.c_int())
+    status = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0)
+    for attribute, value in zip((_MAJOR, _MINOR), values, strict=True):
+        status = status or driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+    if status:
+        raise EnvironmentLacks(
+            f"there is no CUDA GPU here: the driver finds none (CUDA error {status})",
+            hint=_NO_GPU_HINT,
+        )
+    major, minor = (value.value for value in values)
+    return 10 * major + minor
+
+
+def open_driver() -> Any:
+    """Load the driver's library.
+
+    Raises:
+        EnvironmentLacks: there is no driver.
+    """
+    try:
+        return ctypes.CDLL(DRIVER)
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"no GPU can be used here: there is no NVIDIA driver: {error}", hint=_NO_GPU_HINT
+        ) from error
+
+
+def open_cuda() -> CudaRuntime:
+    """Import the bindings, and see that the driver serves them.
+
+    Raises:
+        EnvironmentLacks: they are not installed, or are of a newer CUDA than the driver.
     """
     try:
         bindings: CudaRuntime = importlib.import_module(BINDINGS)
@@ -80,6 +121,7 @@ def open_cuda() -> CudaRuntime:
             hint="pip install cuda-bindings, of the CUDA version of the driver: "
             "'cuda-bindings<13' for CUDA 12",
         ) from error
+    call(bindings, "cudaGetDeviceCount")
     return bindings
 
 
@@ -106,20 +148,6 @@ def call(runtime: CudaRuntime, function: str, *arguments: Any) -> Any:
             raise EnvironmentLacks(message, hint=_LACKS[status.name])
         raise TcExportError(message)
     return results[0] if results else None
-
-
-def compute_capability(runtime: CudaRuntime) -> int:
-    """The first GPU's SM, for example 89.
-
-    Raises:
-        EnvironmentLacks: there is no GPU, or no driver.
-    """
-    if int(call(runtime, "cudaGetDeviceCount")) == 0:
-        raise EnvironmentLacks("there is no CUDA GPU here", hint=_LACKS["cudaErrorNoDevice"])
-    kinds = runtime.cudaDeviceAttr
-    major = call(runtime, "cudaDeviceGetAttribute", kinds.cudaDevAttrComputeCapabilityMajor, 0)
-    minor = call(runtime, "cudaDeviceGetAttribute", kinds.cudaDevAttrComputeCapabilityMinor, 0)
-    return int(major) * 10 + int(minor)
 
 
 def _release(owner: object, runtime: CudaRuntime, function: str, handle: Any) -> None:

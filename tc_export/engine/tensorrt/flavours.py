@@ -20,6 +20,7 @@ class Flavour:
     majors: tuple[int, ...]
     oldest: tuple[int, int]
     takes_target: bool  # it is told the compute capability, and so builds without a GPU
+    needs_parser_link: bool  # its wheel lacks a name of its library that its ONNX parser opens
     install: str
 
 
@@ -30,6 +31,7 @@ FLAVOURS = {
         majors=(1,),
         oldest=(1, 0),
         takes_target=True,
+        needs_parser_link=True,
         install="pip install 'tc-export[rtx]'",
     ),
     TENSORRT: Flavour(
@@ -38,6 +40,7 @@ FLAVOURS = {
         majors=(10, 11),
         oldest=(10, 3),
         takes_target=False,
+        needs_parser_link=False,
         install="on a Jetson: sudo apt-get install nvidia-jetpack; elsewhere: pip install tensorrt",
     ),
 }

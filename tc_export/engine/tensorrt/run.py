@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A serialised engine of TensorRT or TensorRT-RTX behind the engine interface.
 
+`TensorRtRuntime` loads engines with our plugins; `TrtEngine` runs one. Only what exists alike in
+TensorRT 10.3 to 11.4 and in TensorRT-RTX is used; `TrtModule` lists it. Graphs of CUDA are the
+exception: TensorRT-RTX compiles kernels while it runs, and captures them itself once they are
+there.
+
 Bound buffers stay where they are, in device memory: a cache that is bound to its input and to its
 output is updated in place. All other inputs and outputs have device memory of their own, which
 grows to the largest call so far and is kept, so that addresses stay the same from call to call. A
@@ -10,21 +15,143 @@ call like the one before it, as decoding makes them, is launched as a CUDA graph
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import mmap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from tc_export.dtypes import DType, widen
 from tc_export.engine.interface import Buffer, Engine, TensorInfo
-from tc_export.engine.tensorrt.cuda import DeviceMemory, Repeater, Stream
-from tc_export.engine.tensorrt.runtime import TensorRt
-from tc_export.errors import BundleError, TcExportError, UsageError
+from tc_export.engine.tensorrt.bindings import import_tensorrt, new_logger
+from tc_export.engine.tensorrt.cuda import (
+    CudaRuntime,
+    DeviceMemory,
+    Repeater,
+    Stream,
+    compute_capability,
+    open_cuda,
+)
+from tc_export.engine.tensorrt.flavours import Flavour
+from tc_export.errors import BundleError, EnvironmentLacks, TcExportError, UsageError
 
 _TYPES = ("FLOAT", "HALF", "BF16", "INT32", "INT64")  # of inputs and outputs
 
 Shape = tuple[int, ...]
+
+
+class TrtModule(Protocol):
+    """The part of TensorRT's Python module that is used, under the names that it has there.
+
+    `Runtime(logger)` has `deserialize_cuda_engine(buffer)`, `get_plugin_registry()`; the registry
+    has `load_library(path)`. An engine has `num_io_tensors`, `get_tensor_name(index)`,
+    `get_tensor_mode`, `get_tensor_dtype`, `get_tensor_shape`, `get_tensor_profile_shape(name, 0)`,
+    `create_execution_context()`. A context has `set_input_shape`, `get_tensor_shape`,
+    `infer_shapes`, `set_tensor_address`, `execute_async_v3`. TensorRT-RTX adds `CudaGraphStrategy`
+    and an engine's `create_runtime_config()`.
+    """
+
+    __version__: str
+    ILogger: Any
+    Runtime: Callable[[Any], Any]
+
+
+class TensorRtRuntime:
+    """One of the two on this machine's GPU, with a stream for the work of its engines."""
+
+    def __init__(self, flavour: Flavour, trt: TrtModule, cuda: CudaRuntime, sm: int) -> None:
+        """Take the libraries as they are, on a GPU of compute capability `sm`.
+
+        There has to be a GPU: without one, TensorRT's runtime is null, and crashes when it is used.
+        """
+        self.name = f"{flavour.title} {trt.__version__}"
+        self.sm = sm
+        self.stream = Stream(cuda)
+        # Only TensorRT-RTX has strategies.
+        self._strategies: Any = getattr(trt, "CudaGraphStrategy", None)
+        self._logger = new_logger(trt)
+        self._runtime = trt.Runtime(self._logger)
+
+    def load_plugins(self, library: Path) -> None:
+        """Register our plugins with this runtime alone, so that bundles do not share them.
+
+        Raises:
+            EnvironmentLacks: the library does not load here.
+        """
+        if self._runtime.get_plugin_registry().load_library(str(library)) is None:
+            raise EnvironmentLacks(
+                f"{self.name} cannot load the plugins {library}: {self.complaints()}",
+                hint="build them for this machine: tc-export plugins build --target TARGET",
+            )
+
+    def load_engine(self, path: Path) -> Any:
+        """Deserialise an engine; the file is mapped, not read into memory a second time.
+
+        Raises:
+            BundleError: there is no such file, or TensorRT refuses it.
+        """
+        try:
+            with (
+                path.open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            ):
+                engine = self._runtime.deserialize_cuda_engine(content)
+        except (OSError, ValueError) as error:  # an empty file cannot be mapped: ValueError
+            raise BundleError(
+                f"{path} cannot be read: {error}",
+                hint="tc-export verify BUNDLE names files that are changed or missing",
+            ) from error
+        if engine is None:
+            raise BundleError(
+                f"{self.name} on a GPU of SM {self.sm} refuses {path}: {self.complaints()}",
+                hint="tc-export verify BUNDLE tells whether the file is damaged; if it is not, "
+                "build the engine again for this GPU and this version",
+            )
+        return engine
+
+    def create_context(self, engine: Any) -> Any:
+        """A context to run `engine` in.
+
+        Raises:
+            EnvironmentLacks: there is not enough memory for it.
+        """
+        if self.captures_graphs:
+            config = engine.create_runtime_config()
+            config.cuda_graph_strategy = self._strategies.WHOLE_GRAPH_CAPTURE
+            context = engine.create_execution_context(config)
+        else:
+            context = engine.create_execution_context()
+        if context is None:
+            raise EnvironmentLacks(
+                f"{self.name} cannot prepare the engine to run: {self.complaints()}",
+                hint="most often the GPU's memory is full: end other programs on it, or build "
+                "with a smaller --max-length or --max-frames",
+            )
+        return context
+
+    @property
+    def captures_graphs(self) -> bool:
+        """True where TensorRT itself records what it runs, and launches it as a graph."""
+        return self._strategies is not None
+
+    def complaints(self) -> str:
+        """What TensorRT has reported as errors since it was last asked."""
+        said = "; ".join(self._logger.errors) or "it does not say why"
+        self._logger.errors.clear()
+        return said
+
+
+def open_runtime(flavour: Flavour) -> TensorRtRuntime:
+    """TensorRT or TensorRT-RTX as it is installed here.
+
+    Raises:
+        EnvironmentLacks: this machine lacks it, a GPU, or the CUDA bindings.
+    """
+    trt = import_tensorrt(flavour)
+    sm = compute_capability()
+    return TensorRtRuntime(flavour, trt, open_cuda(), sm)
 
 
 @dataclass(frozen=True)
@@ -94,7 +221,11 @@ class TrtEngine(Engine):
     """
 
     def __init__(
-        self, path: Path, tensorrt: TensorRt, *, native_nodes: Mapping[str, int] | None = None
+        self,
+        path: Path,
+        tensorrt: TensorRtRuntime,
+        *,
+        native_nodes: Mapping[str, int] | None = None,
     ) -> None:
         """Load the engine at `path`, whose plugins `tensorrt` has loaded.
 

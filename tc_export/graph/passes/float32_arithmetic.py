@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bfloat16 graph for a runtime that cannot multiply bfloat16: computed in float32, and rounded.
+"""A pass: a bfloat16 graph is computed in float32, and rounded.
 
 ONNX Runtime's processor kernels know bfloat16 as something to cast and nothing more. So that a
 bfloat16 graph can be compared with PyTorch here at all:
@@ -15,8 +15,8 @@ fuses operators, and then rounds less often.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import onnx
 from onnx import NodeProto, TensorProto, helper, inliner
@@ -27,33 +27,48 @@ _NARROW, _WIDE = TensorProto.BFLOAT16, TensorProto.FLOAT
 _STORED = ".stored"
 
 
-def in_float32_arithmetic(path: Path) -> onnx.ModelProto:
-    """Rewrite the bfloat16 graph at `path`; its external weights stay where they lie.
+def compute_in_float32(model: onnx.ModelProto) -> Counter[str]:
+    """Rewrite a bfloat16 graph in place; its external weights stay where they lie.
+
+    Returns:
+        How many nodes were rewritten, by operator; a weight that is cast counts as a Cast. Empty
+        where the graph has no bfloat16: then it is as it was.
 
     Raises:
         TcExportError: the graph has parts that this rewriting does not reach (subgraphs).
     """
-    model = inliner.inline_local_functions(onnx.load(path, load_external_data=False))
+    inlined = inliner.inline_local_functions(model)
+    narrow = _bfloat16_values(inlined)
+    inputs = {value.name for value in inlined.graph.input} & narrow
+    casts = list(_widened_weights(inlined.graph))
+    if not narrow and not casts:
+        return Counter()
+    rewritten = Counter(node.op_type for node in casts)
+    nodes = casts
+    for name in sorted(inputs):
+        nodes += _round(name, f"{name}.taken")
+    for node in inlined.graph.node:
+        rewritten.update([node.op_type] if narrow.intersection(node.output) else [])
+        node.input[:] = [f"{name}.taken" if name in inputs else name for name in node.input]
+        nodes += _rounded(node, narrow)
+    del inlined.graph.node[:]
+    inlined.graph.node.extend(nodes)
+    for value in [*inlined.graph.input, *inlined.graph.output]:
+        if value.type.tensor_type.elem_type == _NARROW:
+            value.type.tensor_type.elem_type = _WIDE
+    del inlined.graph.value_info[:]
+    model.CopyFrom(inlined)
+    return rewritten
+
+
+def _bfloat16_values(model: onnx.ModelProto) -> set[str]:
+    """Names of inputs, outputs and all between that are bfloat16."""
     graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    narrow = {
+    return {
         value.name
         for value in [*graph.input, *graph.value_info, *graph.output]
         if value.type.tensor_type.elem_type == _NARROW
     }
-    inputs = {value.name for value in model.graph.input} & narrow
-    nodes = [*_widened_weights(model.graph)]
-    for name in sorted(inputs):
-        nodes += _round(name, f"{name}.taken")
-    for node in model.graph.node:
-        node.input[:] = [f"{name}.taken" if name in inputs else name for name in node.input]
-        nodes += _rounded(node, narrow)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    for value in [*model.graph.input, *model.graph.output]:
-        if value.type.tensor_type.elem_type == _NARROW:
-            value.type.tensor_type.elem_type = _WIDE
-    del model.graph.value_info[:]
-    return model
 
 
 def _cast(source: str, result: str, to: int) -> NodeProto:

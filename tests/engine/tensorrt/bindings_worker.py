@@ -15,15 +15,10 @@ import re
 import sys
 from typing import Any
 
+from tc_export.engine.tensorrt.bindings import import_tensorrt, new_logger
+from tc_export.engine.tensorrt.builder.network import NetworkBuilder, network_flags, new_monitor
+from tc_export.engine.tensorrt.builder.progress import Phases
 from tc_export.engine.tensorrt.flavours import FLAVOURS
-from tc_export.engine.tensorrt.network import (
-    TensorRt,
-    load_module,
-    network_flags,
-    new_log,
-    new_monitor,
-)
-from tc_export.engine.tensorrt.progress import Phases
 from tc_export.errors import EnvironmentLacks
 
 
@@ -49,12 +44,12 @@ def departures(trt: Any, contract: dict[str, dict[str, int | None]]) -> list[str
 
 
 def drive_log(trt: Any) -> dict[str, list[str]]:
-    log = new_log(trt)
+    log = new_logger(trt)
     log.log(trt.ILogger.Severity.ERROR, "an error")
     log.log(trt.ILogger.Severity.INTERNAL_ERROR, "a bug")
     log.log(trt.ILogger.Severity.WARNING, "a warning")
     log.log(trt.ILogger.Severity.VERBOSE, "Layers:\nName: a, LayerType: gemm\n\nName: b")
-    return {"errors": log.errors, "layers": log.layers}
+    return {"errors": list(log.errors), "layers": log.layers}
 
 
 def drive_monitor(trt: Any) -> list[float]:
@@ -83,10 +78,10 @@ def way_down(trt: Any, base: str, derived: str) -> bool:
 
 def main() -> None:
     flavour = FLAVOURS["tensorrt"]
-    trt = load_module(flavour)
+    trt = import_tensorrt(flavour)
     contract = json.load(sys.stdin)
     try:
-        TensorRt(flavour, trt)
+        NetworkBuilder(flavour, trt)
         start = "started"
     except EnvironmentLacks as error:
         start = str(error)

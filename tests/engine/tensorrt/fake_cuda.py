@@ -33,11 +33,6 @@ class Error(IntEnum):
     cudaErrorStreamCaptureInvalidated = 901
 
 
-class Attribute(Enum):
-    cudaDevAttrComputeCapabilityMajor = 75
-    cudaDevAttrComputeCapabilityMinor = 76
-
-
 class CopyKind(Enum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
@@ -62,8 +57,26 @@ class Handle:
         return self.number
 
 
+class FakeDriver:
+    """The driver's library for a fake's GPU, as ctypes calls it: results go to where they point."""
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda = cuda
+
+    def cuInit(self, flags: int) -> int:
+        return 0 if self.cuda.devices else 100  # CUDA_ERROR_NO_DEVICE
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
+        device._obj.value = ordinal
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: ctypes.c_int) -> int:
+        assert device.value < self.cuda.devices
+        value._obj.value = divmod(self.cuda.sm, 10)[attribute - 75]
+        return 0
+
+
 class FakeCuda:
-    cudaDeviceAttr = Attribute
     cudaMemcpyKind = CopyKind
     cudaStreamCaptureMode = CaptureMode
 
@@ -119,10 +132,6 @@ class FakeCuda:
         if self.driver_is_old:
             return self._fail(Error.cudaErrorInsufficientDriver), None
         return Error.cudaSuccess, self.devices
-
-    def cudaDeviceGetAttribute(self, attr: Attribute, device: int) -> tuple[Any, ...]:
-        digits = divmod(self.sm, 10)
-        return Error.cudaSuccess, digits[attr.value - 75]
 
     def cudaGetLastError(self) -> tuple[Any, ...]:
         error, self._last_error = self._last_error, Error.cudaSuccess

@@ -9,17 +9,23 @@ see every class, member and signature, and to run what needs no library.
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tc_export.engine.tensorrt import network as api
+from tc_export.engine.tensorrt import bindings
+from tc_export.engine.tensorrt.builder import network
+from tc_export.engine.tensorrt.flavours import FLAVOURS
+from tc_export.errors import EnvironmentLacks
+from tests.engine.tensorrt import fake_runtime
 from tests.plugins.native import fetched, need, run
 from tests.repository import REPOSITORY
 
@@ -100,12 +106,17 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def report_on(bindings: Path, libraries: Path) -> dict[str, Any]:
+def python_path(package: Path) -> str:
+    """Where a process finds TensorRT's bindings, and this repository."""
+    return os.pathsep.join((str(package), str(REPOSITORY)))
+
+
+def report_on(package: Path, libraries: Path) -> dict[str, Any]:
     """What bindings_worker.py says of the bindings in a folder."""
     done = subprocess.run(
         [sys.executable, str(WORKER)],
         input=json.dumps(CONTRACT),
-        env=os.environ | {"PYTHONPATH": str(bindings), "LD_LIBRARY_PATH": str(libraries)},
+        env=os.environ | {"PYTHONPATH": python_path(package), "LD_LIBRARY_PATH": str(libraries)},
         capture_output=True,
         text=True,
         check=False,
@@ -147,7 +158,7 @@ def test_tensorrt_rtx_has_it_too() -> None:
             "print([departures(trt, contract) for contract in json.load(sys.stdin)])",
         ],
         input=json.dumps([CONTRACT, RTX_CONTRACT]),
-        env=os.environ | {"PYTHONPATH": str(fetched("tensorrt-rtx"))},
+        env=os.environ | {"PYTHONPATH": python_path(fetched("tensorrt-rtx"))},
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -158,11 +169,12 @@ def test_tensorrt_rtx_has_it_too() -> None:
 
 
 def test_the_contract_names_all_that_the_adapter_uses() -> None:
-    """Every attribute that api.py takes from one of TensorRT's objects."""
+    """Every attribute that our modules take from one of TensorRT's objects."""
     names = r"trt|config|core|layer|parser|profile|tensor|timings|self\.(_trt|_builder|network)"
     used = {
         node.attr
-        for node in ast.walk(ast.parse(Path(api.__file__).read_text()))
+        for module in (bindings, network)
+        for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text()))
         if isinstance(node, ast.Attribute) and re.match(rf"({names})\b", ast.unparse(node.value))
     }
     contracts = (CONTRACT, RTX_CONTRACT)
@@ -172,3 +184,83 @@ def test_the_contract_names_all_that_the_adapter_uses() -> None:
     of_python = {"__class__", "__init__", "__members__", "get", "items"}
     assert len(used) > 40
     assert used <= classes | members | of_the_module | of_python
+
+
+def test_what_tensorrt_says_goes_where_it_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    logger = bindings.new_logger(SimpleNamespace(ILogger=fake_runtime.Logger))
+    severity = fake_runtime.Severity
+    for number in range(6):
+        logger.log(severity.ERROR, f"error {number}")
+    logger.log(severity.INTERNAL_ERROR, "a bug")
+    logger.log(severity.WARNING, "a warning")
+    logger.log(severity.INFO, "Layers:\nName: a, LayerType: gemm\n\nName: b")
+    assert list(logger.errors) == ["error 3", "error 4", "error 5", "a bug"]
+    assert logger.layers == ["Name: a, LayerType: gemm"]
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", "a warning")
+    ]
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.2.0", "12.0.0"])
+def test_a_version_that_we_do_not_drive(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """For running as for building."""
+    flavour = FLAVOURS["tensorrt"]
+    for name in flavour.modules:
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(__version__=version))
+    with pytest.raises(EnvironmentLacks, match=f"TensorRT {version} is here; expected 10.x or 11"):
+        bindings.import_tensorrt(flavour)
+
+
+def test_the_module_that_loads_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Jetson whose package index put bindings without libraries beside the system's."""
+    monkeypatch.syspath_prepend(tmp_path)
+    first, second = FLAVOURS["tensorrt"].modules
+    (tmp_path / f"{first}.py").write_text("raise ImportError('libnvinfer.so.10 is not here')")
+    monkeypatch.setitem(sys.modules, second, None)
+    with pytest.raises(EnvironmentLacks, match="cannot be loaded: libnvinfer"):
+        bindings.import_tensorrt(FLAVOURS["tensorrt"])
+    working = SimpleNamespace(__version__="10.3.0")
+    monkeypatch.setitem(sys.modules, second, working)
+    assert bindings.import_tensorrt(FLAVOURS["tensorrt"]) is working
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of TensorRT-RTX's libraries, as its wheel leaves it."""
+    folder = tmp_path / "tensorrt_rtx_libs"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "libtensorrt_rtx.so.1").write_text("a library")
+    monkeypatch.syspath_prepend(tmp_path)
+    return folder
+
+
+def test_the_parsers_library_gets_its_second_name(wheel: Path) -> None:
+    bindings.link_parser_library()
+    bindings.link_parser_library()
+    link = wheel / "libtensorrt_rtx.so"
+    assert link.is_symlink()
+    assert link.read_text() == "a library"
+
+
+def test_a_wheel_that_cannot_be_mended(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, target: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with pytest.raises(EnvironmentLacks, match="cannot be made here: Read-only") as raised:
+        bindings.link_parser_library()
+    assert f"ln -s libtensorrt_rtx.so.1 {wheel}" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("flavour", "hint"), [("tensorrt-rtx", "tc-export[rtx]"), ("tensorrt", "nvidia-jetpack")]
+)
+def test_a_flavour_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, flavour: str, hint: str
+) -> None:
+    for name in FLAVOURS[flavour].modules:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(EnvironmentLacks, match="is not installed: no module tensorrt") as raised:
+        bindings.import_tensorrt(FLAVOURS[flavour])
+    assert hint in str(raised.value.hint)

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
 import struct
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +15,8 @@ from typing import Any
 import pytest
 
 from tc_export.contracts.shapes import ShapeRange
-from tc_export.engine.tensorrt import gpu
-from tc_export.engine.tensorrt import network as api
+from tc_export.engine.tensorrt import cuda
 from tc_export.engine.tensorrt.build import EngineReport, EngineRequest, build_engine
-from tc_export.engine.tensorrt.flavours import FLAVOURS
-from tc_export.engine.tensorrt.messages import describe_error, error_from
 from tc_export.errors import (
     CheckFailed,
     EnvironmentLacks,
@@ -29,7 +24,7 @@ from tc_export.errors import (
     TcExportError,
     UsageError,
 )
-from tests.engine.tensorrt.test_layers import OLD_CONVOLUTION, OLD_GEMM
+from tests.engine.tensorrt.test_layer_listing import OLD_CONVOLUTION, OLD_GEMM
 from tests.plugins.native import need, run
 
 GEMM = OLD_GEMM
@@ -53,8 +48,8 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "  return 0;\n"
         "}\n"
     )
-    run("cc", "-shared", "-fPIC", "-o", folder / gpu.DRIVER, source)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    run("cc", "-shared", "-fPIC", "-o", folder / cuda.DRIVER, source)
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(folder))
     return folder
 
@@ -238,22 +233,12 @@ def test_the_gpu_is_that_of_the_target(build: Build, request_of: EngineRequest) 
 def test_no_driver_and_no_gpu(build: Build, device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = device / "driver.c"
     source.write_text(source.read_text().replace("flags) { return 0", "flags) { return 100"))
-    run("cc", "-shared", "-fPIC", "-o", device / gpu.DRIVER, source)
+    run("cc", "-shared", "-fPIC", "-o", device / cuda.DRIVER, source)
     with pytest.raises(EnvironmentLacks, match=r"the driver finds none \(CUDA error 100\)"):
         build()
-    monkeypatch.setattr(gpu, "DRIVER", "libcuda-is-not-here.so")
+    monkeypatch.setattr(cuda, "DRIVER", "libcuda-is-not-here.so")
     with pytest.raises(EnvironmentLacks, match="there is no NVIDIA driver"):
-        gpu.compute_capability_here()
-
-
-def test_the_worker_is_light() -> None:
-    run(
-        sys.executable,
-        "-c",
-        "import sys, tc_export.engine.tensorrt.worker\n"
-        "heavy = {'torch', 'numpy', 'pydantic', 'onnx'} & sys.modules.keys()\n"
-        "assert not heavy, heavy",
-    )
+        cuda.compute_capability()
 
 
 def elf(path: Path, machine: int) -> Path:
@@ -283,62 +268,3 @@ def test_files_that_are_not_what_they_should_be(
 def test_a_folder_that_is_not_there(build: Build, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         build(engine=tmp_path / "nowhere" / "model.engine")
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        UsageError("wrong", hint="do that"),
-        InputError("damaged"),
-        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/file"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_errors_come_through_the_pipe(error: TcExportError | OSError) -> None:
-    again = error_from(json.loads(json.dumps(describe_error(error))))
-    assert type(again) is type(error)
-    assert str(again) == str(error)
-    if isinstance(error, TcExportError):
-        assert isinstance(again, TcExportError)
-        assert again.hint == error.hint
-
-
-@pytest.fixture
-def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of TensorRT-RTX's libraries, as its wheel leaves it."""
-    folder = tmp_path / "tensorrt_rtx_libs"
-    folder.mkdir()
-    (folder / "__init__.py").touch()
-    (folder / "libtensorrt_rtx.so.1").write_text("a library")
-    monkeypatch.syspath_prepend(tmp_path)
-    return folder
-
-
-def test_the_parsers_library_gets_its_second_name(wheel: Path) -> None:
-    api.link_parsers_library()
-    api.link_parsers_library()
-    link = wheel / "libtensorrt_rtx.so"
-    assert link.is_symlink()
-    assert link.read_text() == "a library"
-
-
-def test_a_wheel_that_cannot_be_mended(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, target: str) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-
-    monkeypatch.setattr(Path, "symlink_to", refuse)
-    with pytest.raises(EnvironmentLacks, match="cannot be made here: Read-only") as raised:
-        api.link_parsers_library()
-    assert f"ln -s libtensorrt_rtx.so.1 {wheel}" in str(raised.value.hint)
-
-
-@pytest.mark.parametrize(
-    ("flavour", "hint"), [("tensorrt-rtx", "tc-export[rtx]"), ("tensorrt", "nvidia-jetpack")]
-)
-def test_a_flavour_that_is_not_installed(
-    monkeypatch: pytest.MonkeyPatch, flavour: str, hint: str
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(EnvironmentLacks, match="is not installed: no module tensorrt") as raised:
-        api.load_module(FLAVOURS[flavour])
-    assert hint in str(raised.value.hint)

@@ -14,7 +14,6 @@ from tc_export.checkpoint.hf_config import read_config
 from tc_export.engine.loading import load_engines
 from tc_export.engine.session import DecoderSession
 from tc_export.engine.tensorrt.cuda import compute_capability, open_cuda
-from tc_export.engine.tensorrt.loading import EngineOrigin
 from tc_export.engine.tensorrt.run import TrtEngine
 from tc_export.errors import EnvironmentLacks
 from tc_export.model.positions import Clip, Text
@@ -26,7 +25,8 @@ BUNDLES = REPOSITORY / "engines" / "out"
 @pytest.fixture
 def sm() -> int:
     try:
-        return compute_capability(open_cuda())
+        open_cuda()
+        return compute_capability()
     except EnvironmentLacks as error:
         pytest.skip(f"no GPU can be used: {error}")
 
@@ -49,10 +49,7 @@ def test_a_decode_is_the_same_plainly_and_as_a_graph(gpu_bundle: Path) -> None:
         gpu_bundle,
         manifest.custom_nodes,
         backend=manifest.engine.backend,
-        origins={
-            graph: EngineOrigin(builder=build.builder, sm=build.sm)
-            for graph, build in manifest.engine_builds.items()
-        },
+        builds=manifest.engine_builds,
     )
     clip = Clip(2, config.tokens_per_frame)
     segments = [Text(3), clip, Text(4)]

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tc_export.bundle import EngineBuild
 from tc_export.engine.loading import Engines, load_engines
+from tc_export.engine.tensorrt import cuda
 from tc_export.engine.tensorrt.cuda import BINDINGS
-from tc_export.engine.tensorrt.loading import EngineOrigin
 from tc_export.engine.tensorrt.run import TrtEngine
 from tc_export.errors import BundleError, EnvironmentLacks, UsageError
-from tests.engine.tensorrt.fake_cuda import FakeCuda
+from tests.engine.tensorrt.fake_cuda import FakeCuda, FakeDriver
 from tests.engine.tensorrt.fake_runtime import FakeTensorRt
 from tests.engine.tensorrt.test_run import feeds, toy
 
@@ -33,6 +34,7 @@ class Device:
         self.install("tensorrt_bindings", None)
         self.install("tensorrt", self.trt)
         self.install(BINDINGS, self.cuda)
+        monkeypatch.setattr(cuda, "open_driver", lambda: FakeDriver(self.cuda))
         (folder / "engines").mkdir()
         for graph in NODES:
             (folder / "engines" / f"{graph}.engine").write_bytes(graph.encode())
@@ -53,8 +55,13 @@ class Device:
     def load(
         self, builder: str = "TensorRT 10.3.0", sm: int | None = 87, backend: str = "tensorrt"
     ) -> Engines:
-        origins = {graph: EngineOrigin(builder=builder, sm=sm) for graph in NODES}
-        return load_engines(self.folder, NODES, backend=backend, origins=origins)
+        builds = {graph: build_of(builder, sm) for graph in NODES}
+        return load_engines(self.folder, NODES, backend=backend, builds=builds)
+
+
+def build_of(builder: str, sm: int | None) -> EngineBuild:
+    """An engine as a manifest describes it."""
+    return EngineBuild(builder=builder, sm=sm, precision="float16", layers=1, plugin_layers={})
 
 
 @pytest.fixture
@@ -145,10 +152,10 @@ def fail_to_open_the_driver() -> None:
 def test_tensorrt_is_not_installed(device: Device) -> None:
     for name in ("tensorrt", "tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings"):
         device.install(name, None)
-    with pytest.raises(EnvironmentLacks, match="needs TensorRT, which") as caught:
+    with pytest.raises(EnvironmentLacks, match="TensorRT is not installed: no module") as caught:
         device.load()
     assert "nvidia-jetpack" in str(caught.value.hint)
-    with pytest.raises(EnvironmentLacks, match="needs TensorRT-RTX, which") as caught:
+    with pytest.raises(EnvironmentLacks, match="TensorRT-RTX is not installed") as caught:
         device.load("TensorRT-RTX 1.7.1.116", backend="tensorrt-rtx")
     assert "tc-export[rtx]" in str(caught.value.hint)
 
@@ -170,7 +177,7 @@ def test_the_cuda_bindings_are_not_installed(device: Device) -> None:
 
 def test_what_only_onnxruntime_takes(device: Device) -> None:
     with pytest.raises(UsageError, match="no choice of native library or threads"):
-        load_engines(device.folder, NODES, backend="tensorrt", origins={}, threads=2)
+        load_engines(device.folder, NODES, backend="tensorrt", builds={}, threads=2)
 
 
 def test_a_backend_that_is_not_known(device: Device) -> None:
@@ -179,6 +186,6 @@ def test_a_backend_that_is_not_known(device: Device) -> None:
 
 
 def test_an_engine_of_unknown_origin(device: Device) -> None:
-    origins = {"vision": EngineOrigin(builder="TensorRT 10.3.0", sm=87)}
+    builds = {"vision": build_of("TensorRT 10.3.0", 87)}
     with pytest.raises(BundleError, match="what built its engines: decoder"):
-        load_engines(device.folder, NODES, backend="tensorrt", origins=origins)
+        load_engines(device.folder, NODES, backend="tensorrt", builds=builds)

@@ -24,7 +24,7 @@ from tc_export.dtypes import DType
 from tc_export.engine.tensorrt.build import EngineReport, EngineRequest, build_engine
 from tc_export.errors import CheckFailed, EnvironmentLacks, InputError, TcExportError, UsageError
 from tc_export.graph.export import export_decoder, export_vision
-from tests.engine.tensorrt.test_process import need_fixed_addresses
+from tests.engine.tensorrt.builder.test_process import need_fixed_addresses
 from tests.plugins.native import fetched, need, run
 from tests.plugins.tensorrt.graphs import Variant, one_layer
 
@@ -35,7 +35,7 @@ MAX_FRAMES, MAX_LENGTH = 8, 512
 @pytest.fixture(autouse=True)
 def rtx(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker finds TensorRT-RTX in the fetched package, installed or not."""
-    monkeypatch.setenv("PYTHONPATH", str(fetched("tensorrt-rtx")))
+    monkeypatch.setenv("PYTHONPATH", str(fetched("tensorrt-rtx")), prepend=os.pathsep)
 
 
 def ignore(done: float, total: float | None) -> None:

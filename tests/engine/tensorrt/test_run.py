@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tc_export.dtypes import BFLOAT16
-from tc_export.engine.tensorrt.flavours import TENSORRT, TENSORRT_RTX
-from tc_export.engine.tensorrt.run import TrtBuffer, TrtEngine
-from tc_export.engine.tensorrt.runtime import TensorRt
+from tc_export.engine.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
+from tc_export.engine.tensorrt.run import TensorRtRuntime, TrtBuffer, TrtEngine
 from tc_export.errors import BundleError, EnvironmentLacks, TcExportError, UsageError
 from tests.engine.tensorrt.fake_cuda import FakeCuda, Misuse
 from tests.engine.tensorrt.fake_runtime import Arrays, DataType, FakeTensorRt, Input, Model, Output
@@ -54,14 +53,17 @@ class Lab:
     def __init__(self, folder: Path, *, rtx: bool = False, memory_bytes: int = 1 << 20) -> None:
         self.cuda = FakeCuda(memory_bytes=memory_bytes)
         self.trt = FakeTensorRt(self.cuda, rtx=rtx)
-        self.backend = TENSORRT_RTX if rtx else TENSORRT
+        self.flavour = FLAVOURS[TENSORRT_RTX if rtx else TENSORRT]
         self.path = folder / "model.engine"
         self.path.write_bytes(b"toy")
         self.trt.models[b"toy"] = toy()
 
     def engine(self, model: Model | None = None) -> TrtEngine:
         self.trt.models[b"toy"] = model or toy()
-        return TrtEngine(self.path, TensorRt(self.backend, self.trt, self.cuda))
+        return TrtEngine(self.path, self.runtime())
+
+    def runtime(self) -> TensorRtRuntime:
+        return TensorRtRuntime(self.flavour, self.trt, self.cuda, self.cuda.sm)
 
     @property
     def plain_runs(self) -> int:
@@ -343,13 +345,13 @@ def test_a_file_that_is_no_engine(lab: Lab, content: bytes) -> None:
 
 
 def test_each_failure_has_its_own_words(lab: Lab) -> None:
-    tensorrt = TensorRt(TENSORRT, lab.trt, lab.cuda)
+    runtime = lab.runtime()
     lab.path.write_bytes(b"not an engine")
     for _ in range(2):
         with pytest.raises(BundleError) as caught:
-            TrtEngine(lab.path, tensorrt)
+            TrtEngine(lab.path, runtime)
         assert str(caught.value).count("magicTag failed") == 1
-    assert tensorrt.complaints() == "it does not say why"
+    assert runtime.complaints() == "it does not say why"
     del caught
 
 
@@ -366,7 +368,7 @@ def test_a_type_that_we_do_not_feed(lab: Lab) -> None:
 
 def test_the_fake_is_strict(lab: Lab) -> None:
     """What the tests above rely on: the fake notices what real CUDA would let pass."""
-    runtime = TensorRt(TENSORRT, lab.trt, lab.cuda)
+    runtime = lab.runtime()
     memory = runtime.stream.allocate(16)
     address = memory.address
     lab.cuda.bytes_at(address + 8, 8)

@@ -17,9 +17,8 @@ from tc_export.config import ModelConfig
 from tc_export.contracts.shapes import decoder_shapes, vision_shapes
 from tc_export.engine.interface import Engine
 from tc_export.engine.session import DecoderSession
-from tc_export.engine.tensorrt.flavours import TENSORRT
-from tc_export.engine.tensorrt.run import TrtEngine
-from tc_export.engine.tensorrt.runtime import TensorRt
+from tc_export.engine.tensorrt.flavours import FLAVOURS, TENSORRT
+from tc_export.engine.tensorrt.run import TensorRtRuntime, TrtEngine
 from tc_export.errors import UsageError
 from tc_export.model.positions import Clip, Segment, Text
 from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
@@ -46,7 +45,8 @@ class Machine:
     def engine(self, name: str) -> TrtEngine:
         path = self.folder / f"{name}.engine"
         path.write_bytes(name.encode())
-        return TrtEngine(path, TensorRt(TENSORRT, self.trt, self.cuda))
+        runtime = TensorRtRuntime(FLAVOURS[TENSORRT], self.trt, self.cuda, self.cuda.sm)
+        return TrtEngine(path, runtime)
 
 
 def decoder(config: ModelConfig, kernel: Engine) -> Model:

@@ -15,11 +15,11 @@ import pytest
 
 from tc_export.engine.tensorrt import cuda
 from tc_export.engine.tensorrt import run as tensorrt
-from tc_export.engine.tensorrt.flavours import TENSORRT_RTX
-from tc_export.engine.tensorrt.runtime import import_tensorrt
+from tc_export.engine.tensorrt.bindings import import_tensorrt
+from tc_export.engine.tensorrt.flavours import FLAVOURS, TENSORRT_RTX
 from tc_export.errors import EnvironmentLacks
 from tests.engine.tensorrt import fake_runtime as fake
-from tests.engine.tensorrt.fake_cuda import Attribute, CaptureMode, CopyKind, Error, FakeCuda
+from tests.engine.tensorrt.fake_cuda import CaptureMode, CopyKind, Error, FakeCuda
 from tests.plugins.native import fetched
 
 # TensorRT's name for each class of the fake.
@@ -84,9 +84,9 @@ def test_tensorrt_has_what_is_used(package: str, module: str) -> None:
 def test_the_real_package_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the name that the registry's wheel has."""
     code = (
-        "from tc_export.engine.tensorrt.flavours import TENSORRT_RTX\n"
-        "from tc_export.engine.tensorrt.runtime import import_tensorrt\n"
-        "print(import_tensorrt(TENSORRT_RTX).__version__)"
+        "from tc_export.engine.tensorrt.bindings import import_tensorrt\n"
+        "from tc_export.engine.tensorrt.flavours import FLAVOURS, TENSORRT_RTX\n"
+        "print(import_tensorrt(FLAVOURS[TENSORRT_RTX]).__version__)"
     )
     done = subprocess.run(
         [
@@ -102,7 +102,7 @@ def test_the_real_package_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
     with pytest.raises(EnvironmentLacks):
-        import_tensorrt(TENSORRT_RTX)
+        import_tensorrt(FLAVOURS[TENSORRT_RTX])
 
 
 @pytest.fixture
@@ -115,14 +115,13 @@ def bindings() -> ModuleType:
 
 def test_cuda_has_what_is_used(bindings: ModuleType) -> None:
     functions = {name for name in public(FakeCuda) if name.startswith("cuda")}
-    kinds = {"cudaDeviceAttr", "cudaMemcpyKind", "cudaStreamCaptureMode"}
+    kinds = {"cudaMemcpyKind", "cudaStreamCaptureMode"}
     assert functions == {name for name in cuda.CudaRuntime.__annotations__ if name[0] != "_"}
     for name in functions - kinds:
         assert (
             arguments(getattr(bindings, name)) == FakeCuda.__dict__[name].__code__.co_argcount - 1
         )
     for real, ours in (
-        (bindings.cudaDeviceAttr, Attribute),
         (bindings.cudaMemcpyKind, CopyKind),
         (bindings.cudaStreamCaptureMode, CaptureMode),
         (bindings.cudaError_t, Error),
@@ -142,11 +141,16 @@ def arguments(function: Callable[..., Any]) -> int:
     return len(inside[1].split(",")) if inside[1] else 0
 
 
+def test_the_real_bindings_are_opened(
+    bindings: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bindings, "cudaGetDeviceCount", lambda: (0, 1))
+    assert cuda.open_cuda() is bindings  # type: ignore[comparison-overlap]
+
+
 def test_the_real_bindings_without_a_gpu(bindings: ModuleType) -> None:
     """What they answer with becomes our error."""
-    runtime = cuda.open_cuda()
-    assert runtime is bindings  # type: ignore[comparison-overlap]
     if int(bindings.cudaGetDeviceCount()[0]) == 0:
         pytest.skip("there is a GPU here")
     with pytest.raises(EnvironmentLacks, match=r"cudaGetDeviceCount\(\) failed"):
-        cuda.compute_capability(runtime)
+        cuda.open_cuda()

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tc_export.engine.tensorrt.layers import LoggedTensor, narrowest, read_layers, summarise
+from tc_export.engine.tensorrt.layer_listing import (
+    NARROWEST_FIRST,
+    LoggedTensor,
+    narrowest,
+    read_layers,
+    summarise,
+)
+from tc_export.targets import Precision
 
 
 def tensor(name: str, shape: str, dtype: str) -> str:
@@ -157,3 +164,34 @@ def test_any_text_can_be_read(text: str) -> None:
 def test_a_line_that_was_cut_claims_no_other_type(length: int) -> None:
     for layer in read_layers([RTX_GEMM[:length]]):
         assert layer.product_dtype in (None, "float16")
+
+
+# How builders write each format, by the name that a target has for it.
+WRITTEN = {
+    Precision.FLOAT32: ("Float", "FP32"),
+    Precision.FLOAT16: ("Half", "FP16"),
+    Precision.BFLOAT16: ("BFloat16", "BF16"),
+    Precision.FP8: ("FP8", "Float8"),
+    Precision.NVFP4: ("FP4",),
+}
+
+
+@pytest.mark.parametrize(("precision", "words"), WRITTEN.items(), ids=str)
+def test_the_precision_of_a_listing_is_that_of_a_target(
+    precision: Precision, words: tuple[str, ...]
+) -> None:
+    """The two are compared as strings: fp8 must not be float8 on one side."""
+    for word in (*words, precision):
+        realised = summarise(read_layers([RTX_GEMM.replace("Half", word)]))
+        assert realised.precision == precision
+        assert realised.by_type == {"gemm": {precision: 1}}
+
+
+def test_no_floating_format_of_a_target_is_forgotten() -> None:
+    assert WRITTEN.keys() == {one for one in Precision if one.dtype.is_float}
+
+
+def test_the_narrowest_of_all_formats_comes_first() -> None:
+    assert [dtype.bits for dtype in NARROWEST_FIRST] == [4, 8, 8, 16, 16, 32, 64]
+    assert narrowest(["bfloat16", "fp8"]) == "fp8"
+    assert narrowest(["fp8", "nvfp4"]) == "nvfp4"

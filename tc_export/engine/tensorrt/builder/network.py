@@ -1,109 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorRT's Python module, whichever flavour and version is there, behind one small class.
+"""TensorRT's builder with one network, whichever flavour and version is there.
 
-What differs between TensorRT 10.3 … 11.x and TensorRT-RTX stands here and nowhere else. Enum
-members are looked up by name, since their values moved between versions. Networks are strongly
-typed: precision is the graph's own, and no flag of the builder changes it.
+What differs between the builders of TensorRT 10.3 … 11.x and TensorRT-RTX stands here and nowhere
+else. Networks are strongly typed: precision is the graph's own, and no flag of the builder changes
+it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tc_export.engine.tensorrt.bindings import LAST_ERRORS, link_parser_library, new_logger
+from tc_export.engine.tensorrt.builder.progress import Phases
 from tc_export.engine.tensorrt.flavours import Flavour
-from tc_export.engine.tensorrt.progress import Phases
 from tc_export.errors import EnvironmentLacks, InputError, UsageError
 
 ShapeTriple = Sequence[Sequence[int]]
 """The smallest, the usual and the largest shape of an input."""
 
-LAST_ERRORS = 4  # of TensorRT's own words, in a message
 
-
-def load_module(flavour: Flavour) -> Any:
-    """Import the flavour's module, and see that it is of a version that we drive.
-
-    Raises:
-        EnvironmentLacks: it is not there, cannot be loaded, or is of another version.
-    """
-    found = next((name for name in flavour.modules if importlib.util.find_spec(name)), None)
-    if found is None:
-        raise EnvironmentLacks(
-            f"{flavour.title} is not installed: no module {' or '.join(flavour.modules)}",
-            hint=flavour.install,
-        )
-    if flavour.takes_target:
-        link_parsers_library()
-    try:
-        module = importlib.import_module(found)
-    except (ImportError, OSError) as error:
-        raise EnvironmentLacks(
-            f"{flavour.title} is installed ({found}) and cannot be loaded: {error}",
-            hint=flavour.install,
-        ) from error
-    major, minor, *_ = (int(part) for part in module.__version__.split(".")[:2])
-    if major not in flavour.majors or (major, minor) < flavour.oldest:
-        known = " or ".join(f"{known}.x" for known in flavour.majors)
-        oldest = ".".join(map(str, flavour.oldest))
-        raise EnvironmentLacks(
-            f"{flavour.title} {module.__version__} is here; expected {known}, {oldest} or later",
-            hint=flavour.install,
-        )
-    return module
-
-
-def link_parsers_library() -> None:
-    """Give TensorRT-RTX's library the second name that its ONNX parser opens.
-
-    The wheel ships `libtensorrt_rtx.so.1`; its parser opens `libtensorrt_rtx.so`, and aborts the
-    process at the first plugin node where that is missing. It is put there once, in the wheel's
-    folder: the parser looks nowhere that we could name.
-    """
-    spec = importlib.util.find_spec("tensorrt_rtx_libs")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        link, library = Path(folder, "libtensorrt_rtx.so"), Path(folder, "libtensorrt_rtx.so.1")
-        if link.exists() or not library.exists():
-            continue
-        try:
-            with contextlib.suppress(FileExistsError):  # another build was quicker
-                link.symlink_to(library.name)
-        except OSError as error:
-            raise EnvironmentLacks(
-                f"TensorRT-RTX's parser needs {link}, which its wheel lacks and which cannot be "
-                f"made here: {error.strerror}",
-                hint=f"with the right to write there: ln -s {library.name} {link}",
-            ) from error
-
-
-class TensorRt:
+class NetworkBuilder:
     """A builder with one network, and the log of what it says."""
 
     def __init__(self, flavour: Flavour, trt: Any) -> None:
         """Start the builder of the module `trt`.
 
         Raises:
-            EnvironmentLacks: it does not start.
+            EnvironmentLacks: it does not start, or its parser would not.
         """
+        if flavour.needs_parser_link:
+            link_parser_library()
         self.flavour = flavour
-        self.version: str = trt.__version__
+        self.name = f"{flavour.title} {trt.__version__}"
         self._trt = trt
-        self.log = new_log(trt)
+        self.log = new_logger(trt)
         try:
             self._builder = trt.Builder(self.log)
         except (TypeError, RuntimeError) as error:  # what pybind11 makes of a null pointer
             raise self._lacks(f"does not start: {error}") from error
         self.network = self._builder.create_network(network_flags(trt))
-
-    @property
-    def name(self) -> str:
-        """Product and version, as a person reads them."""
-        return f"{self.flavour.title} {self.version}"
 
     def load_plugins(self, library: str) -> None:
         """Register the creators of a plugin library.
@@ -123,9 +60,8 @@ class TensorRt:
         parser = self._trt.OnnxParser(self.network, self.log)
         if not parser.parse_from_file(graph):
             errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-            raise InputError(
-                f"{self.name} cannot parse {graph}:{listed(errors or self.log.errors)}"
-            )
+            said = listed(errors[-LAST_ERRORS:] or self.log.errors)
+            raise InputError(f"{self.name} cannot parse {graph}:{said}")
 
     def plugin_layers(self) -> dict[str, int]:
         """How many plugin layers the network has, by the name of their op."""
@@ -207,7 +143,7 @@ class TensorRt:
                 wrong.append(f"{name}: {given} does not fit {list(shape)}")
         if wrong:
             raise UsageError(
-                "the profile does not fit the graph:" + listed(sorted(wrong), most=len(wrong)),
+                "the profile does not fit the graph:" + listed(sorted(wrong)),
                 hint=f"the graph's inputs: {', '.join(known)}",
             )
 
@@ -244,28 +180,9 @@ def network_flags(trt: Any) -> int:
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
-def listed(lines: Sequence[str], most: int = LAST_ERRORS) -> str:
-    """The last of `lines`, each on a line of its own; none, nothing."""
-    return "".join(f"\n  {' '.join(line.split())}" for line in lines[-most:])
-
-
-def new_log(trt: Any) -> Any:
-    """A logger that keeps errors, and the lines in which the builder lists the engine's layers."""
-    worst = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.layers: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in worst:
-                self.errors.append(message)
-            elif "LayerType: " in message:
-                self.layers += (line for line in message.splitlines() if "LayerType: " in line)
-
-    return Log()
+def listed(lines: Iterable[str]) -> str:
+    """Each line on a line of its own below a message; nothing where there is none."""
+    return "".join(f"\n  {' '.join(line.split())}" for line in lines)
 
 
 def new_monitor(trt: Any, phases: Phases) -> Any:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +13,14 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from tc_export.checkpoint.reader import open_checkpoint
-from tc_export.dtypes import DType
-from tc_export.errors import EnvironmentLacks, TcExportError, UsageError
-from tc_export.graph.export import check_graph, export_decoder, export_vision
-from tc_export.graph.passes.float32_arithmetic import in_float32_arithmetic
-from tc_export.graph.passes.tensorrt_form import TENSORRT_FILE, TensorrtForm, to_tensorrt_form
-from tc_export.graph.tensorrt_operators import (
-    FIRST_VERSION,
-    check_operators,
-    newest_opset,
-    read_version,
-)
-from tests.checkpoint.families import save_small
+from tc_export.errors import EnvironmentLacks, TcExportError
+from tc_export.graph.export import check_graph
+from tc_export.graph.passes.float32_arithmetic import compute_in_float32
+from tc_export.graph.tensorrt_form import TensorrtForm, to_tensorrt_form
+from tc_export.graph.tensorrt_operators import check_operators
+from tests.graph.conftest import LAYERS, Small
+
+TENSORRT_FILE = "tensorrt.onnx"
 
 # Operators of opset 20 as onnx-tensorrt lists them for TensorRT 10.0, written down once more here.
 LISTED_FOR_10_0 = """
@@ -37,46 +30,7 @@ LISTED_FOR_10_0 = """
     Softmax Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where
 """
 IN_10_3 = set(LISTED_FOR_10_0.split())
-LAYERS = 1
 PREFIX_MASKS = ("causal", "full_visual", "frame_block_causal")
-
-
-Small = Callable[[str, str], Path]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    """A folder with vision/ and decoder/ by precision and mask, exported once.
-
-    The mask is the decoder's affair: the vision graph is that of the precision.
-    """
-
-    @cache
-    def checkpoint_folder(precision: str) -> Path:
-        folder = tmp_path_factory.mktemp(precision)
-        return save_small(
-            folder / "checkpoint",
-            dtype=DType(precision).torch,
-            text={"num_hidden_layers": LAYERS},
-        )
-
-    @cache
-    def vision(precision: str) -> Path:
-        folder = tmp_path_factory.mktemp(f"vision-{precision}")
-        checkpoint = open_checkpoint(checkpoint_folder(precision))
-        export_vision(checkpoint, DType(precision), folder, lambda nbytes: None)
-        return folder
-
-    @cache
-    def both(precision: str, mask: str) -> Path:
-        folder = tmp_path_factory.mktemp(f"{precision}-{mask}")
-        checkpoint = open_checkpoint(checkpoint_folder(precision), {"mask": mask})
-        (folder / "vision").symlink_to(vision(precision))
-        (folder / "decoder").mkdir()
-        export_decoder(checkpoint, DType(precision), folder / "decoder", lambda nbytes: None)
-        return folder
-
-    return both
 
 
 def form(exported: Path, graph: str, tensorrt: str) -> tuple[TensorrtForm, Path]:
@@ -167,7 +121,8 @@ def run_vision(path: Path, precision: str) -> np.ndarray:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if precision == "bfloat16":
-        model = in_float32_arithmetic(path)
+        model = load(path)
+        assert compute_in_float32(model)
         emulated = path.with_name(f"emulated-{path.name}")
         onnx.save(model, emulated)
         path = emulated
@@ -239,85 +194,7 @@ def test_attention_with_more_to_it_is_refused(tmp_path: Path, attributes: dict[s
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_functions_and_lost_plugin_attributes_are_caught(
-    small: Small,
-) -> None:
-    folder = small("float16", "causal") / "decoder"
-    model = ir.load(folder / "model.onnx")
-    model.opset_imports[""] = 20
-    with pytest.raises(TcExportError, match="functions TcBlockCausalAttention, TcDualRope"):
-        check_operators(model, "10.3")
-    check_operators(model, "10.7")  # from here on plugins go first
-    node = next(node for node in model.graph if node.op_type == "TcDualRope")
-    node.attributes["plugin_namespace"] = ir.AttrString("plugin_namespace", "")
-    with pytest.raises(TcExportError, match="plugin_namespace"):
-        check_operators(model, "10.7")
-
-
-def test_a_newer_opset_and_an_unknown_operator_are_refused(tmp_path: Path) -> None:
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [3])
-    y = helper.make_tensor_value_info("y", TensorProto.INT64, [1, "n"])
-    node = helper.make_node("NonZero", ["x"], ["y"], name="where")
-    graph = helper.make_graph([node], "one", [x], [y])
-    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)]))
-    with pytest.raises(EnvironmentLacks, match=r"opset 23.*10\.3.*opset 20"):
-        check_operators(model, "10.3")
-    with pytest.raises(EnvironmentLacks, match="node where: NonZero; no version is known"):
-        check_operators(model, "11.4")
-
-
-@pytest.mark.parametrize(
-    ("op_type", "axes", "refused", "taken"),
-    [
-        ("ReduceMean", "computed", ("10.3", "11.4"), ()),
-        ("Unsqueeze", "computed", ("10.3", "10.6"), ("10.7", "11.4")),
-        ("ReduceMean", "constant", (), ("10.3",)),
-        ("Unsqueeze", "stored", (), ("10.3",)),
-    ],
-)
-def test_axes_are_constants(
-    op_type: str, axes: str, refused: tuple[str, ...], taken: tuple[str, ...]
-) -> None:
-    """A parser that wants a constant does not compute one from constants."""
-    one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
-    nodes = [
-        helper.make_node("Constant", [], ["constant"], value=one),
-        helper.make_node("Reshape", ["constant", "constant"], ["computed"]),
-        helper.make_node(op_type, ["x", axes], ["y"], name="turn"),
-    ]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    stored = helper.make_tensor("stored", TensorProto.INT64, [1], [1])
-    graph = helper.make_graph(nodes, "one", [x], [y], [stored])
-    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
-    for tensorrt in refused:
-        with pytest.raises(TcExportError, match=f"axes of node turn.*{tensorrt}"):
-            check_operators(model, tensorrt)
-    for tensorrt in taken:
-        check_operators(model, tensorrt)
-
-
 def test_weights_cannot_be_shared_across_folders(small: Small, tmp_path: Path) -> None:
     source = small("float16", "causal") / "vision" / "model.onnx"
     with pytest.raises(TcExportError, match="beside"):
         to_tensorrt_form(source, tmp_path / TENSORRT_FILE, "10.3")
-
-
-@pytest.mark.parametrize("text", ["", "ten", "10", "10.x", "v10.3", "10.3-rc"])
-def test_what_is_no_version(text: str) -> None:
-    with pytest.raises(UsageError, match=r"10\.3"):
-        read_version(text)
-
-
-def test_versions_and_opsets() -> None:
-    assert read_version("10.16.1.11") == (10, 16)
-    with pytest.raises(EnvironmentLacks, match=r"8\.6.*too old.*10\.3"):
-        read_version("8.6")
-    opsets = {"10.3": 20, "10.7": 20, "10.13": 20, "10.14": 23, "10.15": 24, "11.4": 24}
-    assert {text: newest_opset(read_version(text)) for text in opsets} == opsets
-    assert {name for name, since in FIRST_VERSION.items() if since > (10, 3)} == {
-        "Attention",
-        "RMSNormalization",
-        "RotaryEmbedding",
-        "TensorScatter",
-    }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tc_export.engine.tensorrt.process import Ended, descriptor, path_of, run_worker
+from tc_export.engine.tensorrt.builder.process import Ended, descriptor, path_of, run_worker
 
 Run = Callable[..., tuple[Ended, list[str]]]
 
@@ -20,7 +20,7 @@ Run = Callable[..., tuple[Ended, list[str]]]
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs source code as a worker; returns how it ended, and its lines."""
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
 
     def run(source: str, task: str = "") -> tuple[Ended, list[str]]:
         (tmp_path / "little_worker.py").write_text(f"import os, sys\n{source}\n")
@@ -88,7 +88,7 @@ def test_a_worker_gets_few_variables_and_the_files_that_it_is_given(
 
 def test_addresses_are_the_same_each_time(run: Run) -> None:
     source = (
-        "from tc_export.engine.tensorrt.process import fix_addresses\n"
+        "from tc_export.engine.tensorrt.builder.process import fix_addresses\n"
         "fix_addresses()\n"
         "import ctypes\n"
         "where = ctypes.addressof(ctypes.c_int.in_dll(ctypes.CDLL(None), 'stdout'))\n"

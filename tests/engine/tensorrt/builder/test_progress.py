@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tc_export.engine.tensorrt.progress import Phases
+from tc_export.engine.tensorrt.builder.progress import Phases
 
 
 def recorder() -> tuple[Phases, list[float]]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from tc_export.dtypes import DType
 
-FLOAT_TYPES = (DType.FP8, DType.FLOAT16, DType.BFLOAT16, DType.FLOAT32)  # the narrowest first
+NARROWEST_FIRST = sorted((dtype for dtype in DType if dtype.is_float), key=lambda x: x.bits)
 _WORD = re.compile(r"\w+")
 _LAYER = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<type>\w+)(?P<rest>.*)")
 _TENSOR = re.compile(
@@ -39,7 +39,10 @@ _PLUGIN = re.compile(r"plugin|custom_layer", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class LoggedTensor:
-    """A tensor of a layer; an axis of -1 is dynamic."""
+    """A tensor of a layer; an axis of -1 is dynamic.
+
+    `dtype` is a name of `DType`; where that has none, TensorRT's own in lower case.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -124,9 +127,9 @@ def summarise(layers: Sequence[LoggedLayer]) -> Realised:
 
 
 def narrowest(dtypes: Iterable[str]) -> str | None:
-    """The narrowest floating-point type among `dtypes`."""
+    """The narrowest floating-point type among `dtypes`, or None."""
     found = set(dtypes)
-    return next((dtype for dtype in FLOAT_TYPES if dtype in found), None)
+    return next((dtype for dtype in NARROWEST_FIRST if dtype in found), None)
 
 
 def _layer(found: re.Match[str]) -> LoggedLayer:

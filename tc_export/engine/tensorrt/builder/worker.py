@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process that builds one engine: `python -m tc_export.engine.tensorrt.worker`.
+"""The process that builds one engine: `python -m tc_export.engine.tensorrt.builder.worker`.
 
 It imports TensorRT's module and nothing else that is heavy. What it says to whoever started it
 stands in `messages`; what libraries print goes to standard error.
@@ -8,18 +8,20 @@ stands in `messages`; what libraries print goes to standard error.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from tc_export.engine.tensorrt.bindings import import_tensorrt
+from tc_export.engine.tensorrt.builder.messages import Result, Task, describe_error
+from tc_export.engine.tensorrt.builder.network import NetworkBuilder
+from tc_export.engine.tensorrt.builder.process import fix_addresses
+from tc_export.engine.tensorrt.builder.progress import Phases
+from tc_export.engine.tensorrt.cuda import compute_capability
 from tc_export.engine.tensorrt.flavours import FLAVOURS, Flavour
-from tc_export.engine.tensorrt.gpu import compute_capability_here
-from tc_export.engine.tensorrt.messages import Result, Task, describe_error
-from tc_export.engine.tensorrt.network import TensorRt, load_module
-from tc_export.engine.tensorrt.process import fix_addresses
-from tc_export.engine.tensorrt.progress import Phases
 from tc_export.errors import EnvironmentLacks, TcExportError
 
 
@@ -47,46 +49,46 @@ def build(task: Task, phases: Phases) -> Result:
         OSError: it cannot be written.
     """
     flavour = FLAVOURS[task.flavour]
-    trt = load_module(flavour)
+    trt = import_tensorrt(flavour)
     _check_gpu(flavour, task.compute_capability)
-    tensorrt = TensorRt(flavour, trt)
+    builder = NetworkBuilder(flavour, trt)
     if task.plugin_library is not None:
-        tensorrt.load_plugins(task.plugin_library)
-    tensorrt.parse(task.graph)
-    plugin_layers = tensorrt.plugin_layers()
+        builder.load_plugins(task.plugin_library)
+    builder.parse(task.graph)
+    plugin_layers = builder.plugin_layers()
     if plugin_layers != dict(task.custom_nodes):
         raise EnvironmentLacks(
-            f"{tensorrt.name} made plugin layers {plugin_layers} of {task.graph}, which has custom "
+            f"{builder.name} made plugin layers {plugin_layers} of {task.graph}, which has custom "
             f"nodes {dict(task.custom_nodes)}: the rest would silently run as standard operators",
             hint=f"is {task.plugin_library or 'a plugin library'} the one that this graph needs?",
         )
-    config = tensorrt.configure(task.shapes, task.compute_capability, phases)
+    config = builder.configure(task.shapes, task.compute_capability, phases)
     cache = None if task.timing_cache is None else Path(task.timing_cache)
     if cache is not None:
-        tensorrt.use_timing_cache(config, cache.read_bytes() if cache.exists() else b"")
-    engine = tensorrt.build(config)
+        builder.use_timing_cache(config, cache.read_bytes() if cache.exists() else b"")
+    engine = builder.build(config)
     with os.fdopen(task.engine, "wb") as file:
         file.write(engine)
     if cache is not None:
-        _replace(cache, tensorrt.timings(config))
+        _replace(cache, builder.timings(config))
     return Result(
-        version=tensorrt.name,
+        version=builder.name,
         plugin_layers=plugin_layers,
-        layer_lines=tensorrt.log.layers,
+        layer_lines=builder.log.layers,
         engine_bytes=engine.nbytes,
         peak_bytes=peak_memory_bytes(),
     )
 
 
-def _check_gpu(flavour: Flavour, compute_capability: int | None) -> None:
+def _check_gpu(flavour: Flavour, wanted: int | None) -> None:
     """Where the builder serves the GPU that is here, see that there is one, and the right one."""
-    if flavour.takes_target and compute_capability is not None:
+    if flavour.takes_target and wanted is not None:
         return
-    here = compute_capability_here()
-    if compute_capability not in (None, here):
+    here = compute_capability()
+    if wanted not in (None, here):
         raise EnvironmentLacks(
             f"{flavour.title} builds for the GPU that is here, which is an SM{here}; "
-            f"asked for was SM{compute_capability}",
+            f"asked for was SM{wanted}",
             hint="build on the device itself",
         )
 
@@ -114,6 +116,8 @@ def peak_memory_bytes() -> int:
 def main() -> None:
     """Read a task, do it, and say how it went."""
     fix_addresses()
+    # Standard error is for what libraries refuse, as plugins do: its last lines go into a message.
+    logging.getLogger("tc_export").addHandler(logging.NullHandler())
     channel = Channel()
     task = Task.from_json(sys.stdin.read())
     phases = Phases(lambda fraction: channel.send("progress", fraction))
