@@ -18,7 +18,7 @@ from tc_export.checkpoint.hf_config import read_config
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.config import ModelConfig
 from tc_export.errors import CheckFailed, UsageError
-from tc_export.parity.of_bundle import check_bundle
+from tc_export.parity.tensors.check_bundle import check_bundle
 from tc_export.pipeline import build, choose_profile
 from tc_export.runner import SilentReporter
 from tc_export.stages import bodies as build_stages

@@ -195,7 +195,7 @@ def parity(
         return _task_parity(bundle, given, settings, as_json=as_json)
     if given:
         raise UsageError(f"{', '.join(given)} says something of --tasks only", hint="add --tasks")
-    from tc_export.parity.of_bundle import check_bundle
+    from tc_export.parity.tensors.check_bundle import check_bundle
     from tc_export.parity.tensors.report import as_json as result_as_json
     from tc_export.parity.tensors.report import as_table, failures
 
@@ -217,7 +217,7 @@ def _task_parity(
     from rich.progress import Progress
 
     from tc_export.parity.answers.accuracy import Thresholds
-    from tc_export.parity.answers.of_bundle import DEFAULT_ITEMS_EACH, check_answers
+    from tc_export.parity.answers.check_bundle import DEFAULT_ITEMS_EACH, check_answers
     from tc_export.parity.answers.report import task_failures, tasks_as_json, tasks_as_tables
 
     usual = Thresholds()

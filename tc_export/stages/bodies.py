@@ -35,7 +35,7 @@ from tc_export.graph.export import GraphReport, export_decoder, export_embedding
 from tc_export.graph.passes.tensorrt_form import to_tensorrt_form
 from tc_export.native.build import build_plugins
 from tc_export.parity.graph_engines import load_graphs
-from tc_export.parity.of_bundle import compare_with_pytorch
+from tc_export.parity.tensors.check_bundle import compare_with_pytorch
 from tc_export.parity.tensors.report import failures, write_report
 from tc_export.runner import StageContext
 from tc_export.targets import Precision, Precisions, Release, Target

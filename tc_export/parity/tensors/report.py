@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tc_export.parity.json_numbers import spell_infinite
 from tc_export.parity.tensors.check import AnswerComparison, ParityResult
 from tc_export.parity.tensors.tolerance import TensorComparison
 
@@ -23,27 +24,22 @@ REPORT_HTML = "report.html"
 
 def as_json(result: ParityResult) -> dict[str, Any]:
     """Everything that was compared, ready for JSON. Infinite errors (NaN) become strings."""
-    return {
-        "passed": result.passed,
-        "engine": result.engine,
-        "truth": result.truth,
-        "precision": result.precision,
-        "tensors": [
-            _finite({**asdict(x), "share": x.share, "passed": x.passed}) for x in result.tensors
-        ],
-        "answers": [
-            _finite({**asdict(x), "first_difference": x.first_difference, "passed": x.passed})
-            for x in result.answers
-        ],
-    }
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    def spell(value: Any) -> Any:
-        is_odd = isinstance(value, float) and value - value != 0
-        return str(value) if is_odd else value
-
-    return {name: spell(value) for name, value in values.items()}
+    document: dict[str, Any] = spell_infinite(
+        {
+            "passed": result.passed,
+            "engine": result.engine,
+            "truth": result.truth,
+            "precision": result.precision,
+            "tensors": [
+                {**asdict(x), "share": x.share, "passed": x.passed} for x in result.tensors
+            ],
+            "answers": [
+                {**asdict(x), "first_difference": x.first_difference, "passed": x.passed}
+                for x in result.answers
+            ],
+        }
+    )
+    return document
 
 
 def failures(result: ParityResult) -> list[str]:
@@ -69,7 +65,7 @@ def describe_tensor(x: TensorComparison) -> str:
 def describe_answer(x: AnswerComparison) -> str:
     """Where an answer parts."""
     return (
-        f"{x.scenario}: the greedy answer parts at token {x.first_difference} "
+        f"{x.scenario}: the greedy answers differ from token {x.first_difference} on "
         f"(margin {x.margin:.3g}, tolerance {x.tolerance:.3g}): "
         f"{list(x.engine_tokens)}, should be {list(x.true_tokens)}"
     )

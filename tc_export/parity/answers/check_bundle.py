@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asks a published bundle's engine and its checkpoint in PyTorch the same generated questions.
 
-Here the parts meet that `tc_export.parity` may not know: the bundle's own preprocessing, prompt
-template and tokenizer, which both sides share.
+Both sides share the bundle's own preprocessing, prompt template and tokenizer.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from tc_export.parity.answers.accuracy import (
     Thresholds,
     check_tasks,
 )
-from tc_export.parity.of_bundle import judged_engines, open_with_checkpoint
+from tc_export.parity.judged_bundle import judged_engines, open_with_checkpoint
 from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
 from tc_export.runtime.answering import EmbeddingTable
 from tc_export.runtime.preprocess import preprocess, read_preprocess_config
@@ -55,7 +54,7 @@ def check_answers(
     """Ask a published bundle's engine and the PyTorch model in float32 the same test items.
 
     `items_each` is how many of every kind and grade; for `checkpoint` and `graphs` see
-    `tc_export.parity.of_bundle.check_bundle`.
+    `tc_export.parity.tensors.check_bundle.check_bundle`.
 
     Raises:
         BundleError: the bundle cannot be used.
