@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both comparisons of a published bundle need: its checkpoint, and the engines to judge.
+"""A published bundle that is to be judged: its checkpoint, its engines, and what it has room for.
 
-Finding the checkpoint needs no PyTorch, so that a wrong path is refused at once.
+What can be refused is refused without PyTorch: a wrong path need not wait for it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from tc_export.bundle import Manifest, read_manifest
 from tc_export.checkpoint.hf_config import read_config
-from tc_export.errors import CheckpointError
+from tc_export.errors import CheckpointError, UsageError
 from tc_export.targets import Precisions
+from tc_export.tasks.clips import STEPS
 
 if TYPE_CHECKING:
     from tc_export.checkpoint.reader import Checkpoint
@@ -54,6 +55,21 @@ def open_with_checkpoint(bundle: Path, checkpoint: Path | None) -> tuple[Manifes
             hint="give that one with --checkpoint DIR, or build the bundle again",
         )
     return manifest, opened
+
+
+def check_room_for_clips(bundle: Path) -> None:
+    """See that a bundle takes the clips of the generated questions.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+        UsageError: its profile is too small for them.
+    """
+    most = read_manifest(bundle).profile.max_frames
+    if most < STEPS:
+        raise UsageError(
+            f"the clips of the tasks have {STEPS} frames, and {bundle} takes {most}",
+            hint=f"build it with --max-frames {STEPS} or more",
+        )
 
 
 def judged_engines(

@@ -14,7 +14,7 @@ from tc_export.plan.planner import Plan
 from tc_export.targets import Doubt
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
+def plan_as_json(plan: Plan) -> dict[str, Any]:
     """Everything of a plan, in JSON's types."""
     return {
         "target": plan.target.name,
@@ -70,7 +70,7 @@ def _doubts_as_json(doubts: Iterable[Doubt]) -> list[dict[str, Any]]:
     return [doubt.model_dump(mode="json") for doubt in doubts]
 
 
-def as_tables(plan: Plan) -> RenderableType:
+def plan_as_tables(plan: Plan) -> RenderableType:
     """Memory by part, the times with the figures that they rest on, and what would help."""
     parts: list[RenderableType] = [_memory_table(plan), _verdict(plan)]
     if plan.times is None:

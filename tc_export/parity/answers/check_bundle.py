@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from tc_export.bundle import Profile
 from tc_export.bundle.layout import EMBEDDING_FILE
 from tc_export.checkpoint.hf_config import read_config
-from tc_export.errors import UsageError
 from tc_export.model.positions import Clip
 from tc_export.parity.answers.accuracy import (
     LONGEST_ANSWER,
@@ -28,13 +27,16 @@ from tc_export.parity.answers.accuracy import (
     Thresholds,
     check_tasks,
 )
-from tc_export.parity.judged_bundle import judged_engines, open_with_checkpoint
+from tc_export.parity.judged_bundle import (
+    check_room_for_clips,
+    judged_engines,
+    open_with_checkpoint,
+)
 from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
 from tc_export.runtime.answering import EmbeddingTable
 from tc_export.runtime.preprocess import preprocess, read_preprocess_config
 from tc_export.runtime.prompt import PromptBuilder
 from tc_export.tasks import Split, make_items
-from tc_export.tasks.clips import STEPS
 
 DEFAULT_ITEMS_EACH = 10
 """Items of every kind and grade that both sides are asked: 360 in all."""
@@ -61,13 +63,8 @@ def check_answers(
         CheckpointError: the checkpoint is gone, or is another one.
         UsageError: the bundle's profile is too small for the clips.
     """
+    check_room_for_clips(bundle)
     manifest, opened = open_with_checkpoint(bundle, checkpoint)
-    if manifest.profile.max_frames < STEPS:
-        raise UsageError(
-            f"the clips of the tasks have {STEPS} frames, and {bundle} takes "
-            f"{manifest.profile.max_frames}",
-            hint=f"build it with --max-frames {STEPS} or more",
-        )
     config = opened.config.model
     model = opened.load_model(torch.float32)
     reference = TorchDecoderEngine(model)

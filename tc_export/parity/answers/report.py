@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 
 from tc_export.parity.answers.accuracy import Accuracy, Pair, TaskResult
 from tc_export.parity.answers.perturbations import Perturbation
 from tc_export.parity.answers.statistics import CONFIDENCE
-from tc_export.parity.json_numbers import spell_infinite
+from tc_export.parity.reporting import spell_infinite, verdict
 from tc_export.tasks import best_guess_by_kind
 
 MARGIN_PERCENTILES = (1, 5, 25, 50)
@@ -163,7 +162,6 @@ def _liveness_table(result: TaskResult) -> Table:
     table.add_column("")
     for perturbation, movement in result.movements.items():
         accuracy = Accuracy.of(result.perturbed[perturbation])
-        passed = movement.passes(result.thresholds.liveness)
         table.add_row(
             str(perturbation),
             f"{movement.pytorch_share:.1%}",
@@ -172,7 +170,7 @@ def _liveness_table(result: TaskResult) -> Table:
             f"{movement.correlation:.4f}",
             f"{accuracy.pytorch:.1%}",
             f"{accuracy.engine:.1%}",
-            "[green]passed[/green]" if passed else "[red]FAILED[/red]",
+            verdict(movement.passes(result.thresholds.liveness)),
         )
     return table
 
@@ -200,7 +198,7 @@ def _flip_table(flips: list[Pair]) -> Table:
         table.add_column(heading)
     for pair in flips[:MOST_FLIPS_SHOWN]:
         item = pair.item
-        words = [escape(repr(text)) for text in (item.answer, pair.pytorch, pair.engine)]
+        words = [repr(text) for text in (item.answer, pair.pytorch, pair.engine)]
         gap = f"{pair.pytorch_margin:.3g}"
         table.add_row(f"{item.kind.value}, {item.grade}", item.question, *words, gap)
     return table

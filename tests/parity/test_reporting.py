@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from math import inf, nan
 
-from tc_export.parity.json_numbers import spell_infinite
+from tc_export.parity.reporting import spell_infinite
 
 
 def test_what_is_not_finite_becomes_a_string_at_any_depth() -> None:

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON has no word for an infinite number or a NaN: reports spell them as strings."""
+"""What the reports of both comparisons share: the verdict, and numbers that JSON cannot write."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any
+
+from rich.text import Text
+
+
+def verdict(passed: bool) -> Text:
+    """The word for people, in its colour."""
+    return Text("passed", style="green") if passed else Text("FAILED", style="red")
 
 
 def spell_infinite(value: Any) -> Any:
