@@ -56,8 +56,8 @@ def parity(
         float | None,
         typer.Option(
             min=0,
-            help="With --tasks: how far its logits may move otherwise than PyTorch's when frames "
-            "change places, as a share of that movement. By default 0.1.",
+            help="With --tasks: how far the movement of its logits may differ from PyTorch's "
+            "when frames change places, as a share of that movement. By default 0.1.",
             show_default=False,
         ),
     ] = None,

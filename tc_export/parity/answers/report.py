@@ -103,7 +103,7 @@ def task_failures(result: TaskResult) -> list[str]:
             )
         elif not movement.passes(result.thresholds.liveness):
             lines.append(
-                f"frames {perturbation}: the engine's logits move otherwise than PyTorch's, by "
+                f"frames {perturbation}: the engine's logits move differently from PyTorch's, by "
                 f"{movement.relative_difference:.1%} of that movement (correlation "
                 f"{movement.correlation:.3f}); allowed are {result.thresholds.liveness:.1%}"
             )

@@ -157,7 +157,7 @@ def test_a_broken_engine_is_caught(
 ) -> None:
     broken = check_answers(with_fault(demo, tmp_path, fault), items_each=1, native=False, threads=1)
     assert not broken.passed
-    assert any("move otherwise" in line for line in task_failures(broken))
+    assert any("move differently" in line for line in task_failures(broken))
     # PyTorch's side is untouched by what is wrong with the engine.
     assert [pair.pytorch for pair in broken.pairs] == [pair.pytorch for pair in right.pairs]
 
@@ -283,7 +283,7 @@ def test_an_engine_that_answers_right_and_moves_otherwise_fails(right: TaskResul
     fails = replace(right, movements={**right.movements, Perturbation.FROZEN: still})
     assert not fails.passed
     (line,) = task_failures(fails)
-    assert line.startswith("frames frozen: the engine's logits move otherwise")
+    assert line.startswith("frames frozen: the engine's logits move differently")
     assert not replace(right, movements={}).passed, "nothing was judged"
 
 
