@@ -35,12 +35,14 @@ def test_a_terminal_obeys_nothing(
     assert "\x1b" not in printed.out + printed.err
 
 
-def test_columns_stay_in_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cells_are_measured_as_they_are_spelled(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("name", "size")
     table.add_row("\x1b[31m", "1")
     table.add_row("plain", "2")
     show(table)
-    assert len({len(line) for line in capsys.readouterr().out.splitlines()}) == 1
+    printed = capsys.readouterr().out
+    assert "\\x1b[31m" in printed
+    assert len({len(line) for line in printed.splitlines()}) == 1
 
 
 def test_lines_pieces_and_documents(capsys: pytest.CaptureFixture[str]) -> None:
