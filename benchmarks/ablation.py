@@ -36,12 +36,12 @@ from tc_export.demo_model.ablation import (
     store,
 )
 from tc_export.errors import InputError, TcExportError
-from tc_export.parity.answers.perturbations import Probe
+from tc_export.parity.answers.perturbations import Perturbation
 from tc_export.tasks import Kind
 
 FOLDER = Path(__file__).parent / "results" / "ablation"
 STEPS = 700
-FRAMES = (IN_ORDER, *Probe)
+FRAMES = (IN_ORDER, *Perturbation)
 GUESS = mean(1 / len(kind.answers) for kind in Kind if kind.needs_time)
 """What one reaches on kinds that need time who knows nothing but the possible answers."""
 
@@ -86,7 +86,7 @@ def label(temporal: TemporalConfig) -> str:
 
 
 def draw_all(folder: Path, runs: Sequence[AblationRun]) -> None:
-    """One picture a figure: accuracy in order, and under each probe, of kinds that need time."""
+    """One picture a figure: accuracy of kinds that need time, in order and perturbed."""
     mpl.use("Agg")
     masks, gammas = (keep(runs, settings) for settings in (BY_MASK, BY_GAMMA))
     names = [str(setting.mask).replace("_", "\n") for setting in BY_MASK]

@@ -17,7 +17,7 @@ from tc_export.bundle import read_manifest, verify
 from tc_export.checkpoint.hf_config import read_config
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.errors import CheckFailed, UsageError
-from tc_export.parity.of_bundle import check_bundle
+from tc_export.parity.tensors.check_bundle import check_bundle
 from tc_export.pipeline import build
 from tc_export.runner import SilentReporter
 from tc_export.stages import graphs

@@ -1,12 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the command line that several verbs have."""
+"""Arguments and options of the command line that several verbs have."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+
+def complete_target(incomplete: str) -> list[str]:
+    """The shipped targets that begin so, for the shell's completion."""
+    from tc_export.targets import list_targets
+
+    return [target.name for target in list_targets() if target.name.startswith(incomplete)]
+
+
+BundleArgument = Annotated[Path, typer.Argument(help="Folder that `tc-export build` wrote.")]
+TargetOption = Annotated[
+    str,
+    typer.Option(help="Device, or the path of a target's file.", autocompletion=complete_target),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 PrecisionOption = Annotated[
     str | None,
@@ -24,4 +38,16 @@ MaxLengthOption = Annotated[
         "tokens and 512 more, within the model's context.",
         show_default=False,
     ),
+]
+NativeOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--native/--no-native",
+        help="Demand our native library, or leave it out. By default it is used if it is there.",
+        show_default=False,
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads; one for each core if left out.", show_default=False),
 ]

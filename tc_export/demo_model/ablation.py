@@ -3,7 +3,7 @@
 
 Each setting of the method is trained from scratch on the video-QA suite, with the same budget, the
 same first weights and the same items for one seed; then it answers the test set, once in order and
-once under each probe of its sense of time. A run's result is stored as it ends.
+once under each perturbation of its sense of time. A run's result is stored as it ends.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tc_export.demo_model.evaluation import accuracy
 from tc_export.demo_model.tokenizer import make_tokenizer
 from tc_export.demo_model.trainer import new_model, train
 from tc_export.errors import InputError, UsageError
-from tc_export.parity.answers.perturbations import Probe, probed
+from tc_export.parity.answers.perturbations import Perturbation, perturb
 from tc_export.tasks import GRADES, Item, Kind, Split, make_items
 
 SEEDS = (0, 1, 2)
@@ -51,13 +51,13 @@ class AblationRun(Config):
     training: TrainingConfig
     test_items_each: int = Field(gt=0)
     accuracy: ByKind
-    probed: dict[Probe, ByKind]  # under each probe of the sense of time
+    perturbed: dict[Perturbation, ByKind]  # under each perturbation of the sense of time
     seconds: float = Field(ge=0)  # of training, on a machine that may have been shared
     versions: dict[str, str]
 
     def mean_accuracy(self, frames: str = IN_ORDER, *, needs_time: bool = True) -> float:
-        """Mean over the kinds that need time, or over the others; `frames` may be a probe."""
-        by_kind = self.accuracy if frames == IN_ORDER else self.probed[Probe(frames)]
+        """Mean over the kinds that need time, or over the others, for frames so ordered."""
+        by_kind = self.accuracy if frames == IN_ORDER else self.perturbed[Perturbation(frames)]
         return mean(share for kind, share in by_kind.items() if kind.needs_time is needs_time)
 
 
@@ -81,7 +81,10 @@ def run_setting(temporal: TemporalConfig, training: TrainingConfig) -> AblationR
         training=training,
         test_items_each=TEST_ITEMS_EACH,
         accuracy=by_kind(items),
-        probed={probe: by_kind(probed(item, probe) for item in items) for probe in Probe},
+        perturbed={
+            perturbation: by_kind(perturb(item, perturbation) for item in items)
+            for perturbation in Perturbation
+        },
         seconds=round(run.seconds, 1),
         versions={"python": platform.python_version(), **{name: version(name) for name in TOOLS}},
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One function a question about this machine: each returns facts, or raises, and is bounded."""
+"""Checks of this machine: each is a function that returns facts, or raises, in bounded time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a probe found: facts, or why there are none. `missing` is no failure."""
+    """What a check found: facts, or why there are none. `missing` is no failure."""
 
     facts: dict[str, Any] = field(default_factory=dict)
     missing: str | None = None
@@ -54,16 +54,16 @@ class NotHere(Exception):
     """What was looked for is not on this machine."""
 
 
-Probe = Callable[[], dict[str, Any]]
+Check = Callable[[], dict[str, Any]]
 
 
-def run_probe(probe: Probe) -> Finding:
-    """Run a probe; whatever goes wrong is a finding."""
+def run_check(check: Check) -> Finding:
+    """Run a check; whatever goes wrong is a finding."""
     try:
-        return Finding(facts=probe())
+        return Finding(facts=check())
     except NotHere as absence:
         return Finding(missing=str(absence))
-    except Exception as error:  # an odd machine must not stop the examination
+    except Exception as error:  # an odd machine must not stop the other checks
         return Finding(failure=f"{type(error).__name__}: {error}")
 
 
@@ -190,7 +190,7 @@ def packages() -> dict[str, Any]:
     return found
 
 
-PROBES: dict[str, Probe] = {
+CHECKS: dict[str, Check] = {
     "system": system,
     "memory": memory,
     "disk": disk,

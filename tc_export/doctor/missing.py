@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a target lacks on this machine, judged from the findings, with the command that mends it."""
+"""What is missing on this machine for a target, judged from the findings, and how to get it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from tc_export.doctor.checks import OP_NAMES, Finding
 from tc_export.targets import Target
 
+_ITS_GPU = "a GPU of the target's SM"
+_ITS_NAME = "--target TARGET"
+
 
 class Purpose(StrEnum):
-    """What cannot be done while it lacks."""
+    """What cannot be done without it."""
 
     EXPORT = "export"  # the graphs
     ENGINE = "engine"  # building or finishing the engine on this machine
@@ -22,19 +25,30 @@ class Purpose(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lack:
-    """Something that is not here."""
+class Missing:
+    """Something that a target needs and that is not here.
+
+    Said for any target, so that what several targets need alike is one thing: see `for_target`.
+    """
 
     what: str
     needed_for: Purpose
-    mend: str
+    fix: str  # a command, or what to do instead
+
+    def for_target(self, target: Target) -> Missing:
+        """The same, with the target's own SM and name."""
+        return replace(
+            self,
+            what=self.what.replace(_ITS_GPU, f"a GPU of SM {target.sm}"),
+            fix=self.fix.replace(_ITS_NAME, f"--target {target.name}"),
+        )
 
 
 Findings = Mapping[str, Finding]
 
 
-def lacks_of(target: Target, findings: Findings) -> Iterator[Lack]:
-    """Everything that the target lacks here; nothing where a build can go all the way."""
+def find_missing(target: Target, findings: Findings) -> Iterator[Missing]:
+    """Everything that is missing for the target; nothing where a build can go all the way."""
     yield from _packages(findings)
     if target.toolchain.engine == "onnxruntime":
         yield from _native_library(findings)
@@ -46,44 +60,44 @@ def lacks_of(target: Target, findings: Findings) -> Iterator[Lack]:
         yield from _tensorrt(target, findings)
 
 
-def _packages(findings: Findings) -> Iterator[Lack]:
+def _packages(findings: Findings) -> Iterator[Missing]:
     for name, package in findings["packages"].facts.items():
         if not package["fits"]:
             found = f"is {package['version']}" if package["version"] else "is not installed"
-            yield Lack(
+            yield Missing(
                 what=f"the package {name} {found}",
                 needed_for=Purpose.EXPORT,
-                mend=f"pip install '{name}{package['wanted']}'",
+                fix=f"pip install '{name}{package['wanted']}'",
             )
     if findings["onnxruntime"].failure:
-        yield Lack(
+        yield Missing(
             what=f"ONNX Runtime does not work: {findings['onnxruntime'].failure}",
             needed_for=Purpose.EXPORT,
-            mend="pip install --force-reinstall onnxruntime",
+            fix="pip install --force-reinstall onnxruntime",
         )
 
 
-def _native_library(findings: Findings) -> Iterator[Lack]:
+def _native_library(findings: Findings) -> Iterator[Missing]:
     served = findings["native_library"].facts.get("onnxruntime_ops", [])
-    missing = [name for name in OP_NAMES if name not in served]
-    if not missing:
+    without = [name for name in OP_NAMES if name not in served]
+    if not without:
         return
     compilers = findings["compilers"].facts
     if "cmake" not in compilers or "c++" not in compilers:
-        yield Lack(
+        yield Missing(
             what="CMake and a C++ compiler",
             needed_for=Purpose.SPEED,
-            mend="sudo apt-get install cmake g++",
+            fix="sudo apt-get install cmake g++",
         )
     why = findings["native_library"].failure or findings["native_library"].missing
-    yield Lack(
-        what=f"native kernels of {', '.join(missing)}" + (f" ({why})" if why else ""),
+    yield Missing(
+        what=f"native kernels of {', '.join(without)}" + (f" ({why})" if why else ""),
         needed_for=Purpose.SPEED,
-        mend="cmake --preset native -S plugins && cmake --build build/native",
+        fix="cmake --preset native -S plugins && cmake --build build/native",
     )
 
 
-def _plugins(target: Target, findings: Findings) -> Iterator[Lack]:
+def _plugins(target: Target, findings: Findings) -> Iterator[Missing]:
     """A plugin library for the target's processor, and what it is built with."""
     wanted = target.toolchain.architecture
     here = findings["system"].facts.get("architecture")
@@ -100,51 +114,50 @@ def _plugins(target: Target, findings: Findings) -> Iterator[Lack]:
         (f"{wanted}-linux-gnu-g++", f"g++-{wanted}-linux-gnu") if cross else ("c++", "g++"),
     ):
         if program not in compilers:
-            yield Lack(
+            yield Missing(
                 what=f"the program {program}",
                 needed_for=Purpose.PLUGINS,
-                mend=f"sudo apt-get install {package}",
+                fix=f"sudo apt-get install {package}",
             )
-    # The CUDA compiler is no lack: where it is not here, it comes from the package registry.
-    yield Lack(
+    # The CUDA compiler is not missed: where it is not here, it comes from the package registry.
+    yield Missing(
         what=f"TensorRT plugins for {wanted}",
         needed_for=Purpose.PLUGINS,
-        mend=f"tc-export plugins build --target {target.name} (a build does it by itself)",
+        fix=f"tc-export plugins build {_ITS_NAME} (a build does it by itself)",
     )
 
 
-def _tensorrt_rtx(findings: Findings) -> Iterator[Lack]:
+def _tensorrt_rtx(findings: Findings) -> Iterator[Missing]:
     """TensorRT-RTX builds without a GPU: the module is all it needs."""
     facts = findings["tensorrt"].facts
     modules = ("tensorrt_rtx_bindings", "tensorrt_rtx")
     versions = [str(facts[module]) for module in modules if module in facts]
     if not any(version[0].isdigit() for version in versions):
         version = versions[0] if versions else "is not installed"
-        yield Lack(
+        yield Missing(
             what=f"TensorRT-RTX {version}",
             needed_for=Purpose.ENGINE,
-            mend="pip install 'tc-export[rtx]'",
+            fix="pip install 'tc-export[rtx]'",
         )
 
 
-def _tensorrt(target: Target, findings: Findings) -> Iterator[Lack]:
+def _tensorrt(target: Target, findings: Findings) -> Iterator[Missing]:
     """TensorRT builds on the device, or on a machine with the same GPU."""
     if not _has_gpu(target, findings):
-        yield Lack(
-            what=f"a GPU of SM {target.sm}",
+        yield Missing(
+            what=_ITS_GPU,
             needed_for=Purpose.ENGINE,
-            mend=f"build the rest here (tc-export build --target {target.name}), and the engine "
-            "on the device",
+            fix=f"build the rest here (tc-export build {_ITS_NAME}), and the engine on the device",
         )
         return
     found = findings["tensorrt"].facts
     if "trtexec" in found or str(found.get("tensorrt", ""))[:1].isdigit():
         return
     jetson = target.toolchain.architecture == "aarch64"
-    yield Lack(
+    yield Missing(
         what="TensorRT",
         needed_for=Purpose.ENGINE,
-        mend="sudo apt-get install nvidia-jetpack" if jetson else "pip install tensorrt",
+        fix="sudo apt-get install nvidia-jetpack" if jetson else "pip install tensorrt",
     )
 
 

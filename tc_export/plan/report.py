@@ -14,7 +14,7 @@ from tc_export.plan.planner import Plan
 from tc_export.targets import Doubt
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
+def plan_as_json(plan: Plan) -> dict[str, Any]:
     """Everything of a plan, in JSON's types."""
     return {
         "target": plan.target.name,
@@ -70,7 +70,7 @@ def _doubts_as_json(doubts: Iterable[Doubt]) -> list[dict[str, Any]]:
     return [doubt.model_dump(mode="json") for doubt in doubts]
 
 
-def as_tables(plan: Plan) -> RenderableType:
+def plan_as_tables(plan: Plan) -> RenderableType:
     """Memory by part, the times with the figures that they rest on, and what would help."""
     parts: list[RenderableType] = [_memory_table(plan), _verdict(plan)]
     if plan.times is None:
@@ -97,16 +97,16 @@ def _memory_table(plan: Plan) -> Table:
     for part, nbytes in plan.bytes_by_part.items():
         table.add_row(part.replace("_", " "), _gb(nbytes))
     table.add_section()
-    table.add_row("all", _gb(plan.total_bytes))
-    table.add_row("there is", _gb(plan.limit_bytes))
+    table.add_row("total", _gb(plan.total_bytes))
+    table.add_row("available", _gb(plan.limit_bytes))
     return table
 
 
 def _verdict(plan: Plan) -> str:
     verdict = "it fits" if plan.fits else "it does not fit"
     if not plan.max_frames:
-        return f"{verdict}; not one frame does"
-    return f"{verdict}; the most frames: {plan.max_frames} (the {plan.limited_by} ends there)"
+        return f"{verdict}, not even with one frame"
+    return f"{verdict}; the most frames: {plan.max_frames} (limited by the {plan.limited_by})"
 
 
 def _times_table(plan: Plan) -> Table:

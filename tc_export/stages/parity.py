@@ -8,7 +8,7 @@ from functools import partial
 from tc_export.contracts.graph_io import GRAPHS
 from tc_export.errors import CheckFailed
 from tc_export.parity.graph_engines import load_graphs
-from tc_export.parity.of_bundle import compare_with_pytorch
+from tc_export.parity.tensors.check_bundle import compare_with_pytorch
 from tc_export.parity.tensors.report import failures, write_report
 from tc_export.runner import Stage, StageContext
 from tc_export.stages.inputs import BuildInputs

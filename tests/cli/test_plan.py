@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs `targets` and `plan`, as a user calls them."""
+"""`tc-export plan`, as a user calls it."""
 
 from __future__ import annotations
 
@@ -8,36 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tc_export.cli.main import main
+from tests.cli.running import run
 from tests.plan.configs import save_vicuna_config
 
 Capture = pytest.CaptureFixture[str]
-
-
-def run(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    assert "Traceback" not in printed.err
-    return int(ended.value.code or 0), printed.out, " ".join(printed.err.split())
-
-
-@pytest.mark.parametrize("verb", ["targets", "plan", "doctor"])
-def test_help_has_an_example(verb: str, capsys: Capture) -> None:
-    code, out, _ = run(capsys, verb, "--help")
-    assert code == 0
-    assert f"Example: tc-export {verb}" in " ".join(out.split())
-
-
-def test_targets_lists_figures_with_their_marks(capsys: Capture) -> None:
-    code, out, _ = run(capsys, "targets")
-    assert code == 0
-    row = next(line for line in out.splitlines() if "thor-t4000" in line)
-    assert "150†" in row
-    assert "300†?" in row
-    code, out, _ = run(capsys, "targets", "--json")
-    assert code == 0
-    assert {"orin-nano", "b200", "cpu"} <= {target["name"] for target in json.loads(out)}
 
 
 def test_plan_from_a_config_alone(tmp_path: Path, capsys: Capture) -> None:

@@ -29,7 +29,7 @@ from tc_export.demo_model.config import TrainingConfig
 from tc_export.demo_model.state import Run
 from tc_export.errors import InputError, UsageError
 from tc_export.model.tc_llava import TcLlava
-from tc_export.parity.answers.perturbations import Probe, probed
+from tc_export.parity.answers.perturbations import Perturbation, perturb
 from tc_export.tasks import Item, Kind, Split, make_items
 from tests.repository import REPOSITORY
 
@@ -40,14 +40,15 @@ METHOD = TemporalConfig()
 def a_run(
     temporal: TemporalConfig, seed: int, *, right: float = 0.5, steps: int = STEPS
 ) -> AblationRun:
-    """Kinds that need time are right at `right`, and at half of that under a probe."""
+    """Kinds that need time are right at `right`, and at half of that under a perturbation."""
     return AblationRun(
         temporal=temporal,
         training=training_of(steps, seed, 1),
         test_items_each=1,
         accuracy={kind: right if kind.needs_time else 1.0 for kind in Kind},
-        probed={
-            probe: {kind: right / 2 if kind.needs_time else 1.0 for kind in Kind} for probe in Probe
+        perturbed={
+            perturbation: {kind: right / 2 if kind.needs_time else 1.0 for kind in Kind}
+            for perturbation in Perturbation
         },
         seconds=1.5,
         versions={"torch": "2"},
@@ -96,7 +97,7 @@ def test_a_damaged_result_is_named(tmp_path: Path, text: str) -> None:
         read_results(tmp_path)
 
 
-def test_a_run_trains_its_setting_and_is_judged_under_every_probe(
+def test_a_run_trains_its_setting_and_is_judged_under_every_perturbation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trained: list[TemporalConfig] = []
@@ -118,9 +119,12 @@ def test_a_run_trains_its_setting_and_is_judged_under_every_probe(
     assert trained == [run.temporal] == [temporal]
     assert (run.training.seed, run.seconds) == (3, 7.0)
     items = make_items(Split.TEST, 1, grades=[1])
-    assert asked == [items, *([probed(item, probe) for item in items] for probe in Probe)]
+    assert asked == [
+        items,
+        *([perturb(item, perturbation) for item in items] for perturbation in Perturbation),
+    ]
     assert set(run.accuracy.values()) == {0.1}
-    assert [set(by_kind.values()) for by_kind in run.probed.values()] == [{0.2}, {0.3}, {0.4}]
+    assert [set(by_kind.values()) for by_kind in run.perturbed.values()] == [{0.2}, {0.3}, {0.4}]
 
 
 def test_a_short_run_really_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

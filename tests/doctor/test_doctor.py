@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Doctor: bounded probes that never raise, and what each target lacks on made-up machines."""
+"""Doctor: bounded checks that never raise, and what is missing for targets on made-up machines."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 
 from tc_export.cli.main import main
-from tc_export.doctor import checks as probes
-from tc_export.doctor import examine
-from tc_export.doctor import missing as lacks
-from tc_export.doctor.checks import OP_NAMES, Finding, NotHere, ask, run_probe
-from tc_export.doctor.missing import Lack, Purpose, lacks_of
+from tc_export.doctor import checks, examine
+from tc_export.doctor.checks import OP_NAMES, Finding, NotHere, ask, run_check
+from tc_export.doctor.missing import Missing, Purpose, find_missing
 from tc_export.targets import load_target
 
 
@@ -35,30 +33,30 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-class TestProbes:
+class TestChecks:
     def test_a_program_that_hangs_is_a_finding(self, path: Path) -> None:
         program(path, "slow", "exec /bin/sleep 60")
         start = time.monotonic()
-        finding = run_probe(lambda: {"said": ask("slow", seconds=0.3)})
+        finding = run_check(lambda: {"said": ask("slow", seconds=0.3)})
         assert time.monotonic() - start < 20
         assert "TimeoutExpired" in str(finding.failure)
 
     def test_a_program_that_fails_is_a_finding(self, path: Path) -> None:
         program(path, "nvidia-smi", "echo 'driver mismatch' >&2; exit 9")
-        assert str(run_probe(probes.gpus).failure).endswith("ended with 9: driver mismatch")
+        assert str(run_check(checks.gpus).failure).endswith("ended with 9: driver mismatch")
 
     def test_nothing_on_the_path_is_no_failure(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(probes, "_CUDA_FOLDER", path)
-        for probe in (probes.gpus, probes.cuda, probes.compilers):
-            finding = run_probe(probe)
+        monkeypatch.setattr(checks, "_CUDA_FOLDER", path)
+        for check in (checks.gpus, checks.cuda, checks.compilers):
+            finding = run_check(check)
             assert finding.missing
             assert not finding
 
     def test_gpus_and_driver(self, path: Path) -> None:
         program(path, "nvidia-smi", "echo 'NVIDIA L4, 8.9, 580.1, 23034 MiB'")
-        assert probes.gpus() == {
+        assert checks.gpus() == {
             "gpus": [
                 {
                     "name": "NVIDIA L4",
@@ -72,11 +70,11 @@ class TestProbes:
     @pytest.mark.parametrize("said", ["", "what?"])
     def test_a_driver_that_talks_otherwise(self, path: Path, said: str) -> None:
         program(path, "nvidia-smi", f"echo '{said}'")
-        assert not run_probe(probes.gpus)
+        assert not run_check(checks.gpus)
 
     def test_cuda_version(self, path: Path) -> None:
         program(path, "nvcc", "echo 'Cuda compilation tools, release 12.6, V12.6.85'")
-        assert probes.cuda()["version"] == "12.6"
+        assert checks.cuda()["version"] == "12.6"
 
     def test_bindings_that_crash_their_process(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -85,7 +83,7 @@ class TestProbes:
         (tmp_path / "tensorrt_rtx.py").write_text("__version__ = '1.7'")
         monkeypatch.syspath_prepend(str(tmp_path))
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        found = probes.tensorrt()
+        found = checks.tensorrt()
         assert found["tensorrt_rtx"] == "1.7"
         assert found["tensorrt"].startswith("does not import")
 
@@ -95,16 +93,16 @@ class TestProbes:
         library = tmp_path / "build" / "jetson" / "tensorrt" / "libtc_tensorrt.so"
         library.parent.mkdir(parents=True)
         library.write_bytes(b"\x7fELF" + bytes(14) + b"\xb7\x00" + b"..TcDualRope..")
-        monkeypatch.setattr(probes, "_REPOSITORY", tmp_path)
-        (found,) = probes.plugins().values()
+        monkeypatch.setattr(checks, "_REPOSITORY", tmp_path)
+        (found,) = checks.plugins().values()
         assert found == {"architecture": "aarch64", "ops": ["TcDualRope"]}
         library.write_bytes(b"")
-        assert next(iter(probes.plugins().values()))["ops"] == []
+        assert next(iter(checks.plugins().values()))["ops"] == []
 
     def test_packages_of_another_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
         needs = ["numpy>=99", "no-such-package>=1", "rich>=1", "pytest>=1; extra == 'dev'"]
-        monkeypatch.setattr(probes.metadata, "requires", lambda name: needs)
-        found = probes.packages()
+        monkeypatch.setattr(checks.metadata, "requires", lambda name: needs)
+        found = checks.packages()
         assert {name: fact["fits"] for name, fact in found.items()} == {
             "numpy": False,
             "no-such-package": False,
@@ -129,52 +127,54 @@ def machine(**changes: Finding) -> dict[str, Finding]:
     return {**findings, **changes}
 
 
-def lacking(target: str, **changes: Finding) -> dict[str, Lack]:
-    return {x.what: x for x in lacks_of(load_target(target), machine(**changes))}
+def missing(target: str, **changes: Finding) -> dict[str, Missing]:
+    device = load_target(target)
+    found = find_missing(device, machine(**changes))
+    return {x.what: x for x in (each.for_target(device) for each in found)}
 
 
-class TestLacks:
+class TestMissing:
     def test_nothing_where_all_is_there(self) -> None:
-        assert not lacking("cpu")
-        assert not lacking("rtx4090")
+        assert not missing("cpu")
+        assert not missing("rtx4090")
 
     def test_native_kernels(self) -> None:
-        found = lacking("cpu", native_library=Finding(missing="not built"))
-        (lack,) = found.values()
-        assert lack.needed_for is Purpose.SPEED
-        assert "cmake --preset native" in lack.mend
-        bare = lacking("cpu", native_library=Finding(missing="x"), compilers=Finding(missing="y"))
+        found = missing("cpu", native_library=Finding(missing="not built"))
+        (thing,) = found.values()
+        assert thing.needed_for is Purpose.SPEED
+        assert "cmake --preset native" in thing.fix
+        bare = missing("cpu", native_library=Finding(missing="x"), compilers=Finding(missing="y"))
         assert "CMake and a C++ compiler" in bare
 
     def test_one_op_that_no_kernel_serves(self) -> None:
         served = Finding(facts={"onnxruntime_ops": ["TcDualRope"]})
-        assert "native kernels of TcBlockCausalAttention" in lacking("cpu", native_library=served)
+        assert "native kernels of TcBlockCausalAttention" in missing("cpu", native_library=served)
 
     @pytest.mark.parametrize("facts", [{}, {"tensorrt_rtx": "does not import: crashed"}])
     def test_tensorrt_rtx(self, facts: dict[str, Any]) -> None:
-        (lack,) = lacking("rtx4090", tensorrt=Finding(facts=facts)).values()
-        assert lack.mend == "pip install 'tc-export[rtx]'"
+        (thing,) = missing("rtx4090", tensorrt=Finding(facts=facts)).values()
+        assert thing.fix == "pip install 'tc-export[rtx]'"
         bindings = Finding(facts={**facts, "tensorrt_rtx_bindings": "1.7.1"})
-        assert not lacking("rtx4090", tensorrt=bindings)
+        assert not missing("rtx4090", tensorrt=bindings)
 
     def test_plugins_of_another_architecture_do_not_count(self) -> None:
-        found = lacking("orin")
+        found = missing("orin")
         assert {"a GPU of SM 87", "the program aarch64-linux-gnu-g++"} <= found.keys()
-        assert "--target orin" in found["TensorRT plugins for aarch64"].mend
+        assert "--target orin" in found["TensorRT plugins for aarch64"].fix
 
     def test_plugins_are_built_for_the_target(self) -> None:
         bare = {"plugins": Finding(missing="none"), "cuda": Finding(missing="none")}
-        found = lacking("rtx5090", **bare)
-        assert "--target rtx5090" in found["TensorRT plugins for x86_64"].mend
+        found = missing("rtx5090", **bare)
+        assert "--target rtx5090" in found["TensorRT plugins for x86_64"].fix
         assert len(found) == 1  # the CUDA compiler comes from the registry
-        found = lacking("rtx5090", **bare, compilers=Finding(missing="none"))
+        found = missing("rtx5090", **bare, compilers=Finding(missing="none"))
         assert {"the program cmake", "the program c++"} <= found.keys()
 
     def test_the_gpu_must_be_the_targets(self) -> None:
         l4 = Finding(facts={"gpus": [{"compute_cap": "8.9"}]})
-        assert "a GPU of SM 90" in lacking("h100", gpus=l4)
-        assert lacking("l4", gpus=l4).keys() == {"TensorRT"}
-        assert not lacking("l4", gpus=l4, tensorrt=Finding(facts={"tensorrt": "10.13"}))
+        assert "a GPU of SM 90" in missing("h100", gpus=l4)
+        assert missing("l4", gpus=l4).keys() == {"TensorRT"}
+        assert not missing("l4", gpus=l4, tensorrt=Finding(facts={"tensorrt": "10.13"}))
 
     def test_on_a_jetson(self) -> None:
         jetson = {
@@ -182,34 +182,35 @@ class TestLacks:
             "gpus": Finding(facts={"jetson": "R36"}),
             "plugins": Finding(facts={"/x": {"architecture": "aarch64", "ops": list(OP_NAMES)}}),
         }
-        assert not lacking("orin", **jetson, tensorrt=Finding(facts={"trtexec": "/trtexec"}))
-        found = lacking("orin", **jetson, tensorrt=Finding(missing="none"))
-        assert found["TensorRT"].mend == "sudo apt-get install nvidia-jetpack"
+        assert not missing("orin", **jetson, tensorrt=Finding(facts={"trtexec": "/trtexec"}))
+        found = missing("orin", **jetson, tensorrt=Finding(missing="none"))
+        assert found["TensorRT"].fix == "sudo apt-get install nvidia-jetpack"
 
     def test_packages_and_onnx_runtime(self) -> None:
         wrong = Finding(facts={"numpy": {"version": None, "wanted": ">=2", "fits": False}})
-        found = lacking("cpu", packages=wrong, onnxruntime=Finding(failure="ImportError: no"))
-        assert found["the package numpy is not installed"].mend == "pip install 'numpy>=2'"
+        found = missing("cpu", packages=wrong, onnxruntime=Finding(failure="ImportError: no"))
+        assert found["the package numpy is not installed"].fix == "pip install 'numpy>=2'"
         assert "ONNX Runtime does not work: ImportError: no" in found
 
-    def test_a_machine_on_which_every_probe_fails(self) -> None:
-        broken = {name: Finding(failure="OSError: odd") for name in probes.PROBES}
+    def test_a_machine_on_which_every_check_fails(self) -> None:
+        broken = {name: Finding(failure="OSError: odd") for name in checks.CHECKS}
         for target in ("cpu", "orin", "rtx4090", "h100"):
-            assert list(lacks.lacks_of(load_target(target), broken))
+            assert list(find_missing(load_target(target), broken))
 
 
-def test_examine_survives_whatever_the_probes_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examine_survives_whatever_the_checks_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails() -> dict[str, Any]:
         raise RecursionError("odd")
 
     def absent() -> dict[str, Any]:
         raise NotHere("not here")
 
-    odd = {name: fails if i % 2 else absent for i, name in enumerate(probes.PROBES)}
-    monkeypatch.setattr("tc_export.doctor.PROBES", odd)
+    odd = {name: fails if i % 2 else absent for i, name in enumerate(checks.CHECKS)}
+    monkeypatch.setattr("tc_export.doctor.CHECKS", odd)
     report = examine([load_target("orin")])
     assert report.findings["memory"].failure == "RecursionError: odd"
-    assert report.lacks["orin"]
+    (orin,) = report.targets
+    assert orin.missing
 
 
 def test_doctor_as_a_user_calls_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,11 +218,11 @@ def test_doctor_as_a_user_calls_it(capsys: pytest.CaptureFixture[str]) -> None:
         main(["doctor", "--target", "rtx4090", "--json"])
     assert not ended.value.code
     report = json.loads(capsys.readouterr().out)
-    assert report["machine"].keys() == probes.PROBES.keys()
+    assert report["machine"].keys() == checks.CHECKS.keys()
     assert report["machine"]["onnxruntime"]["facts"]["version"]
     assert report["machine"]["packages"]["facts"]["numpy"]["fits"]
     assert report["targets"].keys() == {"rtx4090"}
-    assert all(lack["mend"] for lack in report["targets"]["rtx4090"]["lacks"])
+    assert all(thing["fix"] for thing in report["targets"]["rtx4090"]["missing"])
 
 
 def test_an_op_without_a_kernel_does_not_open() -> None:

@@ -17,7 +17,7 @@ from tc_export.plan.chart import draw_chart
 from tc_export.plan.host import host_memory
 from tc_export.plan.memory import Workload, memory_by_part
 from tc_export.plan.planner import make_plan, most_frames, profile_length
-from tc_export.plan.report import as_json
+from tc_export.plan.report import plan_as_json
 from tc_export.targets import Precisions, Target, load_target, read_precisions
 from tests.plan.configs import model_configs, vicuna
 from tests.repository import REPOSITORY
@@ -117,7 +117,7 @@ def test_times_of_a_7b_by_hand(config: ModelConfig) -> None:
 
 def test_figures_carry_their_doubts(config: ModelConfig) -> None:
     target = load_target("l4")
-    report = as_json(make_plan(config, target, precisions_of(target), 4))
+    report = plan_as_json(make_plan(config, target, precisions_of(target), 4))
     figures = {figure["name"]: figure for figure in report["predicted"]["figures"]}
     assert figures["float16 rate"]["value"] == 121
     assert [d["mark"] for d in figures["float16 rate"]["doubts"]] == ["uncertain"]
@@ -190,7 +190,9 @@ def test_the_build_of_an_rtx_engine_is_predicted_from_measured_builds(config: Mo
 
 def test_json_is_json(config: ModelConfig) -> None:
     target = load_target("orin-nano")
-    report = json.loads(json.dumps(as_json(make_plan(config, target, precisions_of(target), 2))))
+    report = json.loads(
+        json.dumps(plan_as_json(make_plan(config, target, precisions_of(target), 2)))
+    )
     assert set(report["bytes"]) == PARTS
     assert report["fits"] is False
     assert report["suggestions"]

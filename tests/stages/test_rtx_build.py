@@ -11,7 +11,7 @@ import pytest
 
 from tc_export.bundle import read_manifest, verify
 from tc_export.cli.main import main
-from tc_export.parity.of_bundle import check_bundle
+from tc_export.parity.tensors.check_bundle import check_bundle
 from tc_export.pipeline import BuildRequest, build
 from tc_export.runner import SilentReporter
 from tests.plugins.tensorrt.conftest import cuda_plugin

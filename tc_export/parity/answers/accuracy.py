@@ -24,7 +24,7 @@ from tc_export.engine.interface import Engine
 from tc_export.engine.session import DecoderSession
 from tc_export.model.positions import Segment
 from tc_export.parity.answers.liveness import Movement
-from tc_export.parity.answers.perturbations import Probe, frame_order
+from tc_export.parity.answers.perturbations import Perturbation, frame_order
 from tc_export.parity.answers.statistics import difference_interval, mcnemar_p_value
 from tc_export.tasks import Item, Kind, is_right, render
 
@@ -187,15 +187,15 @@ class Thresholds:
 class TaskResult:
     """The answers of both sides to all items.
 
-    `probed` and `movements` hold the kinds that need time, under each probe.
+    `perturbed` and `movements` hold the kinds that need time, under each perturbation.
     """
 
     pytorch: str
     engine: str
     thresholds: Thresholds
     pairs: tuple[Pair, ...]
-    probed: Mapping[Probe, Sequence[Pair]]
-    movements: Mapping[Probe, Movement]
+    perturbed: Mapping[Perturbation, Sequence[Pair]]
+    movements: Mapping[Perturbation, Movement]
 
     @property
     def accuracy(self) -> Accuracy:
@@ -256,7 +256,7 @@ def check_tasks(
     thresholds: Thresholds | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> TaskResult:
-    """Ask both sides all items, and those that need time again under every probe.
+    """Ask both sides all items, and those that need time again under every perturbation.
 
     `advance` gets how many items are done, and how many there are.
     """
@@ -269,7 +269,7 @@ def check_tasks(
         engine=engine.name,
         thresholds=thresholds or Thresholds(),
         pairs=tuple(comparison.pairs),
-        probed=comparison.probed,
+        perturbed=comparison.perturbed,
         movements=comparison.movements,
     )
 
@@ -282,27 +282,30 @@ class _Comparison:
     engine: Respondent
     language: Language
     pairs: list[Pair] = field(default_factory=list)
-    probed: dict[Probe, list[Pair]] = field(default_factory=dict)
-    movements: dict[Probe, Movement] = field(default_factory=dict)
+    perturbed: dict[Perturbation, list[Pair]] = field(default_factory=dict)
+    movements: dict[Perturbation, Movement] = field(default_factory=dict)
 
     def ask(self, item: Item) -> None:
         """Ask both sides one item."""
         frames = render([item.clip], self.engine.config.vision.image_size)[0]
         question = self.language.prepare(frames, item.question)
-        probes = list(Probe) if item.kind.needs_time else []
-        orders = [range(len(frames)), *(frame_order(probe, item) for probe in probes)]
+        perturbations = list(Perturbation) if item.kind.needs_time else []
+        orders = [
+            range(len(frames)),
+            *(frame_order(perturbation, item) for perturbation in perturbations),
+        ]
         ours, theirs = (
             side.replies(question, orders, self.language) for side in (self.pytorch, self.engine)
         )
         self.pairs.append(_pair(item, ours[0], theirs[0]))
-        for probe, one, other in zip(probes, ours[1:], theirs[1:], strict=True):
-            self.probed.setdefault(probe, []).append(_pair(item, one, other))
+        for perturbation, one, other in zip(perturbations, ours[1:], theirs[1:], strict=True):
+            self.perturbed.setdefault(perturbation, []).append(_pair(item, one, other))
             movement = Movement.of(
                 pytorch=(ours[0].first_logits, one.first_logits),
                 engine=(theirs[0].first_logits, other.first_logits),
             )
-            before = self.movements.get(probe)
-            self.movements[probe] = before + movement if before else movement
+            before = self.movements.get(perturbation)
+            self.movements[perturbation] = before + movement if before else movement
 
 
 def _pair(item: Item, pytorch: Reply, engine: Reply) -> Pair:

@@ -2,8 +2,8 @@
 """Temporal liveness: an engine's logits must move as PyTorch's do when time is tampered with.
 
 Accuracy sees only the likeliest word. The movement of all logits between the clip in order and the
-clip under a probe sees how much time weighs in the answer, also where the answer stays: an engine
-that lost the temporal position or the mask moves otherwise long before its answers turn.
+perturbed clip sees how much time weighs in the answer, also where the answer stays: an engine that
+lost the temporal position or the mask moves otherwise long before its answers turn.
 
 Logits are compared without their mean, of which softmax takes no notice.
 """
@@ -38,7 +38,7 @@ class Movement:
         pytorch: tuple[np.ndarray, np.ndarray],
         engine: tuple[np.ndarray, np.ndarray],
     ) -> Self:
-        """Measure one item: each side's logits [V] in order, and under the probe."""
+        """Measure one item: each side's logits [V] in order, and perturbed."""
         before, after = map(_centred, pytorch)
         moved, engine_moved = after - before, _centred(engine[1]) - _centred(engine[0])
         difference = engine_moved - moved

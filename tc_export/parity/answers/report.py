@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import isfinite
 from typing import Any
 
 import numpy as np
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 
 from tc_export.parity.answers.accuracy import Accuracy, Pair, TaskResult
-from tc_export.parity.answers.perturbations import Probe
+from tc_export.parity.answers.perturbations import Perturbation
 from tc_export.parity.answers.statistics import CONFIDENCE
+from tc_export.parity.reporting import spell_infinite, verdict
 from tc_export.tasks import best_guess_by_kind
 
 MARGIN_PERCENTILES = (1, 5, 25, 50)
@@ -34,12 +32,14 @@ def tasks_as_json(result: TaskResult) -> dict[str, Any]:
         "flips": [_flip(pair) for pair in result.flips],
         "interval": [low, high],
         "p_value": result.p_value,
-        "liveness": {str(probe): _liveness(result, probe) for probe in result.movements},
+        "liveness": {
+            str(perturbation): _liveness(result, perturbation) for perturbation in result.movements
+        },
         "margins": margins(result),
         "passed": result.passed,
     }
-    finite: dict[str, Any] = _finite(document)
-    return finite
+    spelled: dict[str, Any] = spell_infinite(document)
+    return spelled
 
 
 def _shares(accuracy: Accuracy) -> dict[str, float]:
@@ -60,13 +60,13 @@ def _flip(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _liveness(result: TaskResult, probe: Probe) -> dict[str, Any]:
-    movement = result.movements[probe]
+def _liveness(result: TaskResult, perturbation: Perturbation) -> dict[str, Any]:
+    movement = result.movements[perturbation]
     return {
         "movement": {"pytorch": movement.pytorch_share, "engine": movement.engine_share},
         "relative_difference": movement.relative_difference,
         "correlation": movement.correlation,
-        "accuracy": _shares(Accuracy.of(result.probed[probe])),
+        "accuracy": _shares(Accuracy.of(result.perturbed[perturbation])),
         "passed": movement.passes(result.thresholds.liveness),
     }
 
@@ -84,14 +84,6 @@ def margins(result: TaskResult) -> dict[str, dict[str, float]]:
     return found
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return str(value) if isinstance(value, float) and not isfinite(value) else value
-
-
 def task_failures(result: TaskResult) -> list[str]:
     """A line for each reason not to pass."""
     lines = []
@@ -103,15 +95,15 @@ def task_failures(result: TaskResult) -> list[str]:
                 f"{what}: the engine answers {accuracy.engine:.1%} right, PyTorch "
                 f"{accuracy.pytorch:.1%}; it may lose {limit:.1%}"
             )
-    for probe, movement in result.movements.items():
+    for perturbation, movement in result.movements.items():
         if not movement.is_alive:
             lines.append(
-                f"frames {probe}: PyTorch's own logits move by {movement.pytorch_share:.1e} of "
-                "their size only: this model takes no notice of time"
+                f"frames {perturbation}: PyTorch's own logits move by only "
+                f"{movement.pytorch_share:.1e} of their size: this model takes no notice of time"
             )
         elif not movement.passes(result.thresholds.liveness):
             lines.append(
-                f"frames {probe}: the engine's logits move otherwise than PyTorch's, by "
+                f"frames {perturbation}: the engine's logits move differently from PyTorch's, by "
                 f"{movement.relative_difference:.1%} of that movement (correlation "
                 f"{movement.correlation:.3f}); allowed are {result.thresholds.liveness:.1%}"
             )
@@ -168,18 +160,17 @@ def _liveness_table(result: TaskResult) -> Table:
     for heading in ("PyTorch\nright", "engine\nright"):
         table.add_column(heading, justify="right")
     table.add_column("")
-    for probe, movement in result.movements.items():
-        accuracy = Accuracy.of(result.probed[probe])
-        passed = movement.passes(result.thresholds.liveness)
+    for perturbation, movement in result.movements.items():
+        accuracy = Accuracy.of(result.perturbed[perturbation])
         table.add_row(
-            str(probe),
+            str(perturbation),
             f"{movement.pytorch_share:.1%}",
             f"{movement.engine_share:.1%}",
             f"{movement.relative_difference:.2g}",
             f"{movement.correlation:.4f}",
             f"{accuracy.pytorch:.1%}",
             f"{accuracy.engine:.1%}",
-            "[green]passed[/green]" if passed else "[red]FAILED[/red]",
+            verdict(movement.passes(result.thresholds.liveness)),
         )
     return table
 
@@ -207,7 +198,7 @@ def _flip_table(flips: list[Pair]) -> Table:
         table.add_column(heading)
     for pair in flips[:MOST_FLIPS_SHOWN]:
         item = pair.item
-        words = [escape(repr(text)) for text in (item.answer, pair.pytorch, pair.engine)]
+        words = [repr(text) for text in (item.answer, pair.pytorch, pair.engine)]
         gap = f"{pair.pytorch_margin:.3g}"
         table.add_row(f"{item.kind.value}, {item.grade}", item.question, *words, gap)
     return table

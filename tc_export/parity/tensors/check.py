@@ -298,7 +298,8 @@ class _ScenarioCheck:
     ) -> list[TensorComparison]:
         """Run all feeds on all runners through Polygraphy, and compare step by step."""
         comparisons: list[TensorComparison] = []
-        with G_LOGGER.verbosity(G_LOGGER.ERROR):
+        # Its summary of what failed is an error to Polygraphy, which prints it on our output.
+        with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
             results = Comparator.run(runners, data_loader=feeds)
             (_, truths), (_, pytorch), (_, engines) = results.items()
             steps = iter(enumerate(pytorch))

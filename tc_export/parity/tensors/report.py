@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tc_export.parity.reporting import spell_infinite, verdict
 from tc_export.parity.tensors.check import AnswerComparison, ParityResult
 from tc_export.parity.tensors.tolerance import TensorComparison
 
@@ -21,29 +22,24 @@ REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 
 
-def as_json(result: ParityResult) -> dict[str, Any]:
+def result_as_json(result: ParityResult) -> dict[str, Any]:
     """Everything that was compared, ready for JSON. Infinite errors (NaN) become strings."""
-    return {
-        "passed": result.passed,
-        "engine": result.engine,
-        "truth": result.truth,
-        "precision": result.precision,
-        "tensors": [
-            _finite({**asdict(x), "share": x.share, "passed": x.passed}) for x in result.tensors
-        ],
-        "answers": [
-            _finite({**asdict(x), "first_difference": x.first_difference, "passed": x.passed})
-            for x in result.answers
-        ],
-    }
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    def spell(value: Any) -> Any:
-        is_odd = isinstance(value, float) and value - value != 0
-        return str(value) if is_odd else value
-
-    return {name: spell(value) for name, value in values.items()}
+    document: dict[str, Any] = spell_infinite(
+        {
+            "passed": result.passed,
+            "engine": result.engine,
+            "truth": result.truth,
+            "precision": result.precision,
+            "tensors": [
+                {**asdict(x), "share": x.share, "passed": x.passed} for x in result.tensors
+            ],
+            "answers": [
+                {**asdict(x), "first_difference": x.first_difference, "passed": x.passed}
+                for x in result.answers
+            ],
+        }
+    )
+    return document
 
 
 def failures(result: ParityResult) -> list[str]:
@@ -67,9 +63,9 @@ def describe_tensor(x: TensorComparison) -> str:
 
 
 def describe_answer(x: AnswerComparison) -> str:
-    """Where an answer parts."""
+    """Where two answers begin to differ."""
     return (
-        f"{x.scenario}: the greedy answer parts at token {x.first_difference} "
+        f"{x.scenario}: the greedy answers differ from token {x.first_difference} on "
         f"(margin {x.margin:.3g}, tolerance {x.tolerance:.3g}): "
         f"{list(x.engine_tokens)}, should be {list(x.true_tokens)}"
     )
@@ -96,7 +92,7 @@ def as_table(result: ParityResult) -> Table:
             "",
             "",
             "",
-            _verdict(answer.passed),
+            verdict(answer.passed),
         )
     return table
 
@@ -110,18 +106,14 @@ def _add_tensor_row(table: Table, stage: str, items: list[TensorComparison]) -> 
         f"{worst.pytorch_error:.2e}",
         f"{worst.tolerance:.2e}",
         f"{worst.share:.0%}",
-        _verdict(all(x.passed for x in items)),
+        verdict(all(x.passed for x in items)),
     )
-
-
-def _verdict(passed: bool) -> str:
-    return "[green]passed[/green]" if passed else "[red]FAILED[/red]"
 
 
 def write_report(result: ParityResult, folder: Path) -> None:
     """Write `report.json`, and the table as `report.html`."""
-    (folder / REPORT_JSON).write_text(json.dumps(as_json(result), indent=2) + "\n")
-    console = Console(record=True, width=140, file=io.StringIO())
+    (folder / REPORT_JSON).write_text(json.dumps(result_as_json(result), indent=2) + "\n")
+    console = Console(record=True, width=140, file=io.StringIO(), markup=False, emoji=False)
     console.print(as_table(result))
     _print_lines(console, failures(result))
     console.save_html(str(folder / REPORT_HTML))

@@ -39,9 +39,9 @@ from tc_export.parity.answers.accuracy import (
     TaskResult,
     Thresholds,
 )
+from tc_export.parity.answers.check_bundle import check_answers
 from tc_export.parity.answers.liveness import Movement
-from tc_export.parity.answers.of_bundle import check_answers
-from tc_export.parity.answers.perturbations import Probe, probed
+from tc_export.parity.answers.perturbations import Perturbation, perturb
 from tc_export.parity.answers.report import task_failures, tasks_as_json
 from tc_export.parity.torch_engine import TorchBuffer
 from tc_export.pipeline import BuildRequest, build
@@ -117,7 +117,7 @@ def test_the_right_engine_passes(right: TaskResult) -> None:
     assert len(right.pairs) == len(Kind) * 3
     assert not right.flips
     temporal = sum(kind.needs_time for kind in Kind)
-    assert {len(right.probed[probe]) for probe in Probe} == {temporal * 3}
+    assert {len(right.perturbed[perturbation]) for perturbation in Perturbation} == {temporal * 3}
     # Rounding alone: far from the threshold.
     assert all(movement.relative_difference < 1e-3 for movement in right.movements.values())
     # And the model does take notice of time.
@@ -140,12 +140,12 @@ def test_pytorch_answers_what_the_training_measures(right: TaskResult) -> None:
         if pair.pytorch_right:  # else the tokens before are not those that were predicted
             assert pair.pytorch_margin == pytest.approx(gap, abs=1e-4)
             assert pair.engine_margin == pytest.approx(gap, abs=1e-4)
-    for probe in Probe:
-        under = [probed(item, probe) for item in items if item.kind.needs_time]
+    for perturbation in Perturbation:
+        under = [perturb(item, perturbation) for item in items if item.kind.needs_time]
         expected = accuracy(model, batcher, under)
         for kind, share in expected.items():
-            marks = [x.pytorch_right for x in right.probed[probe] if x.item.kind is kind]
-            assert sum(marks) / len(marks) == pytest.approx(share), (probe, kind)
+            marks = [x.pytorch_right for x in right.perturbed[perturbation] if x.item.kind is kind]
+            assert sum(marks) / len(marks) == pytest.approx(share), (perturbation, kind)
 
 
 @pytest.mark.parametrize("fault", [mask_dropped, gamma_zeroed], ids=lambda fault: fault.__name__)
@@ -157,7 +157,7 @@ def test_a_broken_engine_is_caught(
 ) -> None:
     broken = check_answers(with_fault(demo, tmp_path, fault), items_each=1, native=False, threads=1)
     assert not broken.passed
-    assert any("move otherwise" in line for line in task_failures(broken))
+    assert any("move differently" in line for line in task_failures(broken))
     # PyTorch's side is untouched by what is wrong with the engine.
     assert [pair.pytorch for pair in broken.pairs] == [pair.pytorch for pair in right.pairs]
 
@@ -190,7 +190,7 @@ def test_the_command_prints_json_and_exits_by_the_verdict(
     assert document["items"] == 36
     assert set(document["accuracy"]) == {"pytorch", "engine"}
     assert set(document["by_kind"]) == {kind.value for kind in Kind}
-    assert set(document["liveness"]) == set(Probe)
+    assert set(document["liveness"]) == set(Perturbation)
     assert document["passed"] is True
     broken = with_fault(demo, tmp_path, gamma_zeroed)
     code, out, err = run(capsys, "parity", broken, *options)
@@ -233,7 +233,7 @@ def result_of(right: TaskResult, pairs: list[Pair], loss: float = 0.02) -> TaskR
         engine="engine",
         thresholds=Thresholds(loss=loss),
         pairs=tuple(pairs),
-        probed=right.probed,
+        perturbed=right.perturbed,
         movements=right.movements,
     )
 
@@ -280,10 +280,10 @@ def test_loss_on_temporal_kinds_is_not_diluted_by_static_ones(right: TaskResult)
 
 def test_an_engine_that_answers_right_and_moves_otherwise_fails(right: TaskResult) -> None:
     still = Movement(logits=1.0, pytorch=1.0, engine=0.0, difference=1.0, product=0.0)
-    fails = replace(right, movements={**right.movements, Probe.FROZEN: still})
+    fails = replace(right, movements={**right.movements, Perturbation.FROZEN: still})
     assert not fails.passed
     (line,) = task_failures(fails)
-    assert line.startswith("frames frozen: the engine's logits move otherwise")
+    assert line.startswith("frames frozen: the engine's logits move differently")
     assert not replace(right, movements={}).passed, "nothing was judged"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Probes of the frames, and the comparison of how logits move under them."""
+"""Perturbations of the frames, and the comparison of how logits move under them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tc_export.parity.answers.liveness import Movement
-from tc_export.parity.answers.perturbations import Probe, frame_order, probed
+from tc_export.parity.answers.perturbations import Perturbation, frame_order, perturb
 from tc_export.tasks import Item, Kind, Split, make_item, make_items
 
 Logits = tuple[np.ndarray, np.ndarray]
 
 
-@given(st.sampled_from(list(Kind)), st.integers(1, 3), st.integers(0, 1000), st.sampled_from(Probe))
-def test_a_probe_only_moves_frames(kind: Kind, grade: int, seed: int, probe: Probe) -> None:
+@given(
+    st.sampled_from(list(Kind)),
+    st.integers(1, 3),
+    st.integers(0, 1000),
+    st.sampled_from(Perturbation),
+)
+def test_a_perturbation_only_moves_frames(
+    kind: Kind, grade: int, seed: int, perturbation: Perturbation
+) -> None:
     item = make_item(kind, grade, Split.TEST, seed)
-    under = probed(item, probe)
+    under = perturb(item, perturbation)
     assert (under.question, under.answer, under.kind) == (item.question, item.answer, item.kind)
     assert len(under.clip.frames) == len(item.clip.frames)
     assert set(under.clip.frames) <= set(item.clip.frames)
     if not kind.needs_time:
         assert under == item
-    assert frame_order(probe, item) == frame_order(probe, item)
+    assert frame_order(perturbation, item) == frame_order(perturbation, item)
 
 
 @pytest.fixture
@@ -38,13 +45,13 @@ def item() -> Item:
 
 def test_orders(item: Item) -> None:
     frames = len(item.clip.frames)
-    assert frame_order(Probe.REVERSED, item) == list(range(frames - 1, -1, -1))
-    assert len(set(frame_order(Probe.FROZEN, item))) == 1
+    assert frame_order(Perturbation.REVERSED, item) == list(range(frames - 1, -1, -1))
+    assert len(set(frame_order(Perturbation.FROZEN, item))) == 1
 
 
 def test_shuffled_is_a_permutation_of_its_own_and_never_the_identity() -> None:
     orders = [
-        frame_order(Probe.SHUFFLED, item)
+        frame_order(Perturbation.SHUFFLED, item)
         for item in make_items(Split.TEST, 40, kinds=[Kind.DIRECTION])
     ]
     in_order = list(range(len(orders[0])))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tc_export.parity.tensors.check import AnswerComparison, ParityResult, answer_margin
-from tc_export.parity.tensors.report import as_json, failures
+from tc_export.parity.tensors.report import failures, result_as_json
 from tc_export.parity.tensors.tolerance import TensorComparison, compare
 
 TRUTH = np.array([[0.5, -4.0, 0.0], [1.0, 2.0, -1.0]])
@@ -61,7 +61,10 @@ def test_nothing_passes_where_pytorch_itself_overflows(value: float, error: floa
     assert found.share == inf
     result = result_of([found])
     assert "PyTorch itself leaves the range" in failures(result)[0]
-    assert json.loads(json.dumps(as_json(result), allow_nan=False))["tensors"][0]["passed"] is False
+    assert (
+        json.loads(json.dumps(result_as_json(result), allow_nan=False))["tensors"][0]["passed"]
+        is False
+    )
 
 
 def test_other_shapes_are_not_stretched_to_fit() -> None:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asks a published bundle's engine and its checkpoint in PyTorch the same generated questions.
 
-Here the parts meet that `tc_export.parity` may not know: the bundle's own preprocessing, prompt
-template and tokenizer, which both sides share.
+Both sides share the bundle's own preprocessing, prompt template and tokenizer.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 from tc_export.bundle import Profile
 from tc_export.bundle.layout import EMBEDDING_FILE
 from tc_export.checkpoint.hf_config import read_config
-from tc_export.errors import UsageError
 from tc_export.model.positions import Clip
 from tc_export.parity.answers.accuracy import (
     LONGEST_ANSWER,
@@ -29,13 +27,16 @@ from tc_export.parity.answers.accuracy import (
     Thresholds,
     check_tasks,
 )
-from tc_export.parity.of_bundle import judged_engines, open_with_checkpoint
+from tc_export.parity.judged_bundle import (
+    check_room_for_clips,
+    judged_engines,
+    open_with_checkpoint,
+)
 from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
 from tc_export.runtime.answering import EmbeddingTable
 from tc_export.runtime.preprocess import preprocess, read_preprocess_config
 from tc_export.runtime.prompt import PromptBuilder
 from tc_export.tasks import Split, make_items
-from tc_export.tasks.clips import STEPS
 
 DEFAULT_ITEMS_EACH = 10
 """Items of every kind and grade that both sides are asked: 360 in all."""
@@ -55,20 +56,15 @@ def check_answers(
     """Ask a published bundle's engine and the PyTorch model in float32 the same test items.
 
     `items_each` is how many of every kind and grade; for `checkpoint` and `graphs` see
-    `tc_export.parity.of_bundle.check_bundle`.
+    `tc_export.parity.tensors.check_bundle.check_bundle`.
 
     Raises:
         BundleError: the bundle cannot be used.
         CheckpointError: the checkpoint is gone, or is another one.
         UsageError: the bundle's profile is too small for the clips.
     """
+    check_room_for_clips(bundle)
     manifest, opened = open_with_checkpoint(bundle, checkpoint)
-    if manifest.profile.max_frames < STEPS:
-        raise UsageError(
-            f"the clips of the tasks have {STEPS} frames, and {bundle} takes "
-            f"{manifest.profile.max_frames}",
-            hint=f"build it with --max-frames {STEPS} or more",
-        )
     config = opened.config.model
     model = opened.load_model(torch.float32)
     reference = TorchDecoderEngine(model)

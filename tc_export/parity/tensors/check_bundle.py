@@ -1,23 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares a bundle's engine, or its graphs, tensor by tensor with the checkpoint in PyTorch.
-
-Here the parts meet that `tc_export.parity` may not know: the bundle and its manifest.
-"""
+"""Compares a bundle's engine, or its graphs, tensor by tensor with the checkpoint in PyTorch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from tc_export.bundle import Manifest, Profile, read_manifest
-from tc_export.checkpoint.hf_config import read_config
-from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
+from tc_export.bundle import Profile
+from tc_export.checkpoint.reader import Checkpoint
 from tc_export.engine.loading import Engines
-from tc_export.errors import CheckpointError
-from tc_export.parity.graph_engines import load_graphs
+from tc_export.parity.judged_bundle import judged_engines, open_with_checkpoint
 from tc_export.parity.tensors.check import ParityResult, Side, check_parity
 from tc_export.parity.tensors.scenario import standard_scenarios
-from tc_export.runtime.answering import open_engines
 from tc_export.targets import Precisions
 
 STEPS = 3
@@ -50,40 +44,6 @@ def check_bundle(
     engines = judged_engines(bundle, manifest, graphs=graphs, native=native, threads=threads)
     precisions = Precisions.model_validate(manifest.precision_asked)
     return compare_with_pytorch(engines, opened, manifest.profile, precisions)
-
-
-def judged_engines(
-    bundle: Path, manifest: Manifest, *, graphs: bool, native: bool | None, threads: int | None
-) -> Engines:
-    """The bundle's engines, or its graphs."""
-    if graphs:
-        precisions = Precisions.model_validate(manifest.precision_asked)
-        return load_graphs(bundle, precisions, threads=threads)
-    return open_engines(bundle, manifest, native=native, threads=threads)
-
-
-def open_with_checkpoint(bundle: Path, checkpoint: Path | None) -> tuple[Manifest, Checkpoint]:
-    """Read a bundle's manifest, and open the checkpoint that it was built from.
-
-    Raises:
-        BundleError: the bundle cannot be used.
-        CheckpointError: the checkpoint is gone, or is another one.
-    """
-    manifest = read_manifest(bundle)
-    config = read_config(bundle)
-    source = checkpoint or Path(config.document["builder_config"]["checkpoint"])
-    if not source.is_dir():
-        raise CheckpointError(
-            f"the checkpoint that {bundle} was built from is not at {source}",
-            hint="say where it is now: --checkpoint DIR",
-        )
-    opened = open_checkpoint(source, config.model.temporal.model_dump())
-    if opened.digest() != manifest.checkpoint_digest:
-        raise CheckpointError(
-            f"{source} is not the checkpoint that {bundle} was built from, or it has changed since",
-            hint="give that one with --checkpoint DIR, or build the bundle again",
-        )
-    return manifest, opened
 
 
 def compare_with_pytorch(
