@@ -41,6 +41,7 @@ DEFAULT_MAX_FRAMES = 16
 PLUGIN_HEAD_SIZES = (64, 80, 96, 128, 256)
 """Head sizes that the CUDA attention kernel is compiled for (plugins/kernels)."""
 
+TOKENIZER_READERS = ("transformers", "tokenizers")
 EXPORTERS = ("tc-export", "torch", "onnx", "onnx-ir", "onnxscript")
 RUNNERS = ("tc-export", "onnxruntime")
 RTX_BUILDER = ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings")
@@ -253,8 +254,9 @@ def _common_stages(recipe: Recipe) -> Iterable[Stage]:
         key={
             "config": build_stages.bundle_config(recipe),
             "files": build_stages.assets(checkpoint),
+            "tools": versions(TOKENIZER_READERS),
         },
-        outputs=("config.json", *build_stages.assets(checkpoint)),
+        outputs=build_stages.bundled_files(checkpoint),
         run=partial(build_stages.write_assets, recipe=recipe),
     )
     yield Stage(

@@ -23,6 +23,7 @@ from tc_export.bundle.layout import (
     tensorrt_graph,
 )
 from tc_export.checkpoint.reader import Checkpoint
+from tc_export.checkpoint.tokenizer import tokenizer_files, write_tokenizer
 from tc_export.contracts.graph_io import DECODER, GRAPHS, VISION
 from tc_export.contracts.shapes import ShapeRange, decoder_shapes, vision_shapes
 from tc_export.device_build.golden import make_golden
@@ -53,7 +54,8 @@ ASSETS = (
     "chat_template.jinja",
     "chat_template.json",
 )
-"""Files of a checkpoint that a bundle carries unchanged, as far as they are there."""
+"""Files of a checkpoint that a bundle carries, as far as they are there: all unchanged, but for the
+two that the tokenizer is written to."""
 
 Exporter = Callable[[Checkpoint, DType, Path, Callable[[int], None]], GraphReport]
 EXPORTERS: dict[str, Exporter] = {VISION: export_vision, DECODER: export_decoder}
@@ -93,6 +95,12 @@ def assets(checkpoint: Checkpoint) -> dict[str, str]:
     return {path.name: sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
 
 
+def bundled_files(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The small files of the bundle."""
+    written = {"config.json", *assets(checkpoint), *tokenizer_files(checkpoint.folder)}
+    return tuple(sorted(written))
+
+
 def bundle_config(recipe: Recipe) -> dict[str, Any]:
     """The checkpoint's `config.json`, with every setting that was left to us."""
     checkpoint, description = recipe.checkpoint, recipe.description
@@ -111,9 +119,11 @@ def bundle_config(recipe: Recipe) -> dict[str, Any]:
 
 
 def write_assets(context: StageContext, recipe: Recipe) -> None:
-    """Copy the small files, and write the bundle's `config.json`."""
-    for name in assets(recipe.checkpoint):
-        shutil.copyfile(recipe.checkpoint.folder / name, context.path(name))
+    """Copy the small files, and write the tokenizer and the bundle's `config.json`."""
+    folder = recipe.checkpoint.folder
+    for name in assets(recipe.checkpoint).keys() - set(tokenizer_files(folder)):
+        shutil.copyfile(folder / name, context.path(name))
+    write_tokenizer(folder, context.folder)
     text = json.dumps(bundle_config(recipe), indent=2) + "\n"
     context.path("config.json").write_text(text)
 

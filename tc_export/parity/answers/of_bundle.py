@@ -7,7 +7,7 @@ template and tokenizer, which both sides share.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +112,6 @@ def _language(bundle: Path, profile: Profile) -> Language:
             token_ids=prompt.token_ids(VISUAL_PLACE),
         )
 
-    def decode(token_ids: Sequence[int]) -> str:
-        text: str = prompts.tokenizer.decode(token_ids, skip_special_tokens=True)
-        return text
-
-    return Language(prepare=prepare, decode=decode, end_tokens=config.eos_token_ids)
+    return Language(
+        prepare=prepare, decode=prompts.tokenizer.decode, end_tokens=config.eos_token_ids
+    )
