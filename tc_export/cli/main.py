@@ -14,9 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from tc_export import __version__
+from tc_export.cli.ask import app as ask_command
 from tc_export.cli.build_commands import app as build_commands
 from tc_export.cli.device_commands import app as device_commands
-from tc_export.cli.options import JsonOption
+from tc_export.cli.missing_packages import named
+from tc_export.cli.options import BundleArgument, JsonOption, NativeOption, ThreadsOption
 from tc_export.errors import CheckFailed, TcExportError, UsageError
 
 # Imports of a verb's own machinery stand in the verb: `--help` need not load PyTorch.
@@ -29,22 +31,9 @@ app = typer.Typer(
     help="Export TC-LLaVA video-language models to engines that are checked against PyTorch.",
 )
 app.add_typer(build_commands)
+app.add_typer(ask_command)
 app.add_typer(device_commands)
 console = Console(stderr=True)
-
-BundleArgument = Annotated[Path, typer.Argument(help="Folder that `tc-export build` wrote.")]
-NativeOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--native/--no-native",
-        help="Demand our native library, or leave it out. By default it is used if it is there.",
-        show_default=False,
-    ),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="CPU threads; one for each core if left out.", show_default=False),
-]
 
 
 @app.callback()
@@ -53,80 +42,6 @@ def _common(
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
 ) -> None:
     context.obj = debug
-
-
-@app.command(epilog='Example: tc-export ask out/llava-cpu --video cat.mp4 --question "What next?"')
-def ask(
-    bundle: BundleArgument,
-    video: Annotated[Path, typer.Option(help="Video or image file.")],
-    question: Annotated[str, typer.Option(help="What to ask about it.")],
-    frames: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Frames to sample evenly. By default as many as the bundle takes.",
-            show_default=False,
-        ),
-    ] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(help="Sample this many frames a second instead.", show_default=False),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Sample among so many; 0 is all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample among this much probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
-    native: NativeOption = None,
-    threads: ThreadsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Ask a question about a video; the answer is printed as it comes."""
-    from tc_export.cli.ask_video import ask as run_ask
-    from tc_export.runtime.generation import GenerationConfig
-
-    generation = GenerationConfig.read(
-        {
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "seed": seed,
-        },
-        where="the command line",
-    )
-    report = run_ask(
-        bundle,
-        video,
-        question,
-        generation,
-        frames=frames,
-        fps=fps,
-        native=native,
-        threads=threads,
-        console=console,
-        on_text=(lambda text: None) if as_json else _print_piece,
-    )
-    if as_json:
-        print(json.dumps(report, indent=2))
-    else:
-        print()
-        console.print(
-            f"{report['new_tokens']} token(s); first after {report['time_to_first_token_s']:.2f} s"
-            + (
-                f", then {report['decode_tokens_per_s']:.1f} tokens/s"
-                if report["decode_tokens_per_s"]
-                else ""
-            )
-            + f"; {report['backend']}",
-            style="dim",
-            highlight=False,
-        )
-
-
-def _print_piece(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 @app.command(
@@ -314,7 +229,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line, and turn every error into a message and an exit code."""
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     try:
-        app(arguments, standalone_mode=True)
+        with named():
+            app(arguments, standalone_mode=True)
     except TcExportError as error:
         if debug:
             raise

@@ -3,10 +3,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+BundleArgument = Annotated[Path, typer.Argument(help="Folder that `tc-export build` wrote.")]
+NativeOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--native/--no-native",
+        help="Demand our native library, or leave it out. By default it is used if it is there.",
+        show_default=False,
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads; one for each core if left out.", show_default=False),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 PrecisionOption = Annotated[
     str | None,

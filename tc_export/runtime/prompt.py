@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tc_export.errors import CheckpointError, UsageError
 from tc_export.model.positions import Clip, Segment, Text
 from tc_export.runtime.template import ChatTemplate, Message, read_template
-from tc_export.runtime.template_sandbox import TemplateLimitError
+from tc_export.runtime.template_limits import TemplateLimitError
 from tc_export.runtime.tokenizer import Tokenizer
 
 QUESTION_CHARACTERS = 1_000_000

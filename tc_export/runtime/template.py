@@ -15,7 +15,8 @@ from typing import Any
 from jinja2 import Template, TemplateError
 
 from tc_export.errors import CheckpointError
-from tc_export.runtime.template_sandbox import BoundedEnvironment, TemplateLimitError, guarded
+from tc_export.runtime.template_limits import TemplateLimitError
+from tc_export.runtime.template_sandbox import BoundedEnvironment, guarded
 
 SOURCE_CHARACTERS = 200_000
 """Longest template. The longest on the hub are a tenth of it."""

@@ -21,64 +21,67 @@ costs more than all the rest of a prompt.
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    ValuesView,
+)
 from datetime import datetime
-from types import GeneratorType
 from typing import Any
 
 from jinja2 import TemplateError, nodes, pass_context
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, _PassArg
 from jinja2.visitor import NodeTransformer
 
-from tc_export.errors import CheckpointError
+from tc_export.runtime.template_limits import (
+    ALL_CHARACTERS,
+    SECONDS,
+    STEPS,
+    TemplateLimitError,
+    check_characters,
+    check_format,
+    check_join,
+    check_power,
+    check_product,
+    check_replace,
+    weigh,
+)
 
-VALUE_CHARACTERS = 4_000_000
-ALL_CHARACTERS = 64_000_000
-STEPS = 200_000
-SECONDS = 5.0
-DEPTH = 32
-"""Most lists within lists, and objects within objects."""
-
-_INTEGER_BITS = 4096
 _FILTER_NUMBER = 10_000
 _JSON_INDENT = 8
-_ITEM_CHARACTERS = 8  # what an item of a list weighs beside its contents
 
 # Methods that templates may call: none makes more than its operands, but for those that are
 # measured first.
+_TEXT_METHODS = """
+    strip lstrip rstrip split rsplit splitlines partition rpartition startswith endswith lower upper
+    title capitalize swapcase casefold find rfind index rindex count replace join format format_map
+    removeprefix removesuffix isalnum isalpha isascii isdecimal isdigit isidentifier islower
+    isnumeric isprintable isspace istitle isupper
+"""
 _METHODS: Mapping[type, frozenset[str]] = {
-    str: frozenset(
-        "strip lstrip rstrip split rsplit splitlines partition rpartition startswith endswith "
-        "lower upper title capitalize swapcase casefold find rfind index rindex count replace join "
-        "format format_map removeprefix removesuffix isalnum isalpha isascii isdecimal isdigit "
-        "isidentifier islower isnumeric isprintable isspace istitle isupper".split()
-    ),
+    str: frozenset(_TEXT_METHODS.split()),
     dict: frozenset(("copy", "get", "items", "keys", "values")),
     list: frozenset(("copy", "count", "index")),
     tuple: frozenset(("count", "index")),
 }
 # Filters that take longer than their text is long, or whose result is another one every time.
 _REFUSED_FILTERS = ("pprint", "random", "striptags", "urlize", "wordwrap")
-_WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*(\d{3}|\*)|\{[^{}]*[:!][^{}]*(\d{3}|\{)")
+# Filters whose result is as large as a number says.
+_SIZED_FILTERS = ("batch", "center", "round", "slice")
+_FILTER_ARGUMENTS = {"replace": ("old", "new"), "join": ("d",), "indent": ("width",)}
 
 # Names of our own filters, which no template can write.
 _EACH, _MADE, _JOINED, _SAID = "each item", "made value", "joined text", "said text"
-
-
-class TemplateLimitError(CheckpointError):
-    """A template asks for more than it is allowed."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            f"the chat template {what}",
-            hint="check chat_template.jinja, or remove it to use Vicuna's prompt",
-        )
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
@@ -131,7 +134,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             TemplateLimitError: it is too large, or all of them are.
         """
         self.step()
-        self._characters_left -= _weigh(value)
+        self._characters_left -= weigh(value)
         if self._characters_left < 0:
             raise TemplateLimitError(f"makes more than {ALL_CHARACTERS} characters in all")
         return value
@@ -139,11 +142,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Compute left operator right, where the result is small enough."""
         if operator == "*":
-            _check_product(left, right)
+            check_product(left, right)
         elif operator == "**":
-            _check_power(left, right)
+            check_power(left, right)
         elif operator == "%" and isinstance(left, str):
-            _check_format(left)
+            check_format(left, right)
         return self.checked(super().call_binop(context, operator, left, right))
 
     def call(self, context: Context, called: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -153,7 +156,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         args = tuple(self.checked(_listed(value)) for value in args)
         kwargs = {name: self.checked(_listed(value)) for name, value in kwargs.items()}
         if type(owner).__module__ in ("builtins", "markupsafe") and owner is not None:
-            _check_method(self.checked(owner), method.__name__, args)
+            _check_method(self.checked(owner), method.__name__, args, kwargs)
         return self.checked(super().call(context, called, *args, **kwargs))
 
 
@@ -167,34 +170,28 @@ def guarded(tree: nodes.Template, environment: BoundedEnvironment) -> nodes.Temp
 class _Guard(NodeTransformer):
     """Puts our filters around loops' sources, literals, joined text and output."""
 
-    def visit_For(self, node: nodes.For) -> nodes.Node:
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         node.iter = _filtered(node.iter, _EACH)
         return node
 
-    def visit_List(self, node: nodes.List) -> nodes.Node:
+    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
         return _filtered(self.generic_visit(node), _MADE)
 
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
         return _filtered(self.generic_visit(node), _MADE)
 
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         return _filtered(node, _MADE) if node.ctx == "load" else node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         return _filtered(nodes.List(node.nodes, lineno=node.lineno), _JOINED)
 
-    def visit_Output(self, node: nodes.Output) -> nodes.Node:
+    def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        texts = (
-            nodes.Const(child.data, lineno=child.lineno)
-            if isinstance(child, nodes.TemplateData)
-            else child
-            for child in node.nodes
-        )
-        node.nodes = [_filtered(text, _SAID) for text in texts]
+        node.nodes = [_filtered(child, _SAID) for child in node.nodes]
         return node
 
 
@@ -291,8 +288,6 @@ def _bounded(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
         value = environment.checked(_listed(value))
         for argument in (*args, *kwargs.values()):
             environment.checked(argument)
-            if isinstance(argument, int) and abs(argument) > _FILTER_NUMBER:
-                raise TemplateLimitError(f"gives the filter {name} the number {argument}")
         _check_filter(name, value, args, kwargs)
         first = {
             _PassArg.context: (context,),
@@ -306,110 +301,40 @@ def _bounded(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _listed(value: Any) -> Any:
-    """What a generator gives, so that it can be weighed; everything else as it is."""
-    return list(value) if isinstance(value, GeneratorType) else value
+    """What an iterator, a view or a range gives, so that it can be weighed; all else as it is."""
+    if hasattr(value, "__next__") or isinstance(value, (KeysView, ValuesView, ItemsView, range)):
+        return list(value)
+    return value
 
 
-def _weigh(value: Any) -> int:
-    """How many characters writing a value out takes, about.
-
-    Raises:
-        TemplateLimitError: more than a value may have, or deeper than it may be.
-    """
-    if isinstance(value, str):
-        weight = len(value)
-    elif isinstance(value, int):
-        weight = value.bit_length() // 3
-        if value.bit_length() > _INTEGER_BITS:
-            raise TemplateLimitError(f"computes a number of more than {_INTEGER_BITS} bits")
-    else:
-        weight = _weigh_items([(value, 0)])
-    if weight > VALUE_CHARACTERS:
-        raise TemplateLimitError(f"makes a value of more than {VALUE_CHARACTERS} characters")
-    return weight
-
-
-def _weigh_items(left: list[tuple[Any, int]]) -> int:
-    """The weight of collections, up to where it is too much."""
-    weight = 0
-    while left and weight <= VALUE_CHARACTERS:
-        value, depth = left.pop()
-        weight += _ITEM_CHARACTERS + (len(value) if isinstance(value, str) else 0)
-        if not isinstance(value, (list, tuple, dict)):
-            continue
-        if depth == DEPTH:
-            raise TemplateLimitError(f"puts more than {DEPTH} collections into each other")
-        items = [*value, *value.values()] if isinstance(value, dict) else value
-        weight += _ITEM_CHARACTERS * len(items)
-        if weight <= VALUE_CHARACTERS:
-            left += [(item, depth + 1) for item in items]
-    return weight
-
-
-def _check_characters(count: int) -> None:
-    if count > VALUE_CHARACTERS:
-        raise TemplateLimitError(f"makes a value of more than {VALUE_CHARACTERS} characters")
-
-
-def _check_product(left: Any, right: Any) -> None:
-    if isinstance(left, int) and isinstance(right, int):
-        _check_bits(left.bit_length() + right.bit_length())
-    for value, times in ((left, right), (right, left)):
-        if isinstance(value, (str, list, tuple)) and isinstance(times, int):
-            _check_characters(max(1, _weigh(value)) * times)
-
-
-def _check_power(left: Any, right: Any) -> None:
-    if isinstance(left, int) and isinstance(right, int):
-        _check_bits(left.bit_length() * right)
-
-
-def _check_bits(bits: int) -> None:
-    if bits > _INTEGER_BITS:
-        raise TemplateLimitError(f"computes a number of more than {_INTEGER_BITS} bits")
-
-
-def _check_format(form: str) -> None:
-    if _WIDE_FORMAT.search(form):
-        raise TemplateLimitError("formats text to a width of 100 or more")
-
-
-def _check_replace(text: str, old: Any, new: Any) -> None:
-    _check_characters(len(text) + text.count(str(old)) * len(str(new)))
-
-
-def _check_join(separator: Any, values: Any) -> None:
-    if isinstance(values, (str, list, tuple, dict)):
-        _check_characters(_weigh(values) + len(values) * len(str(separator)))
-
-
-def _check_method(owner: Any, name: str, args: tuple[Any, ...]) -> None:
+def _check_method(owner: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     kind = next((kind for kind in _METHODS if isinstance(owner, kind)), None)
     if kind is None or name not in _METHODS[kind]:
         raise SecurityError(f"{type(owner).__name__}.{name} is not for chat templates")
     if name in ("format", "format_map"):
-        _check_format(owner)
+        check_format(owner, [*args, kwargs])
     elif name == "replace" and len(args) >= 2:
-        _check_replace(owner, *args[:2])
+        check_replace(owner, *args[:2])
     elif name == "join" and args:
-        _check_join(owner, args[0])
+        check_join(owner, args[0])
 
 
 def _check_filter(name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     given = dict(zip(_FILTER_ARGUMENTS.get(name, ()), args, strict=False)) | kwargs
     if name == "format":
-        _check_format(str(value))
+        check_format(str(value), [*args, kwargs])
     elif name == "replace":
-        _check_replace(str(value), given.get("old", ""), given.get("new", ""))
+        check_replace(str(value), given.get("old", ""), given.get("new", ""))
     elif name == "join":
-        _check_join(given.get("d", ""), value)
+        check_join(given.get("d", ""), value)
     elif name == "indent":
         width = given.get("width", 4)
         columns = len(width) if isinstance(width, str) else int(width)
-        _check_characters((str(value).count("\n") + 1) * columns)
-
-
-_FILTER_ARGUMENTS = {"replace": ("old", "new"), "join": ("d",), "indent": ("width",)}
+        check_characters((str(value).count("\n") + 1) * columns)
+    elif name in _SIZED_FILTERS:
+        for number in (*args, *kwargs.values()):
+            if isinstance(number, int) and abs(number) > _FILTER_NUMBER:
+                raise TemplateLimitError(f"gives the filter {name} the number {number}")
 
 
 def _to_json(

@@ -38,7 +38,7 @@ class Tokenizer:
         self.added_tokens: Mapping[str, int] = {
             token.content: id_ for id_, token in self._backend.get_added_tokens_decoder().items()
         }
-        """Ids of the tokens that are found in a text before it is split, special ones among them."""
+        """Ids of the tokens that a text is searched for before it is split."""
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:

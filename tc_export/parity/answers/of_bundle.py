@@ -31,7 +31,7 @@ from tc_export.parity.answers.accuracy import (
 )
 from tc_export.parity.of_bundle import judged_engines, open_with_checkpoint
 from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
-from tc_export.runtime.answering import EmbeddingTable
+from tc_export.runtime.embedding import EmbeddingTable
 from tc_export.runtime.preprocess import preprocess, read_preprocess_config
 from tc_export.runtime.prompt import PromptBuilder
 from tc_export.tasks import Split, make_items
