@@ -11,7 +11,6 @@ from tc_export.errors import EnvironmentLacks
 EXPORT_PACKAGES = frozenset(
     (
         "colored",
-        "google",  # protobuf
         "matplotlib",
         "onnx",
         "onnx_ir",
