@@ -15,7 +15,7 @@ setup: $(VENV)/.installed  ## Create .venv and install the project into it
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "== creating $(VENV) and installing (a few minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,rtx]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,export,rtx]'
 	@touch $@
 
 demo: setup  ## Build the demo bundle, ask it about a video, and print the parity table

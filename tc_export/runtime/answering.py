@@ -1,34 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """An opened bundle: watches frames, and answers questions about them.
 
+An answer can be had whole (`answer`), piece by piece (`stream`), or of a video file (`ask`). Any of
+them can be cancelled: that is no error, since what was said until then has been said. The answer
+then says so in `finish`. Any number of answers may be under way at once; each has its own cache.
+
 Axes: N frames, S tokens, E channels of the language model.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tc_export.bundle import EngineState, Manifest, read_manifest
 from tc_export.bundle.layout import EMBEDDING_FILE
 from tc_export.checkpoint.hf_config import CheckpointConfig, read_config
-from tc_export.checkpoint.safetensors_file import read_header
-from tc_export.contracts.graph_io import FRAMES_A_CALL
+from tc_export.contracts.graph_io import FRAMES_A_CALL, PIXEL_VALUES, VISUAL_FEATURES
 from tc_export.engine.loading import Engines, load_engines
 from tc_export.engine.session import DecoderSession
 from tc_export.errors import BundleError, UsageError
 from tc_export.model.positions import Clip
+from tc_export.runtime.embedding import EmbeddingTable
 from tc_export.runtime.generation import GenerationConfig, generate
 from tc_export.runtime.preprocess import preprocess, read_preprocess_config
 from tc_export.runtime.prompt import Prompt, PromptBuilder, TextStream
+from tc_export.runtime.video import SampledVideo, Sampling, Uniform, sample_video
 
 _VISUAL_PLACE = -1
+
+Cancel = Callable[[], bool]
+"""Asked before each call of an engine; True ends the answer. `threading.Event().is_set` is one."""
+
+Progress = Callable[[str, int, int], None]
+"""Gets the phase (`frames` or `tokens`), how many are done since the last call, and in all."""
+
+
+class Finish(StrEnum):
+    """Why an answer ended."""
+
+    END = "end"
+    """The model said its end token."""
+    LENGTH = "length"
+    """It reached `max_new_tokens`."""
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,25 +57,59 @@ class Answer:
     """What was said, and how fast. Times are from the first frame's preprocessing on."""
 
     text: str
+    finish: Finish
     prompt_tokens: int
     new_tokens: int
-    time_to_first_token_s: float
+    """Tokens of the answer, without the end token."""
+    time_to_first_token_s: float | None
+    """Until the first token was known, be it the end token; None where it was cancelled before."""
     decode_tokens_per_s: float | None
     """Tokens after the first a second; None where there was no second token."""
 
 
-class EmbeddingTable:
-    """Token embeddings [vocabulary, E], read from the disk as they are needed."""
+@dataclass(frozen=True, kw_only=True)
+class VideoAnswer:
+    """An answer about a video file, and what was seen of it."""
 
-    def __init__(self, path: Path) -> None:
-        (location,) = read_header(path).values()
-        self._table = location.as_tensor()
+    answer: Answer
+    frame_indices: tuple[int, ...]
+    frame_times_s: tuple[float, ...]
+    notes: tuple[str, ...]
+    """Sentences about what was not as asked for: fewer frames, damage."""
 
-    def __call__(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Embed token ids [S]; the result is [S, E] in float32."""
-        rows = self._table[torch.from_numpy(token_ids)]
-        embeds: NDArray[np.float32] = rows.to(torch.float32).numpy()
-        return embeds
+
+class AnswerStream(Iterator[str]):
+    """The pieces of an answer, as they are made; put together they are its text.
+
+    Work is done only while the next piece is waited for. Leaving the stream ends it.
+    """
+
+    def __init__(self, pieces: Generator[str, None, Answer]) -> None:
+        """Run the generator, which returns the answer."""
+        self._pieces = pieces
+        self._answer: Answer | None = None
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            self._answer = self._answer or end.value
+            raise StopIteration from None
+
+    def close(self) -> None:
+        """End the answer here, and free its cache."""
+        self._pieces.close()
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer, with its figures.
+
+        Raises:
+            UsageError: the stream has not been read to its end.
+        """
+        if self._answer is None:
+            raise UsageError("the answer has not ended yet", hint="read the stream to its end")
+        return self._answer
 
 
 class VideoLanguageModel:
@@ -104,29 +159,40 @@ class VideoLanguageModel:
     ) -> NDArray[np.float32]:
         """Turn frames [H, W, 3] into visual features [N, tokens_per_frame, E].
 
+        `advance` is called before the first frame, with 0, and after each call of the engine, with
+        the number of its frames.
+
         Raises:
-            UsageError: more frames than the bundle's profile has.
+            UsageError: no frames, or more than the bundle's profile has.
         """
-        most = self.manifest.profile.max_frames
-        if len(frames) > most:
-            raise UsageError(
-                f"{len(frames)} frames were sampled, and the bundle takes {most}",
-                hint=f"use --frames {most}, or build with a larger --max-frames",
-            )
+        self._check_frames(len(frames))
+        advance(0)
         features = []
         for start in range(0, len(frames), FRAMES_A_CALL):
             some = frames[start : start + FRAMES_A_CALL]
-            feeds = {"pixel_values": preprocess(some, self._preprocess)}
-            features.append(self.engines.vision.run(feeds)["visual_features"])
+            feeds = {PIXEL_VALUES: preprocess(some, self._preprocess)}
+            features.append(self.engines.vision.run(feeds)[VISUAL_FEATURES])
             advance(len(some))
         return np.concatenate(features)
+
+    def _check_frames(self, count: int) -> None:
+        most = self.manifest.profile.max_frames
+        if count == 0:
+            raise UsageError("there is no frame to look at", hint=f"give 1 to {most} frames")
+        if count > most:
+            raise UsageError(
+                f"{count} frames were sampled, and the bundle takes {most}",
+                hint=f"use --frames {most}, or build with a larger --max-frames",
+            )
 
     def prompt(self, question: str, frames: int, new_tokens: int) -> Prompt:
         """Build the prompt for a question about one clip.
 
         Raises:
-            UsageError: it does not fit the bundle's context together with the answer.
+            UsageError: there are no frames or too many, or prompt and answer do not fit the
+                bundle's context.
         """
+        self._check_frames(frames)
         clip = Clip(frames, self.config.model.tokens_per_frame)
         prompt = self.prompts.build(question, [clip])
         prompt.check_fits(self.manifest.profile.max_length, new_tokens)
@@ -148,51 +214,183 @@ class VideoLanguageModel:
         self,
         frames: Sequence[NDArray[np.uint8]],
         question: str,
-        generation: GenerationConfig,
+        generation: GenerationConfig | None = None,
         on_text: Callable[[str], None] = lambda text: None,
-        on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+        on_progress: Progress = lambda phase, done, total: None,
+        *,
+        cancel: Cancel = lambda: False,
     ) -> Answer:
-        """Watch the frames and answer the question; `on_text` gets the answer as it comes.
+        """Watch frames [H, W, 3] and answer a question about them.
 
-        `on_progress` gets the phase (`frames` or `tokens`), how many are done since, and in all.
+        Args:
+            frames: in the order of time; as many as the bundle's profile has, or fewer.
+            question: text of the user.
+            generation: how tokens are chosen; by default greedily, at most 128.
+            on_text: gets the answer piece by piece.
+            on_progress: gets how far watching and reading the prompt have come.
+            cancel: ends the answer where it is; see `Cancel`.
+
+        Raises:
+            UsageError: a wrong number of frames, or a question that does not fit.
+            VideoError: frames of several sizes, where the model does not make them one.
         """
+        stream = self.stream(frames, question, generation, on_progress, cancel=cancel)
+        for piece in stream:
+            on_text(piece)
+        return stream.answer
+
+    def stream(
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        question: str,
+        generation: GenerationConfig | None = None,
+        on_progress: Progress = lambda phase, done, total: None,
+        *,
+        cancel: Cancel = lambda: False,
+    ) -> AnswerStream:
+        """Answer as `answer` does; the text is pulled from the result, piece by piece.
+
+        Raises:
+            UsageError: a wrong number of frames, or a question that does not fit.
+        """
+        generation = generation or GenerationConfig()
         prompt = self.prompt(question, len(frames), generation.max_new_tokens)
+        return AnswerStream(self._pieces(frames, prompt, generation, on_progress, cancel))
+
+    def ask(
+        self,
+        video: Path,
+        question: str,
+        sampling: Sampling | None = None,
+        generation: GenerationConfig | None = None,
+        on_text: Callable[[str], None] = lambda text: None,
+        *,
+        cancel: Cancel = lambda: False,
+    ) -> VideoAnswer:
+        """Answer a question about a video or image file.
+
+        `sampling` says which frames are looked at: by default as many as the bundle takes, spread
+        evenly. For the rest see `answer`.
+
+        Raises:
+            VideoError: the video cannot be used.
+            UsageError: more frames than the profile has, or a question that does not fit.
+        """
+        seen = sample_video(video, sampling or Uniform(frames=self.manifest.profile.max_frames))
+        answer = self.answer(seen.frames, question, generation, on_text, cancel=cancel)
+        return about(seen, answer)
+
+    def _pieces(
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        prompt: Prompt,
+        generation: GenerationConfig,
+        on_progress: Progress,
+        cancel: Cancel,
+    ) -> Generator[str, None, Answer]:
+        """Yield the text as it is made, and return the answer."""
         start = time.perf_counter()
-        features = self.watch(frames, lambda n: on_progress("frames", n, len(frames)))
+        text = _SpokenText(TextStream(self.prompts.tokenizer))
+        times: list[float] = []
+        finish = Finish.CANCELLED
+        try:
+            session, logits = self._prefill(frames, prompt, on_progress, cancel)
+            ends = self.config.eos_token_ids
+            for token in generate(session, logits, self._embed_token, ends, generation):
+                times.append(time.perf_counter())
+                if piece := text.push(token):
+                    yield piece
+                if len(times) < generation.max_new_tokens:
+                    _check(cancel)
+            finish = Finish.LENGTH if len(times) == generation.max_new_tokens else Finish.END
+        except _CancelledError:
+            pass
+        if piece := text.finish():
+            yield piece
+        if finish is Finish.END and not times:
+            first_s: float | None = time.perf_counter() - start
+        else:
+            first_s = times[0] - start if times else None
+        seconds = times[-1] - times[0] if times else 0.0
+        return Answer(
+            text=text.whole,
+            finish=finish,
+            prompt_tokens=prompt.length,
+            new_tokens=len(times),
+            time_to_first_token_s=first_s,
+            decode_tokens_per_s=(len(times) - 1) / seconds if seconds else None,
+        )
+
+    def _prefill(
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        prompt: Prompt,
+        on_progress: Progress,
+        cancel: Cancel,
+    ) -> tuple[DecoderSession, NDArray[np.float32]]:
+        """A session that has read the prompt, and the logits [V] of the prompt's last token."""
+
+        def advance(phase: str, done: int, total: int) -> None:
+            on_progress(phase, done, total)
+            _check(cancel)
+
+        features = self.watch(frames, lambda done: advance("frames", done, len(frames)))
         session = self.session()
         logits = session.prefill(
             self.embed(prompt, features),
             prompt.segments,
-            lambda n: on_progress("tokens", n, prompt.length),
+            lambda done: advance("tokens", done, prompt.length),
         )
-        stream = TextStream(self.prompts.tokenizer)
-        text, times = "", []
-        for token in generate(
-            session, logits, self._embed_token, self.config.eos_token_ids, generation
-        ):
-            times.append(time.perf_counter())
-            text = self._say(text, stream.push(token), on_text)
-        text = self._say(text, stream.finish(), on_text)
-        times = times or [time.perf_counter()]
-        seconds = times[-1] - times[0]
-        return Answer(
-            text=text.rstrip(),
-            prompt_tokens=prompt.length,
-            new_tokens=len(times),
-            time_to_first_token_s=times[0] - start,
-            decode_tokens_per_s=(len(times) - 1) / seconds if seconds else None,
-        )
-
-    @staticmethod
-    def _say(text: str, piece: str, on_text: Callable[[str], None]) -> str:
-        """Hand out a piece of the answer, which does not begin with white space; return it all."""
-        piece = piece if text else piece.lstrip()
-        on_text(piece)
-        return text + piece
+        return session, logits
 
     def _embed_token(self, token: int) -> NDArray[np.float32]:
         embed: NDArray[np.float32] = self._embedding(np.array([token]))[0]
         return embed
+
+
+class _CancelledError(Exception):
+    """Ends an answer from within."""
+
+
+def _check(cancel: Cancel) -> None:
+    if cancel():
+        raise _CancelledError
+
+
+class _SpokenText:
+    """The text of an answer, without the white space around it."""
+
+    def __init__(self, stream: TextStream) -> None:
+        self._stream = stream
+        self._space = ""  # held back until text follows it
+        self.whole = ""
+
+    def push(self, token: int) -> str:
+        """Take the next token; return the text that can be said by it, often none."""
+        return self._say(self._stream.push(token))
+
+    def finish(self) -> str:
+        """Return what was still held back."""
+        return self._say(self._stream.finish())
+
+    def _say(self, text: str) -> str:
+        text = self._space + text
+        said = text.rstrip()
+        self._space = text[len(said) :]
+        if not self.whole:
+            said = said.lstrip()
+        self.whole += said
+        return said
+
+
+def about(video: SampledVideo, answer: Answer) -> VideoAnswer:
+    """Put an answer together with what was seen of the video."""
+    return VideoAnswer(
+        answer=answer,
+        frame_indices=video.indices,
+        frame_times_s=video.times_s,
+        notes=video.notes,
+    )
 
 
 def open_engines(

@@ -8,21 +8,22 @@ stays text: only the template can place a clip or end a turn.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoTokenizer
 
 from tc_export.errors import CheckpointError, UsageError
 from tc_export.model.positions import Clip, Segment, Text
+from tc_export.runtime.template import ChatTemplate, Message, read_template
+from tc_export.runtime.template_limits import TemplateLimitError
+from tc_export.runtime.tokenizer import Tokenizer
+
+QUESTION_CHARACTERS = 1_000_000
+"""Longest question that is looked at: far more than any context holds."""
 
 VISUAL_PLACEHOLDERS = ("<video>", "<image>")
 _VISUAL = re.compile("|".join(map(re.escape, VISUAL_PLACEHOLDERS)))
@@ -79,15 +80,19 @@ class Prompt:
 class PromptBuilder:
     """Builds prompts for one checkpoint."""
 
-    def __init__(self, tokenizer: Any, template: str | None) -> None:
-        """Use a transformers tokenizer and, where there is one, a Jinja chat template.
+    def __init__(self, tokenizer: Tokenizer, template: str | None) -> None:
+        """Use a tokenizer and, where there is one, a Jinja chat template.
 
         Raises:
-            CheckpointError: the template has no place for a clip, in any form that is known.
+            CheckpointError: the template has no place for a clip, in any form that is known, or
+                takes more than templates may.
         """
         self.tokenizer = tokenizer
-        self._template = template
-        vocabulary = tokenizer.get_added_vocab()
+        self._template = (
+            None if template is None else ChatTemplate(template, tokenizer.special_tokens)
+        )
+        self._first_token = tokenizer.first_token
+        vocabulary = tokenizer.added_tokens
         self._visual_ids = {vocabulary[name] for name in VISUAL_PLACEHOLDERS if name in vocabulary}
         self._placeholder = next(
             (name for name in VISUAL_PLACEHOLDERS if name in vocabulary), VISUAL_PLACEHOLDERS[0]
@@ -105,16 +110,7 @@ class PromptBuilder:
         """
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is not a folder")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:  # the tokenizers library raises bare Exceptions
-            raise CheckpointError(
-                f"the tokenizer in {folder} cannot be read: {' '.join(str(error).split())}",
-                hint="expected: tokenizer.json, as save_pretrained of transformers writes it",
-            ) from error
-        return cls(tokenizer, _read_template(folder) or _default(tokenizer.chat_template))
+        return cls(Tokenizer.load(folder), read_template(folder))
 
     def build(self, question: str, clips: Sequence[Clip]) -> Prompt:
         """Tokenise the question, with the clips where the template places them, in order.
@@ -124,6 +120,12 @@ class PromptBuilder:
         """
         if not question.strip():
             raise UsageError("the question is empty", hint="give it with --question")
+        if len(question) > QUESTION_CHARACTERS:
+            raise UsageError(
+                f"the question has {len(question)} characters, and no context holds more than "
+                f"{QUESTION_CHARACTERS}",
+                hint="ask a shorter question",
+            )
         text = self._form(self._defuse(question), len(clips))
         runs = self._tokenise(text)
         if len(runs) != len(clips) + 1:
@@ -142,11 +144,14 @@ class PromptBuilder:
         if self._template is None:
             return self._vicuna
         for form in (self._parts_with_video, self._parts_with_image, self._string):
-            # Templates fail in many ways on a form that they do not know.
-            with suppress(jinja2.TemplateError, TypeError, ValueError, LookupError):
+            try:
                 text = form(_PROBE, 1)
-                if text.count(_PROBE) == 1 and len(self._tokenise(text)) == 2:
-                    return form
+            except TemplateLimitError:
+                raise
+            except CheckpointError:  # templates fail in many ways on a form that they do not know
+                continue
+            if text.count(_PROBE) == 1 and len(self._tokenise(text)) == 2:
+                return form
         raise CheckpointError(
             "the chat template has no place for a clip: tried content parts of type video and "
             f"image, and {self._placeholder} in the text",
@@ -170,13 +175,9 @@ class PromptBuilder:
 
     def _chat(self, content: str | list[dict[str, str]]) -> str:
         """Render one turn of the user, up to where the answer begins."""
-        text: str = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=self._template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        return text
+        assert self._template is not None
+        message: Message = {"role": "user", "content": content}
+        return self._template.render([message])
 
     def _defuse(self, question: str) -> str:
         """Break each control token in the question after its first character."""
@@ -200,21 +201,18 @@ class PromptBuilder:
 
     def _with_bos(self, ids: list[int], text: str) -> list[int]:
         """Put the first token of a sequence in front, unless the template wrote it itself."""
-        bos, bos_id = self.tokenizer.bos_token, self.tokenizer.bos_token_id
-        adds_bos = bos_id is not None and self.tokenizer("")["input_ids"][:1] == [bos_id]
-        return [bos_id, *ids] if adds_bos and not text.startswith(bos) else ids
+        if self._first_token is None:
+            return ids
+        token, id_ = self._first_token
+        return ids if text.startswith(token) else [id_, *ids]
 
     def _encode(self, text: str) -> list[int]:
         first, *later = text.split(_BREAK)
-        ids = self._plain_ids(first)
-        newline = self._plain_ids("\n")
+        ids = self.tokenizer.encode(first)
+        newline = self.tokenizer.encode("\n")
         for part in later:
             # After a newline, so that SentencePiece puts no space in front of the part.
-            ids += self._plain_ids(f"\n{part}")[len(newline) :]
-        return ids
-
-    def _plain_ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            ids += self.tokenizer.encode(f"\n{part}")[len(newline) :]
         return ids
 
 
@@ -226,8 +224,8 @@ class TextStream:
     `DecodeStream` raises an error then.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Use a transformers tokenizer, as `PromptBuilder.tokenizer` is."""
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Use the tokenizer of `PromptBuilder.tokenizer`."""
         self._tokenizer = tokenizer
         # Tokens whose text was given last, which say whether a space follows, and those after.
         self._given_ids: list[int] = []
@@ -247,34 +245,5 @@ class TextStream:
         return self._held_text().rstrip(_HALF)
 
     def _held_text(self) -> str:
-        given = self._decode(self._given_ids)
-        return self._decode(self._given_ids + self._held_ids)[len(given) :]
-
-    def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
-
-
-def _read_template(folder: Path) -> str | None:
-    """Return the processor's chat template; None where only the tokenizer may have one."""
-    for name in ("chat_template.jinja", "chat_template.json", "processor_config.json"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            text = path.read_text(encoding="utf-8")
-            template = text if path.suffix == ".jinja" else json.loads(text).get("chat_template")
-        except (ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path} holds no chat template: {error}") from error
-        if template is not None:
-            return _default(template)
-    return None
-
-
-def _default(template: Any) -> str | None:
-    """Return the template itself, or the default one of several."""
-    if isinstance(template, dict):
-        template = template.get("default")
-    return template if isinstance(template, str) else None
+        given = self._tokenizer.decode(self._given_ids)
+        return self._tokenizer.decode(self._given_ids + self._held_ids)[len(given) :]

@@ -3,7 +3,7 @@
 
 config.json       the checkpoint's, with every setting that was left to us
 graph_io.json     inputs, outputs and limits of both graphs (`tc_export.contracts.graph_io`)
-tokenizer.json …  the checkpoint's own, unchanged, as far as they are there
+tokenizer.json …  the tokenizer as a device reads it; whatever else is there, unchanged
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any
 
 from tc_export.bundle.layout import GRAPH_IO_FILE
 from tc_export.checkpoint.reader import Checkpoint
+from tc_export.checkpoint.tokenizer import tokenizer_files, write_tokenizer
 from tc_export.contracts.graph_io import as_document
 from tc_export.runner import Stage, StageContext
 from tc_export.stages.inputs import BuildInputs
+from tc_export.stages.tools import versions
 
 CONFIG_FILE = "config.json"
 
@@ -36,7 +38,10 @@ COPIED = (
     "chat_template.jinja",
     "chat_template.json",
 )
-"""Files of a checkpoint that a bundle carries unchanged, as far as they are there."""
+"""Files of a checkpoint that a bundle carries, as far as they are there: all unchanged, but for the
+two that the tokenizer is written to."""
+
+TOKENIZER_READERS = ("transformers", "tokenizers")
 
 
 def stage(inputs: BuildInputs) -> Stage:
@@ -46,8 +51,8 @@ def stage(inputs: BuildInputs) -> Stage:
     return Stage(
         name="assets",
         description="copy configuration and tokenizer",
-        key={"documents": documents, "files": files},
-        outputs=(*documents, *files),
+        key={"documents": documents, "files": files, "tools": versions(TOKENIZER_READERS)},
+        outputs=tuple(sorted({*documents, *files, *tokenizer_files(inputs.checkpoint.folder)})),
         run=partial(_run, inputs=inputs, files=files, documents=documents),
     )
 
@@ -59,8 +64,10 @@ def _run(
     files: Mapping[str, str],
     documents: Mapping[str, Any],
 ) -> None:
-    for name in files:
-        shutil.copyfile(inputs.checkpoint.folder / name, context.path(name))
+    folder = inputs.checkpoint.folder
+    for name in files.keys() - set(tokenizer_files(folder)):
+        shutil.copyfile(folder / name, context.path(name))
+    write_tokenizer(folder, context.folder)
     for name, document in documents.items():
         context.path(name).write_text(json.dumps(document, indent=2) + "\n")
 

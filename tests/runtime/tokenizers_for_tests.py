@@ -19,6 +19,8 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from tc_export.runtime import tokenizer as runtime
+
 _TEXT = [
     "USER: What is shown in the video? ASSISTANT: A red ball moves from left to right.",
     "A chat between a curious user and an assistant. system user assistant image video",
@@ -75,6 +77,12 @@ def byte_level(control_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(_TEXT, trainer)
     return _wrap(tokenizer, ["<|im_start|>", *control_tokens], eos_token="<|im_end|>")
+
+
+def as_runtime(tokenizer: PreTrainedTokenizerFast) -> runtime.Tokenizer:
+    """The same tokenizer as answering uses it."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    return runtime.Tokenizer(backend, tokenizer.special_tokens_map)
 
 
 def _without_added_bytes(state: str) -> str:

@@ -6,7 +6,7 @@ Both sides share the bundle's own preprocessing, prompt template and tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from tc_export.parity.judged_bundle import (
     open_with_checkpoint,
 )
 from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
-from tc_export.runtime.answering import EmbeddingTable
+from tc_export.runtime.embedding import EmbeddingTable
 from tc_export.runtime.preprocess import preprocess, read_preprocess_config
 from tc_export.runtime.prompt import PromptBuilder
 from tc_export.tasks import Split, make_items
@@ -108,8 +108,6 @@ def _language(bundle: Path, profile: Profile) -> Language:
             token_ids=prompt.token_ids(VISUAL_PLACE),
         )
 
-    def decode(token_ids: Sequence[int]) -> str:
-        text: str = prompts.tokenizer.decode(token_ids, skip_special_tokens=True)
-        return text
-
-    return Language(prepare=prepare, decode=decode, end_tokens=config.eos_token_ids)
+    return Language(
+        prepare=prepare, decode=prompts.tokenizer.decode, end_tokens=config.eos_token_ids
+    )
