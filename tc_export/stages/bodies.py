@@ -34,9 +34,10 @@ from tc_export.errors import CheckFailed, TcExportError
 from tc_export.graph.export import GraphReport, export_decoder, export_embedding, export_vision
 from tc_export.graph.passes.tensorrt_form import to_tensorrt_form
 from tc_export.native.build import build_plugins
-from tc_export.parity.graph_engines import load_graphs
-from tc_export.parity.of_bundle import compare_with_pytorch
+from tc_export.parity.graph_engines import GraphsInTurn
+from tc_export.parity.of_bundle import compare_with_pytorch, references
 from tc_export.parity.tensors.report import failures, write_report
+from tc_export.plan.build_memory import memory_limits
 from tc_export.runner import StageContext
 from tc_export.targets import Precision, Precisions, Release, Target
 
@@ -68,6 +69,7 @@ class Recipe:
     target: Target
     release: Release | None  # of the device's software; None for the CPU
     precisions: Precisions
+    memory_bytes: int | None = None  # that comparing may take; None: two thirds of what is free
 
     @property
     def plugins(self) -> str:
@@ -204,9 +206,8 @@ def prepare_finish(context: StageContext, recipe: Recipe) -> Facts:
     assert target.sm is not None
     assert target.toolchain.architecture is not None
     golden = make_golden(
-        recipe.checkpoint.config.model,
-        recipe.checkpoint.load_model,
-        recipe.description.precision_asked,
+        references(recipe.checkpoint, recipe.precisions),
+        recipe.precisions,
         max_frames=profile.max_frames,
         max_length=profile.max_length,
     )
@@ -250,12 +251,15 @@ def check_parity(context: StageContext, recipe: Recipe) -> None:
     Raises:
         CheckFailed: they do not compute what PyTorch computes.
     """
+    config = recipe.checkpoint.config.model
+    limits = memory_limits(config, recipe.precisions, recipe.memory_bytes)
     result = compare_with_pytorch(
-        load_graphs(context.folder, recipe.precisions),
+        GraphsInTurn(context.folder, config, recipe.precisions, limits.parts),
         recipe.checkpoint,
         recipe.description.profile,
         recipe.precisions,
-        context.advance,
+        answer_bytes=limits.answer_bytes,
+        advance=context.advance,
     )
     folder = context.folder / "parity"
     folder.mkdir()

@@ -16,7 +16,6 @@ fuses operators, and then rounds less often.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import onnx
 from onnx import NodeProto, TensorProto, helper, inliner
@@ -27,13 +26,13 @@ _NARROW, _WIDE = TensorProto.BFLOAT16, TensorProto.FLOAT
 _STORED = ".stored"
 
 
-def in_float32_arithmetic(path: Path) -> onnx.ModelProto:
-    """Rewrite the bfloat16 graph at `path`; its external weights stay where they lie.
+def in_float32_arithmetic(source: onnx.ModelProto) -> onnx.ModelProto:
+    """Rewrite a bfloat16 graph; its external weights stay where they lie, and need not be loaded.
 
     Raises:
         TcExportError: the graph has parts that this rewriting does not reach (subgraphs).
     """
-    model = inliner.inline_local_functions(onnx.load(path, load_external_data=False))
+    model = inliner.inline_local_functions(source)
     graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     narrow = {
         value.name
