@@ -19,6 +19,7 @@ from tc_export.checkpoint.hf_config import read_config
 from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
 from tc_export.contracts.graph_io import GRAPHS
 from tc_export.errors import UsageError
+from tc_export.plan.build_memory import memory_limits
 from tc_export.runner import Reporter, Stage, run_stages
 from tc_export.stages import (
     assets,
@@ -78,6 +79,7 @@ class BuildRequest:
     temporal: Mapping[str, Any] = field(default_factory=dict)
     check_parity: bool = True
     jobs: int = 1
+    memory_bytes: int | None = None
 
 
 OnOpened = Callable[[Checkpoint, Profile], None]  # once the checkpoint is read and found whole
@@ -110,7 +112,12 @@ def build(
             tools=versions({*EXPORTERS, *RUNNERS}),
         )
         inputs = BuildInputs(
-            checkpoint=checkpoint, spec=spec, target=target, release=release, precisions=precisions
+            checkpoint=checkpoint,
+            spec=spec,
+            target=target,
+            release=release,
+            precisions=precisions,
+            memory_bytes=request.memory_bytes,
         )
         stages = list_stages(inputs, check_parity=request.check_parity)
         finished = device_build.finished_bundle(staging, stages, reporter)
@@ -147,4 +154,6 @@ def _checked(request: BuildRequest) -> tuple[Target, Precisions, Release | None,
     config = read_config(request.checkpoint).model
     profile = choose_profile(config, request.max_frames, request.max_length)
     check_possible(config, target, precisions, check_parity=request.check_parity)
+    if request.check_parity:
+        memory_limits(config, precisions, request.memory_bytes)
     return target, precisions, release, profile

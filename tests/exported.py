@@ -50,9 +50,10 @@ def export_small(
     stored: torch.dtype = torch.float32,
     precision: DType = DType.FLOAT32,
     temporal: dict[str, Any] | None = None,
+    text: dict[str, Any] | None = None,
 ) -> Exported:
     """Save a small checkpoint of `family`, and export it."""
-    source = save_small(folder / "checkpoint", family, dtype=stored)
+    source = save_small(folder / "checkpoint", family, dtype=stored, text=text)
     settings = {"gamma": 0.5, **(temporal or {})}
     edit_config(source, lambda document: document.update(temporal=settings))
     checkpoint = open_checkpoint(source)

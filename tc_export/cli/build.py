@@ -11,7 +11,7 @@ import typer
 
 from tc_export.cli.failure import INTERRUPTED
 from tc_export.cli.finish import finish_if_here, print_bundle
-from tc_export.cli.options import MaxLengthOption, PrecisionOption, complete_target
+from tc_export.cli.options import MaxLengthOption, MemoryOption, PrecisionOption, complete_target
 from tc_export.cli.terminal import Terminal
 from tc_export.config import AfterClip, AttentionMask
 
@@ -63,9 +63,10 @@ def build(
     parity: Annotated[
         bool,
         typer.Option(
-            help="Compare the engine with PyTorch; needs the model in memory, in float64."
+            help="Compare the graphs with PyTorch in float64, a layer in memory at a time."
         ),
     ] = True,
+    memory: MemoryOption = None,
     jobs: Annotated[
         int, typer.Option(min=1, help="Stages that may run at once; each takes memory of its own.")
     ] = 1,
@@ -92,6 +93,7 @@ def build(
         temporal=temporal,
         check_parity=parity,
         jobs=jobs,
+        memory_bytes=None if memory is None else round(memory * 1e9),
     )
     try:
         for bundle, build_one in build_each(request, targets):

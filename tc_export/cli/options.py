@@ -30,6 +30,16 @@ PrecisionOption = Annotated[
         show_default=False,
     ),
 ]
+MemoryOption = Annotated[
+    float | None,
+    typer.Option(
+        "--memory",
+        min=0,
+        help="GB of memory that comparing with PyTorch may take. By default two thirds of what is "
+        "free.",
+        show_default=False,
+    ),
+]
 MaxLengthOption = Annotated[
     int | None,
     typer.Option(

@@ -9,7 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from tc_export.cli.failure import ReportedFailure
-from tc_export.cli.options import BundleArgument, JsonOption, NativeOption, ThreadsOption
+from tc_export.cli.options import (
+    BundleArgument,
+    JsonOption,
+    MemoryOption,
+    NativeOption,
+    ThreadsOption,
+)
 from tc_export.cli.terminal import Terminal, print_json, show
 from tc_export.errors import UsageError
 
@@ -71,6 +77,7 @@ def parity(
     ] = False,
     native: NativeOption = None,
     threads: ThreadsOption = None,
+    memory: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare a bundle's engine with the PyTorch model; exit code 1 where they differ."""
@@ -88,14 +95,24 @@ def parity(
     if tasks:
         _compare_answers(bundle, given, settings, as_json=as_json)
     else:
+        settings |= {"memory_bytes": None if memory is None else round(memory * 1e9)}
         _compare_tensors(bundle, settings, as_json=as_json)
 
 
 def _compare_tensors(bundle: Path, settings: dict[str, Any], *, as_json: bool) -> None:
+    from rich.progress import Progress
+
     from tc_export.parity.tensors.check_bundle import check_bundle
     from tc_export.parity.tensors.report import as_table, failures, result_as_json
 
-    result = check_bundle(bundle, **settings)
+    console = Terminal(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("comparing with PyTorch", total=None)
+        result = check_bundle(
+            bundle,
+            advance=lambda done, total: progress.update(bar, completed=done, total=total),
+            **settings,
+        )
     if as_json:
         print_json(result_as_json(result))
     else:

@@ -32,6 +32,7 @@ LOGITS = "logits"
 
 CACHE_PARTS = ("key", "value")
 PAST, PRESENT = "past_key_values", "present"
+HIDDEN = "hidden_states"
 
 FRAMES_A_CALL = 8
 """Most frames that go through the vision engine at once: bounds its memory, costs no speed."""
@@ -100,26 +101,35 @@ def vision_outputs(config: ModelConfig) -> tuple[GraphTensor, ...]:
     return (GraphTensor(VISUAL_FEATURES, axes, WEIGHTS_TYPE, meaning),)
 
 
-def decoder_inputs(config: ModelConfig) -> tuple[GraphTensor, ...]:
-    """The decoder graph's inputs, in order."""
+def hidden_name(layer: int) -> str:
+    """The hidden states that go into a layer: what one part of a decoder hands to the next."""
+    return f"{HIDDEN}.{layer}"
+
+
+def is_hidden(name: str) -> bool:
+    """True for what one part of a decoder hands to the next."""
+    return name.startswith(f"{HIDDEN}.")
+
+
+def decoder_inputs(config: ModelConfig, layers: range | None = None) -> tuple[GraphTensor, ...]:
+    """The decoder graph's inputs, in order; or those of a part of it, with `layers` alone."""
+    layers = _all_layers(config) if layers is None else layers
     per_token = ("batch", "tokens")
+    embedded = (*per_token, config.text.hidden_size)
     tensors = [
-        GraphTensor(
-            INPUTS_EMBEDS,
-            (*per_token, config.text.hidden_size),
-            WEIGHTS_TYPE,
-            "embedded tokens and visual features",
-        ),
+        GraphTensor(INPUTS_EMBEDS, embedded, WEIGHTS_TYPE, "embedded tokens and visual features")
+        if layers.start == 0
+        else GraphTensor(hidden_name(layers.start), embedded, WEIGHTS_TYPE, "of the part before"),
         GraphTensor(
             POSITION_IDS, per_token, DType.INT64, "n, and the token's cache row; -1 for padding"
         ),
         GraphTensor(TEMPORAL_IDS, per_token, DType.INT64, "T; -1 for padding"),
         GraphTensor(KV_END, per_token, DType.INT32, "cache rows that the token sees"),
-        GraphTensor(
-            LOGITS_INDICES, ("batch", "logits"), DType.INT64, "tokens of the call to give logits of"
-        ),
-        *_cache(config, PAST, "cache before the call"),
     ]
+    if layers.stop == config.text.num_hidden_layers:
+        meaning = "tokens of the call to give logits of"
+        tensors.append(GraphTensor(LOGITS_INDICES, ("batch", "logits"), DType.INT64, meaning))
+    tensors += _cache(config, PAST, layers, "cache before the call")
     if config.temporal.mask is AttentionMask.FRAME_BLOCK:
         axes = ("batch", "cache_rows")
         meaning = "frame of each cache row; -1 for text"
@@ -127,18 +137,27 @@ def decoder_inputs(config: ModelConfig) -> tuple[GraphTensor, ...]:
     return tuple(tensors)
 
 
-def decoder_outputs(config: ModelConfig) -> tuple[GraphTensor, ...]:
-    """The decoder graph's outputs, in order."""
-    axes = ("batch", "logits", config.text.vocab_size)
-    logits = GraphTensor(LOGITS, axes, WEIGHTS_TYPE, "of the tokens asked for")
-    present = _cache(config, PRESENT, "cache after the call; may be the same buffer as before it")
-    return (logits, *present)
+def decoder_outputs(config: ModelConfig, layers: range | None = None) -> tuple[GraphTensor, ...]:
+    """The decoder graph's outputs, in order; or those of a part of it, with `layers` alone."""
+    layers = _all_layers(config) if layers is None else layers
+    if layers.stop == config.text.num_hidden_layers:
+        axes: tuple[str | int, ...] = ("batch", "logits", config.text.vocab_size)
+        result = GraphTensor(LOGITS, axes, WEIGHTS_TYPE, "of the tokens asked for")
+    else:
+        axes = ("batch", "tokens", config.text.hidden_size)
+        result = GraphTensor(hidden_name(layers.stop), axes, WEIGHTS_TYPE, "for the next part")
+    meaning = "cache after the call; may be the same buffer as before it"
+    return (result, *_cache(config, PRESENT, layers, meaning))
 
 
-def _cache(config: ModelConfig, prefix: str, meaning: str) -> Iterable[GraphTensor]:
+def _all_layers(config: ModelConfig) -> range:
+    return range(config.text.num_hidden_layers)
+
+
+def _cache(config: ModelConfig, prefix: str, layers: range, meaning: str) -> Iterable[GraphTensor]:
     text = config.text
     axes = ("batch", text.num_key_value_heads, "cache_rows", text.head_dim)
-    for layer in range(text.num_hidden_layers):
+    for layer in layers:
         for part in CACHE_PARTS:
             yield GraphTensor(f"{prefix}.{layer}.{part}", axes, WEIGHTS_TYPE, meaning)
 

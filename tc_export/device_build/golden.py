@@ -10,15 +10,12 @@ after the clip and the mask inside it both show. It sees only cache rows that it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from tc_export.config import ModelConfig
 from tc_export.contracts.graph_io import (
-    CACHE_PARTS,
     DECODER,
     FRAMES_A_CALL,
     INPUTS_EMBEDS,
@@ -27,26 +24,20 @@ from tc_export.contracts.graph_io import (
     PIXEL_VALUES,
     VISION,
     VISUAL_FEATURES,
-    is_past,
-    past_name,
     prefill_tokens,
 )
-from tc_export.dtypes import DType
-from tc_export.engine.interface import Engine
 from tc_export.engine.session import position_feeds
 from tc_export.errors import CheckFailed
 from tc_export.model.positions import Clip, Layout, Segment, Text, lay_out
-from tc_export.model.tc_llava import TcLlava
+from tc_export.parity.layerwise import TokenSequence
+from tc_export.parity.tensors.check import ReferenceSides
 from tc_export.parity.tensors.tolerance import compare
-from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
+from tc_export.targets import Precision, Precisions
 
 MOST_FRAMES = 3
 MOST_LOGITS = 8
 TEXT_BEFORE, TEXT_AFTER = 5, 7
 SEED = 0
-
-Feeds = dict[str, dict[str, np.ndarray]]
-"""Inputs of both graphs, by graph."""
 
 
 @dataclass(frozen=True)
@@ -61,43 +52,20 @@ class Golden:
 
 
 def make_golden(
-    config: ModelConfig,
-    load_model: Callable[[torch.dtype], TcLlava],
-    precisions: Mapping[str, str],
-    *,
-    max_frames: int,
-    max_length: int,
+    references: ReferenceSides, precisions: Precisions, *, max_frames: int, max_length: int
 ) -> dict[str, Golden]:
     """Golden data of both graphs, within the engines' shapes.
 
     Args:
-        config: the model's.
-        load_model: reads the reference model in a given type; it is held in float64 for a while.
-        precisions: number format of each graph, by name.
+        references: PyTorch in float64, and in the engines' formats.
+        precisions: number format of each graph.
         max_frames: the profile's.
         max_length: the profile's.
 
     Raises:
         CheckFailed: the model's numbers leave the range of their format.
     """
-    truth = load_model(torch.float64)
-    true_engines = {VISION: TorchVisionEngine(truth), DECODER: TorchDecoderEngine(truth)}
-    floats, integers = _feeds(config, truth, max_frames, max_length)
-    golden = {}
-    for graph, output in ((VISION, VISUAL_FEATURES), (DECODER, LOGITS)):
-        dtype = DType(precisions[graph])
-        inputs = {name: x.astype(dtype.numpy) for name, x in floats[graph].items()}
-        inputs |= integers[graph]
-        rounded = load_model(dtype.torch)
-        engine = TorchVisionEngine(rounded) if graph == VISION else TorchDecoderEngine(rounded)
-        golden[graph] = _call(inputs, output, true_engines[graph], engine, precisions[graph])
-    return golden
-
-
-def _feeds(
-    config: ModelConfig, truth: TcLlava, max_frames: int, max_length: int
-) -> tuple[Feeds, Feeds]:
-    """The floating-point inputs in float64, and the integer ones, of random frames and tokens."""
+    config = references.truth.config
     random = np.random.default_rng(SEED)
     segments = prompt_within(config, max_frames, max_length)
     frames = sum(segment.frames for segment in segments if isinstance(segment, Clip))
@@ -105,14 +73,38 @@ def _feeds(
     pixels = random.standard_normal((frames, 3, size, size))
     layout, _ = lay_out(segments, config.temporal)
     tokens = random.integers(0, config.text.vocab_size, layout.length)
-    features = TorchVisionEngine(truth).run({PIXEL_VALUES: pixels})[VISUAL_FEATURES]
-    embeds = TorchDecoderEngine(truth).embedding_table()[tokens]
+    vision, features = _vision(references, precisions.vision, pixels)
+    embeds = references.truth.embed(tokens)
     embeds[layout.frame_ids >= 0] = features.reshape(-1, features.shape[-1])
-    floats = {
-        VISION: {PIXEL_VALUES: pixels},
-        DECODER: {INPUTS_EMBEDS: embeds[None], **_cache(config, layout.length)},
-    }
-    return floats, {VISION: {}, DECODER: _positions(layout)}
+    return {VISION: vision, DECODER: _decoder(references, precisions.decoder, embeds, layout)}
+
+
+def _vision(
+    references: ReferenceSides, precision: Precision, pixels: np.ndarray
+) -> tuple[Golden, np.ndarray]:
+    """A call of the vision graph, and the true features of its frames."""
+    stored = pixels.astype(precision.dtype.numpy)
+    wide = [stored.astype(np.float64)]
+    (truth,), (rounded,) = references.truth.features(wide), references.baseline.features(wide)
+    return _golden({PIXEL_VALUES: stored}, VISUAL_FEATURES, truth, rounded, precision), truth
+
+
+def _decoder(
+    references: ReferenceSides, precision: Precision, embeds: np.ndarray, layout: Layout
+) -> Golden:
+    """A call of the decoder graph, whose cache is empty before it."""
+    stored = embeds.astype(precision.dtype.numpy)
+    positions = _positions(layout)
+    sequence = TokenSequence(
+        embeds=stored.astype(np.float64),
+        layout=layout,
+        logits_indices=positions[LOGITS_INDICES][0],
+    )
+    (truth,), (rounded,) = (
+        model.logits([sequence]) for model in (references.truth, references.baseline.decoder)
+    )
+    feeds = {INPUTS_EMBEDS: stored[None], **positions}
+    return _golden(feeds, LOGITS, truth[None], rounded[None], precision)
 
 
 def prompt_within(config: ModelConfig, max_frames: int, max_length: int) -> list[Segment]:
@@ -135,28 +127,16 @@ def _positions(layout: Layout) -> dict[str, np.ndarray]:
     return {**position_feeds(layout.batched()), LOGITS_INDICES: wanted[None]}
 
 
-def _cache(config: ModelConfig, rows: int) -> dict[str, np.ndarray]:
-    """An empty cache, just large enough: the engine's has more rows, which nothing sees."""
-    text = config.text
-    zeros = np.zeros((1, text.num_key_value_heads, rows, text.head_dim))
-    return {
-        past_name(layer, part): zeros
-        for layer in range(text.num_hidden_layers)
-        for part in CACHE_PARTS
-    }
-
-
-def _call(
-    inputs: dict[str, np.ndarray], output: str, truth: Engine, pytorch: Engine, precision: str
+def _golden(
+    inputs: dict[str, np.ndarray],
+    output: str,
+    truth: np.ndarray,
+    pytorch: np.ndarray,
+    precision: str,
 ) -> Golden:
-    """Run both engines on the same numbers, those of the graph's own type."""
-    feeds = {
-        name: x.astype(np.float64) if DType.from_numpy(x.dtype).is_float else x
-        for name, x in inputs.items()
-    }
-    true_values, values = (engine.run(feeds)[output] for engine in (truth, pytorch))
+    """What an engine must give for `inputs`, and how near it must be."""
     compared = compare(
-        "golden", 0, output, truth=true_values, pytorch=values, engine=values, precision=precision
+        "golden", 0, output, truth=truth, pytorch=pytorch, engine=pytorch, precision=precision
     )
     if not compared.is_judged:
         raise CheckFailed(
@@ -164,7 +144,4 @@ def _call(
             "engine can be judged by them",
             hint="choose another --precision",
         )
-    kept = {name: x for name, x in inputs.items() if not is_past(name)}
-    return Golden(
-        inputs=kept, outputs={output: (true_values.astype(np.float32), compared.tolerance)}
-    )
+    return Golden(inputs=inputs, outputs={output: (truth.astype(np.float32), compared.tolerance)})

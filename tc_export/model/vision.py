@@ -120,8 +120,11 @@ class VisionTower(nn.Module):
         x = self.pre_layernorm(self.embeddings(pixel_values))
         for layer in self.layers:
             x = layer(x)
-        out: Tensor = x if self.keep_class_token else x[:, 1:]
-        return out
+        return self.select(x)
+
+    def select(self, x_NPE: Tensor) -> Tensor:
+        """The patches that go on, with the class token or without it."""
+        return x_NPE if self.keep_class_token else x_NPE[:, 1:]
 
 
 class Projector(nn.Module):
@@ -161,8 +164,11 @@ class VisionModel(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Map pixels [N, 3, image_size, image_size] to tokens [N, tokens_per_frame, E]."""
-        x = self.vision_tower(pixel_values)
+        return self.project_and_pool(self.vision_tower(pixel_values), self.multi_modal_projector)
+
+    def project_and_pool(self, x_NPE: Tensor, projector: nn.Module) -> Tensor:
+        """Map the tower's features to tokens [N, tokens_per_frame, E of the language model]."""
         if self.pooling.before_projector:
-            out: Tensor = self.multi_modal_projector(pool(x, self.grid, self.pooling))
+            out: Tensor = projector(pool(x_NPE, self.grid, self.pooling))
             return out
-        return pool(self.multi_modal_projector(x), self.grid, self.pooling)
+        return pool(projector(x_NPE), self.grid, self.pooling)

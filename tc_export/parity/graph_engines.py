@@ -2,39 +2,121 @@
 """A bundle's graphs in ONNX Runtime, in their own formats: what can be compared without the device.
 
 An engine that was built for another device cannot run here. Its graphs can: they have the engine's
-operators, weights and number formats, but not its kernels.
+operators, weights and number formats, but not its kernels. A decoder that does not fit into memory
+is opened part by part: all calls go through one part before the next is opened.
 """
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 
 from tc_export.bundle.layout import MODEL_FILE
-from tc_export.contracts.graph_io import DECODER, VISION
+from tc_export.config import ModelConfig
+from tc_export.contracts.graph_io import DECODER, INPUTS_EMBEDS, LOGITS, VISION, is_hidden
+from tc_export.contracts.parts import Part
+from tc_export.dtypes import DType
+from tc_export.engine.interface import Engine
 from tc_export.engine.loading import Engines
 from tc_export.engine.onnxruntime import OrtEngine
+from tc_export.graph.parts import cut_decoder
 from tc_export.graph.passes.float32_arithmetic import compute_in_float32
+from tc_export.parity.tensors.sides import Calls, Feed, features_of
 from tc_export.targets import Precision, Precisions
+
+FLOAT16, FLOAT32 = DType.FLOAT16.numpy, DType.FLOAT32.numpy
 
 
 def load_graphs(folder: Path, precisions: Precisions, *, threads: int | None = None) -> Engines:
-    """Load both graphs under `folder`, without our native library.
+    """Load both graphs under `folder`, whole and without our native library.
 
     Raises:
         BundleError: a graph cannot be loaded.
     """
-
-    def load(graph: str, precision: Precision) -> OrtEngine:
-        path = folder / graph / MODEL_FILE
-        rewritten = None
-        if precision is Precision.BFLOAT16:
-            model = onnx.load(path, load_external_data=False)
-            compute_in_float32(model)
-            rewritten = model.SerializeToString()
-        return OrtEngine(path, rewritten=rewritten, threads=threads)
-
     return Engines(
-        vision=load(VISION, precisions.vision), decoder=load(DECODER, precisions.decoder)
+        vision=_open(folder / VISION / MODEL_FILE, precisions.vision, threads),
+        decoder=_open(folder / DECODER / MODEL_FILE, precisions.decoder, threads),
     )
+
+
+def _open(
+    path: Path, precision: Precision, threads: int | None, part: ir.Model | None = None
+) -> OrtEngine:
+    """Open the graph at `path`, or a part of it."""
+    rewritten = None if part is None else ir.to_proto(part)
+    if precision is Precision.BFLOAT16:
+        rewritten = rewritten or onnx.load(path, load_external_data=False)
+        compute_in_float32(rewritten)
+    content = None if rewritten is None else rewritten.SerializeToString()
+    return OrtEngine(path, rewritten=content, threads=threads)
+
+
+class GraphsInTurn:
+    """Both graphs as a side of a comparison; no more of them is open at once than one part.
+
+    Attributes:
+        name: as a person reads it.
+        pixel_type, embeds_type: what the graphs are fed with.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        precisions: Precisions,
+        parts: Sequence[Part],
+        *,
+        threads: int | None = None,
+        advance: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Open nothing yet; `advance` is called with the parts that are done, and all there are."""
+        self._folder = folder
+        self._config = config
+        self._precisions = precisions
+        self._parts = tuple(parts)
+        self._threads = threads
+        self._advance = advance
+        cut = f", in {len(self._parts)} parts" if len(self._parts) > 1 else ""
+        self.name = f"graphs in ONNX Runtime{cut}"
+        # A bfloat16 graph is computed in float32.
+        self.pixel_type, self.embeds_type = (
+            FLOAT16 if precision is Precision.FLOAT16 else FLOAT32
+            for precision in (precisions.vision, precisions.decoder)
+        )
+
+    def features(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """See `Side.features`."""
+        path = self._folder / VISION / MODEL_FILE
+        return features_of(_open(path, self._precisions.vision, self._threads), clips)
+
+    def logits(self, calls: Sequence[Calls]) -> list[list[np.ndarray]]:
+        """See `Side.logits`."""
+        path = self._folder / DECODER / MODEL_FILE
+        hidden = [[feed[INPUTS_EMBEDS] for feed in x.feeds] for x in calls]
+        whole = len(self._parts) == 1
+        models = [None] if whole else cut_decoder(path, self._config, self._parts)
+        for index, model in enumerate(models):
+            engine = _open(path, self._precisions.decoder, self._threads, model)
+            hidden = [_through(engine, x, given) for x, given in zip(calls, hidden, strict=True)]
+            del engine
+            gc.collect()  # before the next part's weights are read
+            self._advance(index + 1, len(self._parts))
+        return [[logits[0] for logits in x] for x in hidden]
+
+
+def _through(engine: Engine, calls: Calls, hidden: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """What one part makes of each call's hidden states; the last part makes logits."""
+    taken = next(x for x in engine.inputs if is_hidden(x) or x == INPUTS_EMBEDS)
+    given = next(x for x in engine.outputs if is_hidden(x) or x == LOGITS)
+    cache = engine.new_cache(calls.rows)
+
+    def run(feed: Feed, states: np.ndarray) -> np.ndarray:
+        wanted = {name: values for name, values in feed.items() if name in engine.inputs}
+        return engine.run(wanted | {taken: states}, cache)[given]
+
+    return [run(feed, states) for feed, states in zip(calls.feeds, hidden, strict=True)]

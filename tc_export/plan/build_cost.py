@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tc_export.config import ModelConfig
 from tc_export.errors import EnvironmentLacks
+from tc_export.plan.build_memory import least_bytes, truth_bytes
 from tc_export.plan.host import host_memory
 from tc_export.plan.memory import BYTES, RUNTIME_BYTES
 from tc_export.plan.parameters import decoder_count, vision_count
@@ -19,8 +20,6 @@ and at 0.52 GB with it."""
 RTX_BASE_BYTES, RTX_BYTES_PER_WEIGHT_BYTE = 500_000_000, 3.05
 """Fitted to two builds by TensorRT-RTX 1.7 with one profile, in float16: a decoder of 227 MB peaked
 at 1.2 GB, one of 2.06 GB at 6.8 GB."""
-
-_FLOAT64_BYTES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +49,12 @@ def build_cost(config: ModelConfig, target: Target, precisions: Precisions) -> B
     """Predict the steps that run on this host; an engine that is built on its device is not one."""
     vision, decoder = vision_count(config).total, decoder_count(config).total
     engines = vision * _loaded(precisions.vision) + decoder * _loaded(precisions.decoder)
-    truth = (vision + decoder) * _FLOAT64_BYTES
-    same_format = vision * BYTES[precisions.vision] + decoder * BYTES[precisions.decoder]
-    peaks = {
+    peaks: dict[str, float] = {
         "export": EXPORTER_BYTES,  # weights stay on the disk
-        "parity": EXPORTER_BYTES + engines + truth + same_format,
+        "parity": least_bytes(config, precisions),
     }
     if target.toolchain.engine == "tensorrt":
-        peaks["golden data"] = EXPORTER_BYTES + truth + same_format
+        peaks["golden data"] = truth_bytes(config)
     if target.toolchain.engine == "onnxruntime":
         peaks["engine"] = RUNTIME_BYTES["onnxruntime"] + engines
     if target.toolchain.engine == "tensorrt-rtx":

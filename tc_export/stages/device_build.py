@@ -11,6 +11,7 @@ from tc_export.bundle.layout import engine_path, engine_stage, tensorrt_graph, t
 from tc_export.contracts.graph_io import GRAPHS
 from tc_export.device_build.golden import make_golden
 from tc_export.device_build.write import PendingBuild, PendingEngine, write_finish
+from tc_export.parity.tensors.check_bundle import references
 from tc_export.runner import Reporter, Stage, StageContext, is_up_to_date
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import EXPORTERS, versions
@@ -62,9 +63,8 @@ def _pending_engines(context: StageContext, inputs: BuildInputs) -> dict[str, Pe
     """Both engines, each with a call of the PyTorch model to judge it by."""
     profile = inputs.spec.profile
     golden = make_golden(
-        inputs.checkpoint.config.model,
-        inputs.checkpoint.load_model,
-        inputs.spec.precision_asked,
+        references(inputs.checkpoint, inputs.precisions),
+        inputs.precisions,
         max_frames=profile.max_frames,
         max_length=profile.max_length,
     )

@@ -25,6 +25,7 @@ class BuildInputs:
     target: Target
     release: Release | None  # of the device's software; None for the CPU
     precisions: Precisions
+    memory_bytes: int | None = None  # that comparing may take; None: two thirds of what is free
 
     @property
     def plugin_library(self) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,11 @@ from tc_export.device_build.write import PendingBuild, PendingEngine, write_fini
 from tc_export.dtypes import DType
 from tc_export.errors import BundleError, CheckFailed, TcExportError
 from tc_export.model.positions import Clip
-from tc_export.model.tc_llava import TcLlava
+from tc_export.parity.tensors.check_bundle import references
+from tc_export.targets import Precisions
 from tests.device_build.conftest import ARCHITECTURE, PLUGIN, elf_header
 from tests.model.small_models import VISION, random_model
+from tests.parity.stored import store
 
 MAX_FRAMES, MAX_LENGTH = 2, 70
 GRAPHS = ("vision", "decoder")
@@ -32,21 +35,16 @@ PREFIX_MASKS = [mask for mask in AttentionMask if mask.is_prefix]
 def golden_of(
     mask: AttentionMask, precision: str, head_factor: float = 1.0
 ) -> tuple[Golden, Golden]:
-    temporal = TemporalConfig(mask=mask, gamma=0.5)
-    config = random_model(temporal).config
-
-    def load(dtype: torch.dtype) -> TcLlava:
-        model = random_model(temporal, dtype=torch.float64)
-        model.decoder.lm_head.weight.mul_(head_factor)
-        return model.to(dtype)
-
-    golden = make_golden(
-        config,
-        load,
-        dict.fromkeys(GRAPHS, precision),
-        max_frames=MAX_FRAMES,
-        max_length=MAX_LENGTH,
-    )
+    model = random_model(TemporalConfig(mask=mask, gamma=0.5), dtype=torch.float64)
+    model.decoder.lm_head.weight.mul_(head_factor)
+    precisions = Precisions.both(precision)
+    with tempfile.TemporaryDirectory() as folder:
+        golden = make_golden(
+            references(store(model, Path(folder)), precisions),
+            precisions,
+            max_frames=MAX_FRAMES,
+            max_length=MAX_LENGTH,
+        )
     return golden["vision"], golden["decoder"]
 
 

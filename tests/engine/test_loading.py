@@ -12,9 +12,11 @@ from tc_export.engine import loading
 from tc_export.engine.loading import load_engines
 from tc_export.errors import EnvironmentLacks
 from tc_export.native.find import NativeLibrary, find_native_library
-from tc_export.parity.tensors.check import Side, check_parity
+from tc_export.parity.tensors.check import check_parity
+from tc_export.parity.tensors.check_bundle import references
 from tc_export.parity.tensors.report import failures
 from tc_export.parity.tensors.scenario import standard_scenarios
+from tc_export.parity.tensors.sides import OpenSide
 from tc_export.targets import Precisions
 from tests.exported import Exported
 
@@ -35,10 +37,11 @@ def test_parity_through_the_library(exported: Exported, native: NativeLibrary) -
     engines = load_engines(exported.folder, custom_nodes(exported), native=True, threads=1)
     assert engines.native
     assert engines.decoder.native_nodes == {"TcDualRope": 4, "TcBlockCausalAttention": 2}
-    side = Side(name="native", vision=engines.vision, decoder=engines.decoder)
+    side = OpenSide("native", engines.vision, engines.decoder)
     scenarios = standard_scenarios(exported.config, max_frames=5, max_length=200)
-    load = exported.checkpoint.load_model
-    result = check_parity(exported.config, load, side, Precisions.both("float32"), scenarios)
+    precisions = Precisions.both("float32")
+    judges = references(exported.checkpoint, precisions)
+    result = check_parity(judges, side, precisions, scenarios)
     assert result.passed, failures(result)
 
 

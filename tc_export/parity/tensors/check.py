@@ -1,43 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parity check: vision features, prefill logits, every decode step, and the greedy answer.
 
-Three runners go through the same feeds: PyTorch in float64 (the truth), PyTorch in the engine's
-format, and the engine. The decoder is fed with the truth's features and tokens, so that an error
-is seen where it arises; the greedy answer is free-running, with each side's own.
+Three sides go through the same feeds: PyTorch in float64 (the truth), PyTorch in the engine's
+format, and the engine. The decoder is fed with the truth's features and with tokens that were drawn
+before, so that an error is seen where it arises, and so that a side may take all tokens through one
+layer, or one part of a graph, before it needs the next.
+
+The greedy answer is each side's own, with its own features. As long as two sides choose the same
+tokens they are fed the same: so the engine is fed the truth's answer, and what it would have said
+is known up to the first token that differs, which is all that is judged.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
-import torch
 from polygraphy.comparator import Comparator, IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 
 from tc_export.config import ModelConfig
-from tc_export.contracts.graph_io import FRAMES_A_CALL, LOGITS_A_CALL, PREFILL_TOKENS
+from tc_export.contracts.graph_io import (
+    FRAMES_A_CALL,
+    INPUTS_EMBEDS,
+    KEY_FRAME_IDS,
+    LOGITS,
+    LOGITS_A_CALL,
+    LOGITS_INDICES,
+    PREFILL_TOKENS,
+    VISUAL_FEATURES,
+)
 from tc_export.dtypes import round_to
-from tc_export.engine.interface import Engine
-from tc_export.engine.session import DecoderSession, position_feeds
+from tc_export.engine.session import position_feeds
 from tc_export.errors import EnvironmentLacks
 from tc_export.model.positions import TEXT, Layout, Text, frame_chunks, lay_out
-from tc_export.model.tc_llava import TcLlava
-from tc_export.parity.tensors.runners import EngineRunner
+from tc_export.parity.layerwise import GreedyAnswer, LayerwiseModel, TokenSequence
 from tc_export.parity.tensors.scenario import DECODE_STEPS, Scenario
+from tc_export.parity.tensors.sides import Calls, Feed, JudgedSide, TorchSide
 from tc_export.parity.tensors.tolerance import TensorComparison, compare
-from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
 from tc_export.targets import Precisions
 
-Feed = dict[str, np.ndarray]
+STEPS = 6
+"""Steps that a check reports: features of three sides, the truth's logits, its answers, and the
+logits of the two others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerComparison:
-    """A free-running greedy answer of both sides.
+    """A greedy answer of both sides; the engine's ends with the first token that differs.
 
     `margin` is how much the truth's logits prefer its own token to the engine's where the answers
     part: up to twice the logits' tolerance either is right. Where they never do it is the truth's
@@ -53,8 +65,8 @@ class AnswerComparison:
     @property
     def first_difference(self) -> int | None:
         """Index of the first token that differs."""
-        pairs = zip(self.true_tokens, self.engine_tokens, strict=True)
-        return next((i for i, (true, engine) in enumerate(pairs) if true != engine), None)
+        last = len(self.engine_tokens) - 1
+        return None if self.engine_tokens == self.true_tokens else last
 
     @property
     def passed(self) -> bool:
@@ -62,46 +74,45 @@ class AnswerComparison:
         return self.first_difference is None or self.margin <= 2 * self.tolerance
 
 
-def answer_margin(true_logits: Sequence[np.ndarray], engine_tokens: Sequence[int]) -> float:
-    """See `AnswerComparison`; the truth's logits [V] of each token, and the engine's tokens."""
-    gaps = []
-    for logits, token in zip(true_logits, engine_tokens, strict=True):
-        second, first = np.partition(logits, -2)[-2:]
-        if token != logits.argmax():
-            return float(first - logits[token])
+def compare_answers(
+    scenario: str,
+    truth: GreedyAnswer,
+    engine_logits: Sequence[np.ndarray],
+    tolerance: float,
+) -> AnswerComparison:
+    """Compare what the truth said with what the engine chooses where it is fed the same.
+
+    `engine_logits` are [V], one for each token of the truth's answer.
+    """
+    chosen: list[int] = []
+    gaps: list[float] = []
+    margin = None
+    for true_logits, token, logits in zip(truth.logits, truth.tokens, engine_logits, strict=True):
+        chosen.append(int(logits.argmax()))
+        if chosen[-1] != token:
+            margin = float(true_logits[token] - true_logits[chosen[-1]])
+            break
+        second, first = np.partition(true_logits, -2)[-2:]
         gaps.append(float(first - second))
-    return min(gaps)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Side:
-    """One implementation: its two engines and a name."""
-
-    name: str
-    vision: Engine
-    decoder: Engine
-
-    def features(self, pixel_values: np.ndarray) -> np.ndarray:
-        """Visual features [frames, m, E] of frames [frames, 3, size, size]."""
-        calls = [self.vision.run(feed)["visual_features"] for feed in vision_feeds(pixel_values)]
-        return np.concatenate(calls)
-
-
-def vision_feeds(pixel_values: np.ndarray) -> list[Feed]:
-    """A feed for each call of the vision engine."""
-    starts = range(0, len(pixel_values), FRAMES_A_CALL)
-    return [{"pixel_values": pixel_values[start : start + FRAMES_A_CALL]} for start in starts]
+    return AnswerComparison(
+        scenario=scenario,
+        true_tokens=tuple(truth.tokens),
+        engine_tokens=tuple(chosen),
+        margin=min(gaps) if margin is None else margin,
+        tolerance=tolerance,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParityResult:
-    """Everything that was compared."""
+    """Everything that was compared, and the scenarios whose answers were left out."""
 
     engine: str
     truth: str
     precision: str
     tensors: tuple[TensorComparison, ...]
     answers: tuple[AnswerComparison, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -110,39 +121,33 @@ class ParityResult:
         return bool(verdicts) and all(verdicts)
 
 
-def torch_side(model: TcLlava) -> Side:
-    """The PyTorch model in the format that it was loaded in."""
-    decoder = TorchDecoderEngine(model)
-    return Side(name=decoder.backend, vision=TorchVisionEngine(model), decoder=decoder)
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSides:
+    """The two sides that the engine is judged by."""
 
-
-def _torch_baseline(load_model: Callable[[torch.dtype], TcLlava], precisions: Precisions) -> Side:
-    """PyTorch in the formats of the two engines."""
-    vision, decoder = (x.dtype.torch for x in (precisions.vision, precisions.decoder))
-    whole = torch_side(load_model(decoder))
-    if vision == decoder:
-        return whole
-    tower = TorchVisionEngine(load_model(vision))
-    return Side(name=f"{tower.backend}; {whole.name}", vision=tower, decoder=whole.decoder)
+    truth: LayerwiseModel
+    baseline: TorchSide
 
 
 def check_parity(
-    config: ModelConfig,
-    load_model: Callable[[torch.dtype], TcLlava],
-    engine: Side,
+    references: ReferenceSides,
+    engine: JudgedSide,
     precisions: Precisions,
     scenarios: Sequence[Scenario],
+    *,
+    answer_bytes: int | None = None,
     advance: Callable[[str], None] = lambda phrase: None,
 ) -> ParityResult:
     """Run every scenario on the truth, on PyTorch in the engine's format, and on the engine.
 
     Args:
-        config: the model's.
-        load_model: reads the reference model in a given type.
+        references: PyTorch in float64, and in the engine's formats.
         engine: what is to be judged.
         precisions: the floating-point formats of its two graphs.
         scenarios: what is run.
-        advance: called with a phrase after each step of a scenario.
+        answer_bytes: how much the truth's caches may take while it answers. Longer scenarios give
+            no answer then, which is noted. None: all give one.
+        advance: called with a phrase after each of `STEPS` steps.
 
     Raises:
         EnvironmentLacks: the profile has no room for any scenario.
@@ -152,177 +157,221 @@ def check_parity(
             "the bundle's profile is too small for any parity scenario",
             hint="build with more --max-frames or a larger --max-length",
         )
-    truth = torch_side(load_model(torch.float64))
-    pytorch = _torch_baseline(load_model, precisions)
-    embedding = _Embedding(truth)
-    tensors: list[TensorComparison] = []
-    answers: list[AnswerComparison] = []
-    for scenario in scenarios:
-        check = _ScenarioCheck(config, scenario, precisions, truth, pytorch, engine, embedding)
-        tensors += check.vision()
-        advance(f"{scenario.name}: vision")
-        decoded = check.decoder()
-        tensors += decoded
-        advance(f"{scenario.name}: decoder")
-        answers.append(check.answer(max(item.tolerance for item in decoded)))
-        advance(f"{scenario.name}: answer")
+    check = _Check(references, engine, precisions, scenarios, advance)
+    tensors, features = check.vision()
+    answering, notes = _with_room(references.truth, scenarios, answer_bytes)
+    logits, answers = check.decoder(features, answering)
     return ParityResult(
         engine=engine.name,
-        truth=truth.name,
+        truth=references.truth.name,
         precision=str(precisions),
-        tensors=tuple(tensors),
+        tensors=tuple(tensors + logits),
         answers=tuple(answers),
+        notes=tuple(notes),
     )
 
 
-class _Embedding:
-    """Token embeddings, from the truth's table (rounded nowhere)."""
+def _with_room(
+    truth: LayerwiseModel, scenarios: Sequence[Scenario], limit: int | None
+) -> tuple[list[int], list[str]]:
+    """The scenarios whose caches fit together, shortest first; and a note for each other."""
+    chosen, notes, used = [], [], 0
+    for index in sorted(range(len(scenarios)), key=lambda i: scenarios[i].length):
+        used += truth.cache_bytes(scenarios[index].length + DECODE_STEPS)
+        if limit is None or used <= limit:
+            chosen.append(index)
+        else:
+            notes.append(
+                f"{scenarios[index].name}: no greedy answer, since the truth's cache would take "
+                f"more memory than is left ({used / 1e9:.2g} of {limit / 1e9:.2g} GB)"
+            )
+    return sorted(chosen), notes
 
-    def __init__(self, truth: Side) -> None:
-        assert isinstance(truth.decoder, TorchDecoderEngine)
-        self._table = truth.decoder.embedding_table()
 
-    def prompt(self, scenario: Scenario, features: np.ndarray) -> np.ndarray:
-        """Embed a prompt [S] whose visual places are -1; features are [frames, m, E]."""
-        embeds: np.ndarray = self._table[np.maximum(scenario.token_ids, 0)].astype(np.float64)
-        embeds[scenario.token_ids == TEXT] = features.reshape(-1, features.shape[-1])
-        return embeds
+@dataclass(frozen=True)
+class _Features:
+    """Visual features of each scenario's frames."""
 
-    def token(self, token: int) -> np.ndarray:
-        """Embed one token: [E]."""
-        return np.asarray(self._table[token])
+    truth: list[np.ndarray]
+    engine: list[np.ndarray]
 
 
-class _ScenarioCheck:
-    """One scenario on three sides."""
+class _Check:
+    """All scenarios on three sides."""
 
     def __init__(
         self,
-        config: ModelConfig,
-        scenario: Scenario,
+        references: ReferenceSides,
+        engine: JudgedSide,
         precisions: Precisions,
-        truth: Side,
-        pytorch: Side,
-        engine: Side,
-        embedding: _Embedding,
+        scenarios: Sequence[Scenario],
+        advance: Callable[[str], None],
     ) -> None:
-        self._config = config
-        self._scenario = scenario
+        self._truth = references.truth
+        self._baseline = references.baseline
+        self._engine = engine
         self._precisions = precisions
-        self._sides = (truth, pytorch, engine)
-        self._embedding = embedding
-        self._rows = scenario.length + DECODE_STEPS
+        self._scenarios = scenarios
+        self._advance = advance
+        self._config: ModelConfig = references.truth.config
 
-    def vision(self) -> list[TensorComparison]:
-        """Compare the visual features of all frames."""
-        inputs = self._sides[2].vision.inputs
-        runners = [EngineRunner(side.name, side.vision, inputs) for side in self._sides]
-        pixels = round_to(self._scenario.pixel_values, self._precisions.vision.dtype)
-        pixels = pixels.astype(inputs["pixel_values"].dtype)
-        return self._compare("vision", self._precisions.vision, runners, vision_feeds(pixels))
+    def vision(self) -> tuple[list[TensorComparison], _Features]:
+        """Compare the visual features of all frames, call by call."""
+        dtype = self._precisions.vision.dtype
+        clips = [round_to(x.pixel_values, dtype) for x in self._scenarios]
+        fed = [clip.astype(self._engine.pixel_type) for clip in clips]
+        truth = self._truth.features(clips)
+        self._advance("vision: PyTorch in float64")
+        baseline = self._baseline.features(clips)
+        self._advance("vision: PyTorch in the engine's format")
+        engine = self._engine.features(fed)
+        self._advance("vision: the engine")
+        tensors = []
+        for index, scenario in enumerate(self._scenarios):
+            calls = [
+                [x[start : start + FRAMES_A_CALL] for start in range(0, len(x), FRAMES_A_CALL)]
+                for x in (truth[index], baseline[index], engine[index])
+            ]
+            tensors += compare_steps(f"{scenario.name}: vision", VISUAL_FEATURES, dtype, *calls)
+        return tensors, _Features(truth, engine)
 
-    def decoder(self) -> list[TensorComparison]:
-        """Compare the logits of the prefill and of every teacher-forced decode step."""
-        features = self._sides[0].features(self._scenario.pixel_values)
-        embeds = self._embedding.prompt(self._scenario, features)
-        answer, _ = self._greedy(self._sides[0], embeds)
-        fed = np.stack([self._embedding.token(token) for token in answer[:-1]])
-        feeds = self._decoder_feeds(np.concatenate([embeds, fed]))
-        inputs = self._sides[2].decoder.inputs
-        runners = [
-            EngineRunner(
-                side.name, side.decoder, inputs, partial(side.decoder.new_cache, self._rows)
-            )
-            for side in self._sides
+    def decoder(
+        self, features: _Features, answering: Sequence[int]
+    ) -> tuple[list[TensorComparison], list[AnswerComparison]]:
+        """Compare logits of prefill and decode steps, and the answers of some scenarios."""
+        prompts = [self._prompt(x, y) for x, y in zip(self._scenarios, features.truth, strict=True)]
+        judged = [self._judged_calls(x, y) for x, y in zip(self._scenarios, prompts, strict=True)]
+        truth = TorchSide(vision=self._truth, decoder=self._truth).logits(judged)
+        self._advance("decoder: PyTorch in float64")
+        said = self._truth.greedy(
+            [(prompts[i], self._scenarios[i].segments) for i in answering], DECODE_STEPS + 1
+        )
+        self._advance("greedy answers: PyTorch in float64")
+        baseline = self._baseline.logits(judged)
+        self._advance("decoder: PyTorch in the engine's format")
+        asked = [
+            self._answering_calls(self._scenarios[i], features.engine[i], answer)
+            for i, answer in zip(answering, said, strict=True)
         ]
-        return self._compare("decoder", self._precisions.decoder, runners, feeds)
+        engine = self._engine.logits([*judged, *asked])
+        self._advance("decoder: the engine")
+        tensors, answers = [], []
+        tolerances = []
+        for index, scenario in enumerate(self._scenarios):
+            found = compare_steps(
+                f"{scenario.name}: decoder",
+                LOGITS,
+                self._precisions.decoder.dtype,
+                truth[index],
+                baseline[index],
+                engine[index],
+            )
+            tensors += found
+            tolerances.append(max(x.tolerance for x in found))
+        for place, (index, answer) in enumerate(zip(answering, said, strict=True)):
+            logits = engine[len(judged) + place][-len(answer.tokens) :]
+            last = [x[-1] for x in logits]
+            scenario = self._scenarios[index]
+            answers.append(compare_answers(scenario.name, answer, last, tolerances[index]))
+        return tensors, answers
 
-    def answer(self, tolerance: float) -> AnswerComparison:
-        """Compare the greedy answers, each side with its own features."""
-        answers = []
-        for side in (self._sides[0], self._sides[2]):
-            features = side.features(self._scenario.pixel_values)
-            embeds = self._embedding.prompt(self._scenario, features)
-            answers.append(self._greedy(side, embeds))
-        (true_tokens, true_logits), (engine_tokens, _) = answers
-        return AnswerComparison(
-            scenario=self._scenario.name,
-            true_tokens=tuple(true_tokens),
-            engine_tokens=tuple(engine_tokens),
-            margin=answer_margin(true_logits, engine_tokens),
-            tolerance=tolerance,
+    def _prompt(self, scenario: Scenario, features: np.ndarray) -> np.ndarray:
+        """Embeddings [S, E] of a prompt whose visual places are -1; features are [F, m, E]."""
+        embeds = self._truth.embed(np.maximum(scenario.token_ids, 0))
+        embeds[scenario.token_ids == TEXT] = features.reshape(-1, features.shape[-1])
+        return embeds
+
+    def _judged_calls(self, scenario: Scenario, prompt: np.ndarray) -> Calls:
+        """The prompt and teacher-forced decode steps; many logits of each call."""
+        return self._calls(scenario, prompt, scenario.forced_tokens, LOGITS_A_CALL)
+
+    def _answering_calls(
+        self, scenario: Scenario, features: np.ndarray, answer: GreedyAnswer
+    ) -> Calls:
+        """The prompt with the engine's own features, and the truth's answer after it."""
+        prompt = self._prompt(scenario, features.astype(np.float64))
+        return self._calls(scenario, prompt, np.array(answer.tokens[:-1]), 1)
+
+    def _calls(
+        self, scenario: Scenario, prompt: np.ndarray, tokens: np.ndarray, logits_a_call: int
+    ) -> Calls:
+        dtype = self._precisions.decoder.dtype
+        embeds = round_to(np.concatenate([prompt, self._truth.embed(tokens)]), dtype)
+        segments = [*scenario.segments, Text(len(tokens))]
+        layout, _ = lay_out(segments, self._config.temporal)
+        feeds, wanted = [], []
+        for start, stop in self._spans(scenario, layout):
+            # All of a short call, evenly spread over a long one, and always the last.
+            rows = min(stop - start, logits_a_call)
+            indices = np.linspace(stop - start - 1, 0, rows).round().astype(np.int64)[::-1].copy()
+            wanted.append(start + indices)
+            feeds.append(self._feed(embeds, layout, start, stop, indices))
+        return Calls(
+            feeds=feeds,
+            sequence=TokenSequence(
+                embeds=embeds, layout=layout, logits_indices=np.concatenate(wanted)
+            ),
+            rows=layout.length,
         )
 
-    def _greedy(self, side: Side, embeds: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
-        """A greedy answer of a fixed length, and the logits [V] that each token was chosen by."""
-        chunk = self._scenario.chunk_tokens or PREFILL_TOKENS
-        session = DecoderSession(side.decoder, self._config, self._rows, chunk)
-        logits = session.prefill(embeds, self._scenario.segments)
-        tokens: list[int] = []
-        chosen_by: list[np.ndarray] = []
-        while True:
-            tokens.append(int(logits.argmax()))
-            chosen_by.append(logits)
-            if len(tokens) == DECODE_STEPS + 1:
-                return tokens, chosen_by
-            logits = session.step(self._embedding.token(tokens[-1]))
-
-    def _decoder_feeds(self, embeds: np.ndarray) -> list[Feed]:
-        """A feed for each prefill chunk, then one for each decode step."""
-        segments = [*self._scenario.segments, Text(DECODE_STEPS)]
-        layout, _ = lay_out(segments, self._config.temporal)
-        prompt, mask = self._scenario.length, self._config.temporal.mask
-        chunk = self._scenario.chunk_tokens or PREFILL_TOKENS
+    def _spans(self, scenario: Scenario, layout: Layout) -> Iterator[tuple[int, int]]:
+        """Each prefill chunk, then each decode step."""
+        prompt, mask = scenario.length, self._config.temporal.mask
+        chunk = scenario.chunk_tokens or PREFILL_TOKENS
         if not mask.allows_frame_chunks:
             chunk = prompt
-        spans = frame_chunks(layout.tokens(0, prompt), mask, chunk)
-        spans += [(step, step + 1) for step in range(prompt, layout.length)]
-        return [self._feed(embeds[a:b], layout, a, b) for a, b in spans]
+        chunk = max(chunk, self._config.tokens_per_frame)
+        yield from frame_chunks(layout.tokens(0, prompt), mask, chunk)
+        yield from ((step, step + 1) for step in range(prompt, layout.length))
 
-    def _feed(self, embeds: np.ndarray, layout: Layout, start: int, stop: int) -> Feed:
-        rows = min(stop - start, LOGITS_A_CALL)
-        # All of a short call, evenly spread over a long one.
-        wanted = np.linspace(0, stop - start - 1, rows).round().astype(np.int64)
-        dtype = self._sides[2].decoder.inputs["inputs_embeds"].dtype
-        rounded = round_to(embeds[None], self._precisions.decoder.dtype)
-        feed = {"inputs_embeds": rounded.astype(dtype), "logits_indices": wanted[None]}
-        feed |= position_feeds(layout.tokens(start, stop).batched())
+    def _feed(
+        self, embeds: np.ndarray, layout: Layout, start: int, stop: int, wanted: np.ndarray
+    ) -> Feed:
+        feed = {
+            INPUTS_EMBEDS: embeds[None, start:stop].astype(self._engine.embeds_type),
+            LOGITS_INDICES: wanted[None],
+            **position_feeds(layout.tokens(start, stop).batched()),
+        }
         if not self._config.temporal.mask.is_prefix:
-            frame_ids = np.full((1, self._rows), TEXT, dtype=np.int64)
+            frame_ids = np.full((1, layout.length), TEXT, dtype=np.int64)
             frame_ids[0, :stop] = layout.frame_ids[:stop]
-            feed["key_frame_ids"] = frame_ids
+            feed[KEY_FRAME_IDS] = frame_ids
         return feed
 
-    def _compare(
-        self, stage: str, precision: str, runners: list[EngineRunner], feeds: list[Feed]
-    ) -> list[TensorComparison]:
-        """Run all feeds on all runners through Polygraphy, and compare step by step."""
-        comparisons: list[TensorComparison] = []
-        # Its summary of what failed is an error to Polygraphy, which prints it on our output.
-        with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-            results = Comparator.run(runners, data_loader=feeds)
-            (_, truths), (_, pytorch), (_, engines) = results.items()
-            steps = iter(enumerate(pytorch))
 
-            def within_tolerance(
-                truth: IterationResult, engine: IterationResult
-            ) -> OrderedDict[str, bool]:
-                step, baseline = next(steps)
-                found = [
-                    compare(
-                        f"{self._scenario.name}: {stage}",
-                        step,
-                        name,
-                        truth=value,
-                        pytorch=baseline[name],
-                        engine=engine[name],
-                        precision=precision,
-                    )
-                    for name, value in truth.items()
-                ]
-                comparisons.extend(found)
-                return OrderedDict((item.tensor, item.passed) for item in found)
+def compare_steps(
+    stage: str,
+    tensor: str,
+    dtype: str,
+    truth: Sequence[np.ndarray],
+    baseline: Sequence[np.ndarray],
+    engine: Sequence[np.ndarray],
+) -> list[TensorComparison]:
+    """Compare one tensor of every step through Polygraphy."""
+    comparisons: list[TensorComparison] = []
+    steps = iter(range(len(truth)))
 
-            pair = RunResults([(runners[0].name, truths), (runners[2].name, engines)])
-            Comparator.compare_accuracy(pair, compare_func=within_tolerance)
-        return comparisons
+    def within_tolerance(
+        true_values: IterationResult, values: IterationResult
+    ) -> OrderedDict[str, bool]:
+        step = next(steps)
+        found = compare(
+            stage,
+            step,
+            tensor,
+            truth=true_values[tensor],
+            pytorch=baseline[step],
+            engine=values[tensor],
+            precision=dtype,
+        )
+        comparisons.append(found)
+        return OrderedDict([(tensor, found.passed)])
+
+    def results(name: str, arrays: Sequence[np.ndarray]) -> tuple[str, list[IterationResult]]:
+        return name, [IterationResult({tensor: x}, runner_name=name) for x in arrays]
+
+    # Its summary of what failed is an error to Polygraphy, which prints it on our output.
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        pair = RunResults([results("PyTorch", truth), results("engine", engine)])
+        Comparator.compare_accuracy(pair, compare_func=within_tolerance)
+    return comparisons

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from tc_export.bundle import Profile
 from tc_export.checkpoint.reader import Checkpoint
-from tc_export.engine.loading import Engines
-from tc_export.parity.judged_bundle import judged_engines, open_with_checkpoint
-from tc_export.parity.tensors.check import ParityResult, Side, check_parity
+from tc_export.dtypes import DType
+from tc_export.parity.graph_engines import GraphsInTurn
+from tc_export.parity.judged_bundle import open_with_checkpoint
+from tc_export.parity.layerwise import LayerwiseModel
+from tc_export.parity.tensors.check import STEPS, ParityResult, ReferenceSides, check_parity
 from tc_export.parity.tensors.scenario import standard_scenarios
+from tc_export.parity.tensors.sides import JudgedSide, OpenSide, TorchSide
+from tc_export.plan.build_memory import memory_limits
+from tc_export.runtime.answering import open_engines
 from tc_export.targets import Precisions
-
-STEPS = 3
-"""Steps that a scenario reports: vision, decoder, answer."""
 
 
 def check_bundle(
@@ -25,6 +27,8 @@ def check_bundle(
     graphs: bool = False,
     native: bool | None = None,
     threads: int | None = None,
+    memory_bytes: int | None = None,
+    advance: Callable[[float, float | None], None] = lambda done, total: None,
 ) -> ParityResult:
     """Compare a published bundle with the PyTorch model that it was built from.
 
@@ -34,34 +38,71 @@ def check_bundle(
         graphs: judge the exported graphs in ONNX Runtime, and not the engine.
         native: see `load_engines`.
         threads: CPU threads of each engine.
+        memory_bytes: how much may be used; by default two thirds of what is free.
+        advance: called with the steps that are done, and how many there are.
 
     Raises:
         BundleError: the bundle cannot be used.
         CheckpointError: the checkpoint is gone, or is another one.
-        EnvironmentLacks: this machine cannot run the engine.
+        EnvironmentLacks: this machine cannot run the engine, or the memory does not hold a layer.
     """
     manifest, opened = open_with_checkpoint(bundle, checkpoint)
-    engines = judged_engines(bundle, manifest, graphs=graphs, native=native, threads=threads)
     precisions = Precisions.model_validate(manifest.precision_asked)
-    return compare_with_pytorch(engines, opened, manifest.profile, precisions)
+    config = opened.config.model
+    limits = memory_limits(config, precisions, memory_bytes)
+    side: JudgedSide
+    if graphs:
+        side = GraphsInTurn(bundle, config, precisions, limits.parts, threads=threads)
+    else:
+        engines = open_engines(bundle, manifest, native=native, threads=threads)
+        side = OpenSide(engines.decoder.backend, engines.vision, engines.decoder)
+    return compare_with_pytorch(
+        side,
+        opened,
+        manifest.profile,
+        precisions,
+        answer_bytes=limits.answer_bytes,
+        advance=advance,
+    )
 
 
 def compare_with_pytorch(
-    engines: Engines,
+    engine: JudgedSide,
     checkpoint: Checkpoint,
     profile: Profile,
     precisions: Precisions,
+    *,
+    answer_bytes: int | None = None,
     advance: Callable[[float, float | None], None] = lambda done, total: None,
 ) -> ParityResult:
     """Run every parity scenario that the profile has room for."""
     config = checkpoint.config.model
-    scenarios = standard_scenarios(config, profile.max_frames, profile.max_length)
     done = 0
 
     def step(phrase: str) -> None:
         nonlocal done
         done += 1
-        advance(done, STEPS * len(scenarios))
+        advance(done, STEPS)
 
-    side = Side(name=engines.decoder.backend, vision=engines.vision, decoder=engines.decoder)
-    return check_parity(config, checkpoint.load_model, side, precisions, scenarios, step)
+    return check_parity(
+        references(checkpoint, precisions),
+        engine,
+        precisions,
+        standard_scenarios(config, profile.max_frames, profile.max_length),
+        answer_bytes=answer_bytes,
+        advance=step,
+    )
+
+
+def references(checkpoint: Checkpoint, precisions: Precisions) -> ReferenceSides:
+    """PyTorch in float64, and in the formats of both engines; of each a layer is in memory."""
+    by_format = {
+        dtype: LayerwiseModel(checkpoint, dtype)
+        for dtype in {precisions.vision.dtype, precisions.decoder.dtype}
+    }
+    return ReferenceSides(
+        truth=LayerwiseModel(checkpoint, DType.FLOAT64),
+        baseline=TorchSide(
+            vision=by_format[precisions.vision.dtype], decoder=by_format[precisions.decoder.dtype]
+        ),
+    )

@@ -30,6 +30,7 @@ def result_as_json(result: ParityResult) -> dict[str, Any]:
             "engine": result.engine,
             "truth": result.truth,
             "precision": result.precision,
+            "notes": list(result.notes),
             "tensors": [
                 {**asdict(x), "share": x.share, "passed": x.passed} for x in result.tensors
             ],
@@ -76,7 +77,7 @@ def as_table(result: ParityResult) -> Table:
     table = Table(
         title=f"{result.engine} against {result.truth} ({result.precision})",
         caption="error: largest absolute; tolerance: twice PyTorch's own error in "
-        f"{result.precision}, plus a floor",
+        + "\n".join([f"{result.precision}, plus a floor", *result.notes]),
     )
     for heading in ("what", "steps", "error", "PyTorch's", "tolerance", "share", ""):
         table.add_column(heading, justify="left" if heading in ("what", "") else "right")

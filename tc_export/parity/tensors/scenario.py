@@ -19,13 +19,15 @@ class Scenario:
     """A prompt and how it is fed.
 
     `token_ids` [S] has -1 at visual places; `pixel_values` [frames, 3, size, size] are all frames
-    in order. `chunk_tokens` bounds a prefill call (frame-aligned); None prefills at once.
+    in order. `forced_tokens` are fed one by one after the prompt, whatever a side would have said.
+    `chunk_tokens` bounds a prefill call (frame-aligned); None prefills at once.
     """
 
     name: str
     segments: tuple[Segment, ...]
     token_ids: np.ndarray
     pixel_values: np.ndarray
+    forced_tokens: np.ndarray
     chunk_tokens: int | None = None
 
     @property
@@ -87,5 +89,6 @@ def _draw(
         segments=segments,
         token_ids=np.concatenate(ids),
         pixel_values=random.standard_normal((frames, 3, size, size)).astype(np.float32),
+        forced_tokens=random.integers(0, config.text.vocab_size, DECODE_STEPS),
         chunk_tokens=chunk_tokens,
     )

@@ -12,9 +12,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 from tc_export.engine.onnxruntime import OrtEngine
-from tc_export.parity.tensors.check import ParityResult, Side, check_parity
+from tc_export.parity.tensors.check import ParityResult, check_parity
+from tc_export.parity.tensors.check_bundle import references
 from tc_export.parity.tensors.report import failures
 from tc_export.parity.tensors.scenario import Scenario, standard_scenarios
+from tc_export.parity.tensors.sides import OpenSide
 from tc_export.targets import Precisions
 from tests.exported import Exported
 
@@ -27,14 +29,14 @@ def scenarios(exported: Exported) -> list[Scenario]:
 
 
 def check(exported: Exported, folder: Path) -> ParityResult:
-    side = Side(
-        name="engine",
-        vision=OrtEngine(folder / "vision" / "model.onnx", threads=1),
-        decoder=OrtEngine(folder / "decoder" / "model.onnx", threads=1),
+    side = OpenSide(
+        "engine",
+        OrtEngine(folder / "vision" / "model.onnx", threads=1),
+        OrtEngine(folder / "decoder" / "model.onnx", threads=1),
     )
-    load = exported.checkpoint.load_model
     precisions = Precisions.both("float32")
-    return check_parity(exported.config, load, side, precisions, scenarios(exported))
+    judges = references(exported.checkpoint, precisions)
+    return check_parity(judges, side, precisions, scenarios(exported))
 
 
 def insert_before(model: onnx.ModelProto, tensor: str, nodes: list[onnx.NodeProto]) -> None:

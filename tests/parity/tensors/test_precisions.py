@@ -17,8 +17,10 @@ from tc_export.dtypes import DType
 from tc_export.engine.loading import Engines
 from tc_export.graph.export import export_decoder, export_vision
 from tc_export.parity.graph_engines import load_graphs
-from tc_export.parity.tensors.check import ParityResult, Side, check_parity
+from tc_export.parity.tensors.check import ParityResult, check_parity
+from tc_export.parity.tensors.check_bundle import references
 from tc_export.parity.tensors.scenario import standard_scenarios
+from tc_export.parity.tensors.sides import OpenSide
 from tc_export.targets import Precisions
 from tests.checkpoint.families import save_small
 from tests.repository import DEMO_CHECKPOINT
@@ -51,10 +53,9 @@ def export_in(checkpoint: Checkpoint, precisions: Precisions, folder: Path) -> E
 
 
 def judge(checkpoint: Checkpoint, engines: Engines, precisions: Precisions) -> ParityResult:
-    side = Side(name="graphs", vision=engines.vision, decoder=engines.decoder)
-    config = checkpoint.config.model
-    scenarios = standard_scenarios(config, 4, 200)
-    return check_parity(config, checkpoint.load_model, side, precisions, scenarios)
+    side = OpenSide("graphs", engines.vision, engines.decoder)
+    scenarios = standard_scenarios(checkpoint.config.model, 4, 200)
+    return check_parity(references(checkpoint, precisions), side, precisions, scenarios)
 
 
 @pytest.mark.parametrize("precisions", FORMATS, ids=str)

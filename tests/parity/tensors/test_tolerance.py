@@ -9,7 +9,8 @@ from math import inf, nan
 import numpy as np
 import pytest
 
-from tc_export.parity.tensors.check import AnswerComparison, ParityResult, answer_margin
+from tc_export.parity.layerwise import GreedyAnswer
+from tc_export.parity.tensors.check import AnswerComparison, ParityResult, compare_answers
 from tc_export.parity.tensors.report import failures, result_as_json
 from tc_export.parity.tensors.tolerance import TensorComparison, compare
 
@@ -115,7 +116,7 @@ def test_answers_part_at_a_tie_only() -> None:
     assert answer((1, 2, 4), 1.0).passed  # twice the tolerance of one logit
     assert not answer((1, 2, 4), 1.01).passed
     assert not answer((1, 2, 4), nan).passed
-    assert answer((1, 0, 3), 0.0).first_difference == 1
+    assert answer((1, 0), 0.0).first_difference == 1
 
 
 # What the truth thinks of four tokens at each step of an answer: 1, then 0, then 3.
@@ -127,16 +128,22 @@ LOGITS = [
 
 
 @pytest.mark.parametrize(
-    ("engine_tokens", "margin"),
+    ("engine_tokens", "margin", "first_difference"),
     [
-        ((1, 0, 3), 0.01),
-        ((0, 0, 3), 0.01),
-        ((1, 2, 3), 0.5),
-        ((1, 3, 1), 9.0),  # not the second choice, but the last
-        ((1, 0, 2), 2.0),  # the tie before, where both chose alike, excuses nothing
+        ((1, 0, 3), 0.01, None),
+        ((0, 0, 3), 0.01, 0),
+        ((1, 2, 3), 0.5, 1),
+        ((1, 3, 1), 9.0, 1),  # not the second choice, but the last
+        ((1, 0, 2), 2.0, 2),  # the tie before, where both chose alike, excuses nothing
     ],
 )
 def test_the_margin_is_that_of_the_tokens_that_differ(
-    engine_tokens: tuple[int, ...], margin: float
+    engine_tokens: tuple[int, ...], margin: float, first_difference: int | None
 ) -> None:
-    assert answer_margin(LOGITS, engine_tokens) == pytest.approx(margin)
+    truth = GreedyAnswer(tokens=[1, 0, 3], logits=LOGITS)
+    engine_logits = [np.eye(4)[token] for token in engine_tokens]
+    found = compare_answers("s", truth, engine_logits, 0.1)
+    assert found.margin == pytest.approx(margin)
+    assert found.first_difference == first_difference
+    said = engine_tokens if first_difference is None else engine_tokens[: first_difference + 1]
+    assert found.engine_tokens == said

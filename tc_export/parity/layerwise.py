@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PyTorch model in one number format, with the weights of one layer in memory at a time.
+
+All tokens of all sequences go through a layer before the next is read, decode steps too: a token
+sees the rows below its `kv_end`, and those are the same whether the tokens after it are there or
+not. So a model of any size gives the numbers that it gives as a whole, at the cost of reading its
+weights once for each pass.
+
+Axes: F frames, m tokens a frame, S tokens of a sequence, E channels, L logits wanted, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tc_export.checkpoint.reader import EMBEDDING, HEAD, Checkpoint, empty_model
+from tc_export.contracts.graph_io import FRAMES_A_CALL
+from tc_export.dtypes import DType
+from tc_export.model.decoder import Rotary
+from tc_export.model.positions import TEXT, Cursor, Layout, Segment, Text, frame_chunks, lay_out
+from tc_export.model.rope import inverse_frequencies
+
+QUERIES_A_CALL = 512
+"""Tokens whose attention is computed at once: bounds the scores in memory, not what they are."""
+
+Advance = Callable[[int, int], None]
+"""Called after each layer: with those that are done, and how many there are in the pass."""
+
+Prompt = tuple[np.ndarray, Sequence[Segment]]
+"""Embeddings [S, E], and the segments that they are of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSequence:
+    """Embedded tokens, and the ones whose logits are wanted.
+
+    `embeds` is [S, E]; `logits_indices` [L] are indices into it.
+    """
+
+    embeds: np.ndarray
+    layout: Layout
+    logits_indices: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreedyAnswer:
+    """Generated tokens, and the logits [V] that each was chosen by."""
+
+    tokens: list[int] = field(default_factory=list)
+    logits: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass
+class _Running:
+    """A sequence on its way through the layers."""
+
+    x: Tensor  # [1, S, E]
+    layout: Layout
+    frame_ids: Tensor | None  # [1, C], of each cache row: only for the mask `frame_block`
+    rows: int  # C
+    kept: list[tuple[Tensor, Tensor]] | None  # each layer's cache, where decoding shall go on
+
+
+class LayerwiseModel:
+    """The reference model. Weights come from the checkpoint's files whenever a layer is needed."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: DType, advance: Advance = lambda done, total: None
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            checkpoint: where the weights lie.
+            dtype: the format that weights are held in and everything is computed in.
+            advance: called after each layer.
+        """
+        self.name = f"PyTorch {torch.__version__}, {dtype}"
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config.model
+        self._dtype = dtype.torch
+        self._advance = advance
+        self._empty = empty_model(self.config)
+
+    @torch.inference_mode()
+    def features(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Visual features [F, m, E] of each clip's pixels [F, 3, size, size]."""
+        tower = self._empty.vision.vision_tower
+        embeddings = self._load("vision.vision_tower.embeddings")
+        norm = self._load("vision.vision_tower.pre_layernorm")
+        xs = [_by_frames(lambda x: norm(embeddings(x)), self._tensor(clip)) for clip in clips]
+        for index in range(len(tower.layers)):
+            layer = self._load(f"vision.vision_tower.layers.{index}")
+            xs = [_by_frames(layer, x) for x in xs]
+            del layer
+            self._advance(index + 1, len(tower.layers))
+        projector = self._load("vision.multi_modal_projector")
+
+        def finish(x: Tensor) -> Tensor:
+            return self._empty.vision.project_and_pool(tower.select(x), projector)
+
+        return [_array(_by_frames(finish, x)) for x in xs]
+
+    def embed(self, token_ids: np.ndarray) -> np.ndarray:
+        """Rows [S, E] of the embedding table in float64, as they are stored."""
+        table = self.checkpoint.tensors[EMBEDDING].as_array()
+        rows: np.ndarray = table[token_ids].astype(np.float64)
+        return rows
+
+    @torch.inference_mode()
+    def logits(self, sequences: Sequence[TokenSequence]) -> list[np.ndarray]:
+        """Logits [L, V] of each sequence's wanted tokens."""
+        running = [self._start(x.embeds, x.layout, x.layout.length) for x in sequences]
+        self._through_layers(running)
+        return self._head(
+            [
+                x.x[0, torch.from_numpy(sequence.logits_indices)]
+                for x, sequence in zip(running, sequences, strict=True)
+            ]
+        )
+
+    @torch.inference_mode()
+    def greedy(self, prompts: Sequence[Prompt], tokens: int) -> list[GreedyAnswer]:
+        """Free-running greedy answers of `tokens` tokens each.
+
+        Every token takes a pass over all weights, in which all prompts take part. Their caches are
+        kept meanwhile: see `cache_bytes`.
+        """
+        running, cursors = [], []
+        for embeds, segments in prompts:
+            layout, cursor = lay_out(segments, self.config.temporal)
+            running.append(self._start(embeds, layout, layout.length + tokens - 1, keep=True))
+            cursors.append(cursor)
+        answers = [GreedyAnswer() for _ in prompts]
+        while running:
+            self._through_layers(running)
+            for answer, logits in zip(
+                answers, self._head([x.x[0, -1:] for x in running]), strict=True
+            ):
+                answer.logits.append(logits[0])
+                answer.tokens.append(int(logits[0].argmax()))
+            if len(answers[0].tokens) == tokens:
+                break
+            for index, (x, answer) in enumerate(zip(running, answers, strict=True)):
+                x.x = self._tensor(self.embed(np.array(answer.tokens[-1:])))[None]
+                x.layout, cursors[index] = self._next_token(cursors[index])
+        return answers
+
+    def cache_bytes(self, rows: int) -> int:
+        """What `greedy` keeps in memory for a sequence of so many rows."""
+        text = self.config.text
+        a_row = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+        return rows * a_row * self._dtype.itemsize
+
+    def _next_token(self, cursor: Cursor) -> tuple[Layout, Cursor]:
+        return lay_out([Text(1)], self.config.temporal, cursor)
+
+    def _start(
+        self, embeds: np.ndarray, layout: Layout, rows: int, *, keep: bool = False
+    ) -> _Running:
+        frame_ids = None
+        if not self.config.temporal.mask.is_prefix:
+            frame_ids = torch.full((1, rows), TEXT)
+            frame_ids[0, torch.from_numpy(layout.position_ids)] = torch.from_numpy(layout.frame_ids)
+        return _Running(self._tensor(embeds)[None], layout, frame_ids, rows, [] if keep else None)
+
+    def _through_layers(self, running: Sequence[_Running]) -> None:
+        """Take every sequence through all layers; of a layer nothing stays but kept caches."""
+        layers = self.config.text.num_hidden_layers
+        for index in range(layers):
+            layer = self._load(f"decoder.layers.{index}")
+            for x in running:
+                self._through_layer(layer, index, x)
+            del layer
+            self._advance(index + 1, layers)
+
+    def _through_layer(self, layer: nn.Module, index: int, running: _Running) -> None:
+        """Take one sequence through one layer, so many queries at a time."""
+        temporal, text = self.config.temporal, self.config.text
+        inv_freq, attention_factor = inverse_frequencies(text)
+        if running.kept is not None and index < len(running.kept):
+            past = running.kept[index]
+        else:
+            shape = (1, text.num_key_value_heads, running.rows, text.head_dim)
+            past = (running.x.new_zeros(shape), running.x.new_zeros(shape))
+        out = []
+        for start, stop in self._spans(running.layout):
+            part = running.layout.tokens(start, stop).batched()
+            rotary = Rotary(
+                torch.from_numpy(part.position_ids),
+                torch.from_numpy(part.temporal_ids),
+                inv_freq,
+                temporal.gamma,
+                attention_factor,
+            )
+            kv_end = torch.from_numpy(part.kv_end)
+            x, past = layer(running.x[:, start:stop], rotary, kv_end, past, running.frame_ids)
+            out.append(x)
+        running.x = torch.cat(out, dim=1)
+        if running.kept is not None:
+            running.kept[index : index + 1] = [past]
+
+    def _spans(self, layout: Layout) -> list[tuple[int, int]]:
+        mask = self.config.temporal.mask
+        if not mask.allows_frame_chunks:
+            return [(0, layout.length)]
+        return frame_chunks(layout, mask, max(QUERIES_A_CALL, self.config.tokens_per_frame))
+
+    def _head(self, xs: Sequence[Tensor]) -> list[np.ndarray]:
+        """Logits [L, V] of hidden states [L, E]."""
+        norm = self._load("decoder.norm")
+        head = self.checkpoint.tensors[HEAD].as_tensor().to(self._dtype)
+        return [_array(nn.functional.linear(norm(x), head)) for x in xs]
+
+    def _load(self, name: str) -> nn.Module:
+        """A part of the model with its weights."""
+        module = copy.deepcopy(self._empty.get_submodule(name))
+        state = {
+            key: self.checkpoint.tensors[f"{name}.{key}"].as_tensor().to(self._dtype)
+            for key in module.state_dict()
+        }
+        module.load_state_dict(state, assign=True)
+        return module.eval()
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self._dtype)
+
+
+def _by_frames(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply `function` to so many frames at a time as the vision engine takes."""
+
+    def parts() -> Iterator[Tensor]:
+        for start in range(0, len(x), FRAMES_A_CALL):
+            yield function(x[start : start + FRAMES_A_CALL])
+
+    return torch.cat(list(parts()))
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """The values for NumPy, which lacks bfloat16: that is handed out in float32, without loss."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

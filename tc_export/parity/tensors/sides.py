@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is compared: the PyTorch model, and engines that are open or that are opened in parts.
+
+Every side answers the same two questions, for all scenarios at once: what are the features of these
+clips, and what are the logits of these calls?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from tc_export.contracts.graph_io import (
+    FRAMES_A_CALL,
+    INPUTS_EMBEDS,
+    LOGITS,
+    PIXEL_VALUES,
+    VISUAL_FEATURES,
+)
+from tc_export.engine.interface import Engine
+from tc_export.parity.layerwise import LayerwiseModel, TokenSequence
+
+Feed = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calls:
+    """One sequence, as an engine is called with it: prefill chunks, then decode steps.
+
+    `feeds` hold the embeddings rounded to the graph's format. `sequence` is the same at once, its
+    wanted tokens those of all feeds in order. `rows` is the size of the cache.
+    """
+
+    feeds: list[Feed]
+    sequence: TokenSequence
+    rows: int
+
+    @property
+    def logits_a_call(self) -> list[int]:
+        """How many logits each call gives."""
+        return [feed["logits_indices"].shape[1] for feed in self.feeds]
+
+
+class Side(Protocol):
+    """An implementation of the model."""
+
+    name: str
+
+    def features(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Visual features [F, m, E] of each clip's pixels [F, 3, size, size]."""
+
+    def logits(self, calls: Sequence[Calls]) -> list[list[np.ndarray]]:
+        """For each sequence, the logits [wanted, V] of each of its calls."""
+
+
+class JudgedSide(Side, Protocol):
+    """What is judged: it also says in which types its graphs are fed."""
+
+    pixel_type: np.dtype[np.generic]
+    embeds_type: np.dtype[np.generic]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchSide:
+    """PyTorch, layer by layer; the two graphs may have two formats."""
+
+    vision: LayerwiseModel
+    decoder: LayerwiseModel
+
+    @property
+    def name(self) -> str:
+        """Version and formats."""
+        if self.vision is self.decoder:
+            return self.decoder.name
+        return f"{self.vision.name}; {self.decoder.name}"
+
+    def features(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """See `Side.features`."""
+        return self.vision.features(clips)
+
+    def logits(self, calls: Sequence[Calls]) -> list[list[np.ndarray]]:
+        """See `Side.logits`."""
+        whole = self.decoder.logits([x.sequence for x in calls])
+        return [
+            np.split(logits, np.cumsum(x.logits_a_call)[:-1])
+            for logits, x in zip(whole, calls, strict=True)
+        ]
+
+
+class OpenSide:
+    """Two engines that are open."""
+
+    def __init__(self, name: str, vision: Engine, decoder: Engine) -> None:
+        self.name = name
+        self._vision = vision
+        self._decoder = decoder
+        self.pixel_type = vision.inputs[PIXEL_VALUES].dtype
+        self.embeds_type = decoder.inputs[INPUTS_EMBEDS].dtype
+
+    def features(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """See `Side.features`."""
+        return features_of(self._vision, clips)
+
+    def logits(self, calls: Sequence[Calls]) -> list[list[np.ndarray]]:
+        """See `Side.logits`."""
+        return [self._logits_of(x) for x in calls]
+
+    def _logits_of(self, calls: Calls) -> list[np.ndarray]:
+        cache = self._decoder.new_cache(calls.rows)
+        return [self._decoder.run(feed, cache)[LOGITS][0] for feed in calls.feeds]
+
+
+def features_of(vision: Engine, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Visual features of each clip, so many frames a call as an engine takes."""
+    return [
+        np.concatenate(
+            [
+                vision.run({PIXEL_VALUES: clip[start : start + FRAMES_A_CALL]})[VISUAL_FEATURES]
+                for start in range(0, len(clip), FRAMES_A_CALL)
+            ]
+        )
+        for clip in clips
+    ]

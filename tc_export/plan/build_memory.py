@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the parts of a model take in memory while it is compared, and how it is cut to fit.
+
+A part that is opened costs what it costs whether it is large or small: cutting finer costs no time,
+since every weight is read once either way. So parts are kept small where memory is plenty too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tc_export.config import ModelConfig
+from tc_export.contracts.parts import Part, even_parts
+from tc_export.dtypes import DType
+from tc_export.errors import EnvironmentLacks
+from tc_export.plan.host import host_memory
+from tc_export.plan.memory import BYTES
+from tc_export.plan.parameters import decoder_count, head_matrix, vision_count
+from tc_export.targets import Precision, Precisions
+
+BASE_BYTES = 500_000_000
+"""Measured on x86-64: Python with PyTorch, ONNX and ONNX Runtime loaded, and no weight."""
+
+OPENED = {
+    Precision.FLOAT32: 2.1,
+    Precision.FLOAT16: 3.2,
+    Precision.BFLOAT16: 4.3,
+}
+"""Peak bytes in ONNX Runtime's processor kernels for each byte of weights, while a part is opened.
+Measured with ONNX Runtime 1.31 on one, two and four layers of a 7B decoder in float16: 1.64, 2.82
+and 5.20 GB for 0.40, 0.81 and 1.62 GB of weights. It widens to float32, and packs what it widened;
+a bfloat16 graph is computed in float32."""
+
+TRUTH_FACTOR = 1.25
+"""The float64 layer, and the stored one that it is made from."""
+
+PART_BYTES = 3_000_000_000
+"""What one part may take where memory is plenty."""
+
+ANSWER_BYTES = 2_000_000_000
+"""What the truth's caches may take where memory is plenty."""
+
+SHARE_OF_FREE = 2 / 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryLimits:
+    """How a comparison fits into memory."""
+
+    parts: tuple[Part, ...]
+    answer_bytes: int
+    peak_bytes: int  # predicted
+
+
+def memory_limits(
+    config: ModelConfig, precisions: Precisions, memory_bytes: int | None = None
+) -> MemoryLimits:
+    """Cut the decoder so that a comparison stays within `memory_bytes`.
+
+    None: two thirds of what is free on this machine.
+
+    Raises:
+        EnvironmentLacks: one layer takes more; says what it takes.
+    """
+    limit = memory_bytes or round(host_memory().available * SHARE_OF_FREE)
+    needed = least_bytes(config, precisions)
+    if limit < needed:
+        raise EnvironmentLacks(
+            f"comparing with PyTorch takes {needed / 1e9:.2g} GB of memory for one layer at a "
+            f"time, and may take {limit / 1e9:.2g} GB",
+            hint="give it more with --memory, close other programs, or use --no-parity",
+        )
+    layers = config.text.num_hidden_layers
+    room = min(limit - BASE_BYTES, PART_BYTES)
+    parts = next(
+        (
+            count
+            for count in range(1, layers)
+            if _part_bytes(config, precisions.decoder, -(-layers // count)) <= room
+        ),
+        layers,
+    )
+    truth = truth_bytes(config)
+    answer_bytes = max(0, min(ANSWER_BYTES, limit - truth))
+    engine = BASE_BYTES + _part_bytes(config, precisions.decoder, -(-layers // parts))
+    return MemoryLimits(
+        parts=even_parts(layers, parts),
+        answer_bytes=answer_bytes,
+        peak_bytes=max(
+            engine, BASE_BYTES + _vision_bytes(config, precisions), truth + answer_bytes
+        ),
+    )
+
+
+def truth_bytes(config: ModelConfig) -> int:
+    """What making golden data takes: one layer of the truth."""
+    return BASE_BYTES + _truth_bytes(config)
+
+
+def least_bytes(config: ModelConfig, precisions: Precisions) -> int:
+    """The least memory that a comparison takes: a layer of the truth, a part of one layer, or the
+    vision graph, whichever is the most."""
+    return BASE_BYTES + max(
+        _truth_bytes(config),
+        _part_bytes(config, precisions.decoder, 1),
+        _vision_bytes(config, precisions),
+    )
+
+
+def _layer_weights(config: ModelConfig) -> int:
+    count = decoder_count(config)
+    return (count.matrices - head_matrix(config)) // config.text.num_hidden_layers
+
+
+def _part_bytes(config: ModelConfig, precision: Precision, layers: int) -> int:
+    """A part of so many layers, opened; the last one, which has the head."""
+    weights = layers * _layer_weights(config) + head_matrix(config)
+    return round(weights * BYTES[precision] * OPENED[precision])
+
+
+def _vision_bytes(config: ModelConfig, precisions: Precisions) -> int:
+    return round(vision_count(config).total * BYTES[precisions.vision] * OPENED[precisions.vision])
+
+
+def _truth_bytes(config: ModelConfig) -> int:
+    largest = max(_layer_weights(config), head_matrix(config))
+    return round(largest * DType.FLOAT64.bits / 8 * TRUTH_FACTOR)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layer by layer, the model gives the numbers that it gives as a whole."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tc_export.dtypes import DType
+from tc_export.engine.session import DecoderSession
+from tc_export.model.positions import Clip, Segment, Text, lay_out
+from tc_export.parity import layerwise
+from tc_export.parity.layerwise import LayerwiseModel, TokenSequence
+from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
+from tests.exported import Exported, export_small
+
+LAST_BITS = 1e-13  # of float64: sums are cut in other places
+MASKS = ["causal", "full_visual", "frame_block", "frame_block_causal"]
+
+
+@pytest.fixture(scope="module", params=MASKS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export_small(
+        tmp_path_factory.mktemp("layers"),
+        text={"num_hidden_layers": 3},
+        temporal={"mask": request.param, "gamma": 0.7},
+    )
+
+
+def sequences(exported: Exported) -> list[TokenSequence]:
+    """Two clips, text alone, and a prompt with decode steps after it."""
+    m = exported.config.tokens_per_frame
+    random = np.random.default_rng(2)
+    found = []
+    for segments in (
+        [Text(3), Clip(3, m), Text(2), Clip(2, m), Text(4)],
+        [Text(9)],
+        [Clip(4, m), Text(3), *[Text(1)] * 5],
+    ):
+        layout, _ = lay_out(segments, exported.config.temporal)
+        embeds = random.standard_normal((layout.length, exported.config.text.hidden_size))
+        wanted = np.unique(random.integers(0, layout.length, 6))
+        found.append(TokenSequence(embeds=embeds, layout=layout, logits_indices=wanted))
+    return found
+
+
+def whole_logits(exported: Exported, sequence: TokenSequence, dtype: torch.dtype) -> np.ndarray:
+    model = exported.checkpoint.load_model(dtype)
+    layout = sequence.layout.batched()
+    frame_ids = torch.from_numpy(layout.frame_ids)
+    logits, _ = model.decoder(
+        torch.from_numpy(sequence.embeds).to(dtype)[None],
+        torch.from_numpy(layout.position_ids),
+        torch.from_numpy(layout.temporal_ids),
+        torch.from_numpy(layout.kv_end),
+        torch.from_numpy(sequence.logits_indices)[None],
+        model.new_cache(1, layout.length),
+        None if exported.config.temporal.mask.is_prefix else frame_ids,
+    )
+    return logits[0].detach().to(torch.float64).numpy()
+
+
+@pytest.mark.parametrize("queries", [1, 7, 512])
+def test_logits_are_those_of_the_whole_model(
+    exported: Exported, queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layerwise, "QUERIES_A_CALL", queries)
+    model = LayerwiseModel(exported.checkpoint, DType.FLOAT64)
+    asked = sequences(exported)
+    for sequence, found in zip(asked, model.logits(asked), strict=True):
+        expected = whole_logits(exported, sequence, torch.float64)
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, expected, rtol=0, atol=LAST_BITS * abs(expected).max())
+
+
+def test_features_are_those_of_the_whole_model(exported: Exported) -> None:
+    size = exported.config.vision.image_size
+    random = np.random.default_rng(4)
+    clips = [random.standard_normal((frames, 3, size, size)) for frames in (1, 11)]
+    whole = TorchVisionEngine(exported.checkpoint.load_model(torch.float64))
+    model = LayerwiseModel(exported.checkpoint, DType.FLOAT64)
+    for clip, found in zip(clips, model.features(clips), strict=True):
+        expected = whole.run({"pixel_values": clip})["visual_features"]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=LAST_BITS * abs(expected).max())
+
+
+def test_greedy_answers_are_those_of_a_session(exported: Exported) -> None:
+    """Prompts of different lengths in one pass, each token fed back."""
+    m = exported.config.tokens_per_frame
+    prompts: list[tuple[np.ndarray, list[Segment]]] = []
+    for segments in ([Text(2), Clip(3, m), Text(3)], [Clip(1, m), Text(6)]):
+        length = sum(segment.length for segment in segments)
+        embeds = np.random.default_rng(length).standard_normal(
+            (length, exported.config.text.hidden_size)
+        )
+        prompts.append((embeds, segments))
+    model = LayerwiseModel(exported.checkpoint, DType.FLOAT64)
+    engine = TorchDecoderEngine(exported.checkpoint.load_model(torch.float64))
+    for (embeds, segments), answer in zip(prompts, model.greedy(prompts, 6), strict=True):
+        session = DecoderSession(engine, exported.config, len(embeds) + 6)
+        logits = session.prefill(embeds, segments)
+        for token, found in zip(answer.tokens, answer.logits, strict=True):
+            np.testing.assert_allclose(found, logits, rtol=0, atol=1e-12 * abs(logits).max())
+            assert token == int(logits.argmax())
+            logits = session.step(model.embed(np.array([token]))[0])
+
+
+@pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16])
+def test_other_formats_round_as_the_whole_model_does(exported: Exported, dtype: DType) -> None:
+    model = LayerwiseModel(exported.checkpoint, dtype)
+    asked = sequences(exported)
+    truths = LayerwiseModel(exported.checkpoint, DType.FLOAT64).logits(asked)
+    for sequence, found, truth in zip(asked, model.logits(asked), truths, strict=True):
+        whole = abs(whole_logits(exported, sequence, dtype.torch) - truth).max()
+        error = abs(found.astype(np.float64) - truth).max()
+        assert 0.2 * whole < error < 5 * whole
+
+
+def test_one_layer_is_in_memory_at_a_time(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[nn.Module]] = []
+    load = LayerwiseModel._load
+
+    def watched(self: LayerwiseModel, name: str) -> nn.Module:
+        gc.collect()
+        if "layers" in name:
+            assert not [ref for ref in alive if ref() is not None], name
+        module = load(self, name)
+        if "layers" in name:
+            alive.append(weakref.ref(module))
+        return module
+
+    monkeypatch.setattr(LayerwiseModel, "_load", watched)
+    seen: list[Any] = []
+    model = LayerwiseModel(exported.checkpoint, DType.FLOAT64, lambda *x: seen.append(x))
+    model.logits(sequences(exported))
+    size = exported.config.vision.image_size
+    model.features([np.zeros((1, 3, size, size))])
+    assert len(alive) == len(seen) > 3
+    assert seen[:3] == [(1, 3), (2, 3), (3, 3)]
