@@ -101,13 +101,15 @@ def choose_sampling(max_frames: int, frames: int | None, fps: float | None) -> S
 
 def describe(video: Path, sampled: SampledVideo) -> str:
     """Which frames were looked at, and when they are."""
+    looks = f"{video.name}: {sampled.width} x {sampled.height}, {sampled.codec}"
+    if sampled.is_picture:
+        return "\n".join([f"{looks}, an image: one frame", *sampled.notes])
     places = ", ".join(
         f"{index} ({time:.2f} s)"
         for index, time in zip(sampled.indices, sampled.times_s, strict=True)
     )
     lines = [
-        f"{video.name}: {sampled.width} x {sampled.height}, {sampled.codec}, "
-        f"{sampled.duration_s:.2f} s, {sampled.total_frames} frames",
+        f"{looks}, {sampled.duration_s:.2f} s, {sampled.total_frames} frames",
         f"{len(sampled.indices)} sampled: {places}",
         *sampled.notes,
     ]
