@@ -30,5 +30,6 @@ def stage(inputs: BuildInputs) -> Stage:
 
 
 def _run(context: StageContext, *, inputs: BuildInputs) -> None:
-    library = build_plugins(inputs.target)
+    # A build that is cancelled ends here before the next step.
+    library = build_plugins(inputs.target, on_step=lambda phrase: context.advance(0))
     shutil.copyfile(library.path, context.path(inputs.plugin_library))
