@@ -25,6 +25,10 @@ def plan(
     precision: PrecisionOption = None,
     frames: Annotated[int, typer.Option(min=1, help="Frames of a question.")] = 16,
     max_length: MaxLengthOption = None,
+    question_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of a question, its template included.")
+    ] = 64,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 128,
     chart: Annotated[
         Path | None, typer.Option(help="Draw memory over frames to this PNG.", show_default=False)
     ] = None,
@@ -43,7 +47,14 @@ def plan(
     device = load_target(target)
     precisions = read_precisions(precision, device)
     folder = checkpoint.parent if checkpoint.name == "config.json" else checkpoint
-    made = make_plan(read_config(folder).model, device, precisions, frames, max_length)
+    made = make_plan(
+        read_config(folder).model,
+        device,
+        precisions,
+        frames,
+        max_length,
+        text_tokens=question_tokens + answer_tokens,
+    )
     if chart is not None:
         from tc_export.plan.chart import draw_chart
 
