@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from tc_export.checkpoint.hf_config import CheckpointConfig, read_config
 from tc_export.checkpoint.names import Renaming, rename, usual_name
 from tc_export.checkpoint.safetensors_file import TensorLocation
 from tc_export.checkpoint.shards import find_tensors
-from tc_export.config import ModelConfig
+from tc_export.config import ModelConfig, ModelSettings
 from tc_export.dtypes import DType
 from tc_export.errors import CheckpointError
 from tc_export.model.rope import inverse_frequencies
@@ -100,16 +99,14 @@ class Checkpoint:
         }
 
 
-def open_checkpoint(
-    path: Path | str, temporal_overrides: Mapping[str, Any] | None = None
-) -> Checkpoint:
+def open_checkpoint(path: Path | str, asked: ModelSettings | None = None) -> Checkpoint:
     """Open a Hugging Face folder of a LLaVA-family model.
 
-    `temporal_overrides` are temporal settings given as flags; see `read_config`.
+    What the user asked for counts where the checkpoint says nothing; see `read_config`.
 
     Raises:
         CheckpointError: not a checkpoint, not supported, damaged, or of another shape.
-        UsageError: a flag is wrong, or contradicts the checkpoint.
+        UsageError: what was asked for contradicts the checkpoint, or cannot be of this model.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -118,7 +115,7 @@ def open_checkpoint(
             f"the checkpoint {folder} {found}; expected a folder",
             hint="give the folder that has config.json and the safetensors",
         )
-    config = read_config(folder, temporal_overrides)
+    config = read_config(folder, asked)
     on_disk = find_tensors(folder)
     renaming = rename(on_disk, config.family, config.model.vision.layers_used)
     if config.model.text.tie_word_embeddings:

@@ -48,7 +48,7 @@ def open_with_checkpoint(bundle: Path, checkpoint: Path | None) -> tuple[Manifes
 
     source = find_checkpoint(bundle, checkpoint)
     manifest = read_manifest(bundle)
-    opened = open_checkpoint(source, read_config(bundle).model.temporal.model_dump())
+    opened = open_checkpoint(source, read_config(bundle).model.settings)
     if opened.digest() != manifest.checkpoint_digest:
         raise CheckpointError(
             f"{source} is not the checkpoint that {bundle} was built from, or it has changed since",

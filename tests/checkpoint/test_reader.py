@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tc_export.checkpoint.reader import Checkpoint, empty_model, open_checkpoint
+from tc_export.config import (
+    AttentionMask,
+    ModelSettings,
+    TemporalConfig,
+    VisionFeatures,
+    VisionSettings,
+)
 from tc_export.errors import CheckpointError
 from tc_export.model.positions import Clip, Text, lay_out
 from tc_export.model.tc_llava import TcLlava
@@ -28,7 +36,7 @@ from tests.checkpoint.families import (
     small_model,
 )
 
-STOCK = {"gamma": 0.0, "mask": "causal"}
+STOCK = ModelSettings(temporal=TemporalConfig(gamma=0.0, mask=AttentionMask.CAUSAL))
 
 
 def module_pairs(ours: TcLlava, theirs: PreTrainedModel) -> list[tuple[str, nn.Module, nn.Module]]:
@@ -157,17 +165,46 @@ def frames(count: int) -> torch.Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("options", [{}, {"vision_feature_layer": 1}, {"vision_feature_layer": -1}])
+def pooling_stated(document: dict[str, Any]) -> None:
+    document["pooling"] = {"stride": 1}
+
+
+def features_left_open(document: dict[str, Any]) -> None:
+    del document["vision_feature_select_strategy"]
+
+
+FULL = {"vision_feature_select_strategy": "full"}
+ASKED_FULL = STOCK.model_copy(update={"vision": VisionSettings(features=VisionFeatures.FULL)})
+
+
+@pytest.mark.parametrize(
+    ("options", "edit", "asked"),
+    [
+        ({}, pooling_stated, STOCK),
+        ({}, None, STOCK),
+        ({"vision_feature_layer": 1}, None, STOCK),
+        ({"vision_feature_layer": -1}, None, STOCK),
+        (FULL, None, STOCK),
+        (FULL, features_left_open, ASKED_FULL),
+    ],
+)
 @torch.no_grad()
-def test_stock_llava_gives_the_same_logits(tmp_path: Path, options: dict[str, Any]) -> None:
-    """gamma = 0 with the causal mask is transformers' LLaVA, image and all."""
+def test_stock_llava_gives_the_same_logits(
+    tmp_path: Path,
+    options: dict[str, Any],
+    edit: Callable[[dict[str, Any]], None] | None,
+    asked: ModelSettings,
+) -> None:
+    """gamma = 0 with the causal mask is transformers' LLaVA, image and all: it does not pool."""
     theirs = small_model("llava", **options)
     theirs.save_pretrained(tmp_path)
-    edit_config(tmp_path, lambda document: document.update(pooling={"stride": 1}))
-    ours = open_checkpoint(tmp_path, STOCK).load_model()
-    tokens = torch.tensor([[1, 5, *[IMAGE_TOKEN] * 16, 7, 8, 9]])
+    if edit:
+        edit_config(tmp_path, edit)
+    ours = open_checkpoint(tmp_path, asked).load_model()
+    visual = 16 + int(options == FULL)
+    tokens = torch.tensor([[1, 5, *[IMAGE_TOKEN] * visual, 7, 8, 9]])
     expected = theirs(input_ids=tokens, pixel_values=frames(1)).logits
-    layout, _ = lay_out([Text(2), Clip(1, 16), Text(3)], ours.config.temporal)
+    layout, _ = lay_out([Text(2), Clip(1, visual), Text(3)], ours.config.temporal)
     length = tokens.shape[1]
     actual, _ = ours.decoder(
         ours.embed(tokens, frames(1), IMAGE_TOKEN),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tc_export.checkpoint.reader import open_checkpoint
+from tc_export.config import ModelSettings
 from tc_export.dtypes import DType
 from tc_export.graph.export import export_decoder, export_vision
 from tests.checkpoint.families import save_small
@@ -45,7 +46,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     @cache
     def both(precision: str, mask: str) -> Path:
         folder = tmp_path_factory.mktemp(f"{precision}-{mask}")
-        checkpoint = open_checkpoint(checkpoint_folder(precision), {"mask": mask})
+        checkpoint = open_checkpoint(
+            checkpoint_folder(precision),
+            ModelSettings.read({"temporal": {"mask": mask}}, where="test"),
+        )
         (folder / "vision").symlink_to(vision(precision))
         (folder / "decoder").mkdir()
         export_decoder(checkpoint, DType(precision), folder / "decoder", lambda nbytes: None)

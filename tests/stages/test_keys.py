@@ -18,6 +18,7 @@ import pytest
 
 from tc_export import pipeline
 from tc_export.bundle import StageRecord
+from tc_export.config import AttentionMask, ModelSettings, TemporalConfig
 from tc_export.contracts import graph_io
 from tc_export.errors import EnvironmentLacks, UsageError
 from tc_export.pipeline import BuildRequest, build, build_each
@@ -122,7 +123,7 @@ def test_every_stage_is_looked_at_here(world: World, target: str) -> None:
 def test_the_processor_takes_a_mask_that_is_no_prefix_and_any_head_size(world: World) -> None:
     """What the plugins lack is no concern of its."""
     world.ask(checkpoint=save_with_tokenizer(world.folder / "heads of 16"))
-    world.ask(temporal={"mask": "frame_block"})
+    world.ask(settings=ModelSettings(temporal=TemporalConfig(mask=AttentionMask.FRAME_BLOCK)))
     assert keys(world.request).keys() == EVERY_STAGE["cpu"]
 
 
@@ -208,7 +209,11 @@ CHANGES: list[tuple[str, Callable[[World], object], set[str]]] = [
     ("cpu", installed("torch"), {"embedding", *GRAPHS, "engine", "parity"}),
     ("cpu", installed("onnxscript"), {"embedding", *GRAPHS, "engine", "parity"}),
     ("cpu", one_weight, {*ON_WEIGHTS, "engine"}),
-    ("cpu", asked(temporal={"gamma": 0.5}), {*ON_WEIGHTS, "assets", "engine"}),
+    (
+        "cpu",
+        asked(settings=ModelSettings(temporal=TemporalConfig(gamma=0.5))),
+        {*ON_WEIGHTS, "assets", "engine"},
+    ),
     ("cpu", tokenizer, {"assets"}),
     ("cpu", line_of_the_config, {"assets"}),
     ("cpu", World.move_checkpoint, {"assets"}),
