@@ -19,20 +19,13 @@ from numpy.typing import NDArray
 from tc_export.bundle import EngineRecord, EngineState, read_manifest
 from tc_export.engine.session import DecoderSession
 from tc_export.errors import BundleError, UsageError, VideoError
-from tc_export.runtime.answering import (
-    Answer,
-    Finish,
-    VideoLanguageModel,
-    _SpokenText,
-    open_engines,
-)
+from tc_export.runtime.answer import Answer, Finish
+from tc_export.runtime.answering import VideoLanguageModel, open_engines
 from tc_export.runtime.generation import GenerationConfig
 from tc_export.runtime.preprocess import preprocess, read_preprocess_config
-from tc_export.runtime.prompt import TextStream
 from tc_export.runtime.video import Rate, Uniform
 from tests.bundled import MAX_FRAMES
 from tests.runtime.clips import write_clip
-from tests.runtime.tokenizers_for_tests import as_runtime, byte_level
 
 QUESTION = "What colour is the ball?"
 SHORT = GenerationConfig(max_new_tokens=12)
@@ -134,14 +127,6 @@ def test_the_pieces_are_the_text(model: VideoLanguageModel, temperature: float) 
         assert stream.answer.text == answer.text == "".join(told) == answer.text.strip()
         assert all(told)
         assert stream.answer.new_tokens == answer.new_tokens == 40
-
-
-@pytest.mark.parametrize("text", ["  A  red\n\n ball \n", "ball", " \n ", "a\n b", ""])
-def test_white_space_is_said_only_between_words(text: str) -> None:
-    tokenizer = as_runtime(byte_level())
-    spoken = _SpokenText(TextStream(tokenizer))
-    pieces = [spoken.push(token) for token in tokenizer.encode(text)] + [spoken.finish()]
-    assert "".join(pieces) == spoken.whole == text.strip()
 
 
 def test_a_stream_works_while_it_is_read(model: VideoLanguageModel) -> None:
@@ -307,6 +292,7 @@ ANSWER_ALONE = """
 import sys
 import numpy as np
 from pathlib import Path
+from tc_export.runtime.answer import Answer, Finish
 from tc_export.runtime.answering import VideoLanguageModel
 from tc_export.runtime.generation import GenerationConfig
 model = VideoLanguageModel.open(Path(sys.argv[1]), threads=1)
