@@ -14,7 +14,8 @@ from tc_export.cli.terminal import Terminal, print_json, say_piece
 from tc_export.errors import UsageError
 
 if TYPE_CHECKING:
-    from tc_export.runtime.answering import Answer, VideoAnswer, VideoLanguageModel
+    from tc_export.runtime.answer import Answer, VideoAnswer
+    from tc_export.runtime.answering import VideoLanguageModel
     from tc_export.runtime.generation import GenerationConfig
     from tc_export.runtime.video import SampledVideo, Sampling
 
@@ -138,7 +139,7 @@ def _answer(
     """Answer, with a bar until the first text comes; print the text unless `quiet`."""
     from rich.progress import Progress
 
-    from tc_export.runtime.answering import about
+    from tc_export.runtime.answer import about
 
     with Progress(console=console, transient=True) as progress:
         bars = {phase: progress.add_task(phase, total=None) for phase in ("frames", "tokens")}

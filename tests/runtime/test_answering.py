@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from tc_export.bundle import EngineRecord, EngineState, read_manifest
 from tc_export.engine.session import DecoderSession
 from tc_export.errors import BundleError, UsageError, VideoError
-from tc_export.runtime.answering import Answer, Finish, VideoLanguageModel, open_engines
+from tc_export.runtime.answer import Answer, Finish
+from tc_export.runtime.answering import VideoLanguageModel, open_engines
 from tc_export.runtime.generation import GenerationConfig
 from tc_export.runtime.preprocess import preprocess, read_preprocess_config
 from tc_export.runtime.video import Rate, Uniform
