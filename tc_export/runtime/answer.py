@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An answer: whole, as it comes, and together with the video that it is about."""
+"""What an answer is, and how it is put together from tokens, one after the other."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 from tc_export.errors import UsageError
 from tc_export.runtime.prompt import TextStream
+from tc_export.runtime.tokenizer import Tokenizer
 from tc_export.runtime.video import SampledVideo
 
 
@@ -54,16 +56,17 @@ class AnswerStream(Iterator[str]):
     Work is done only while the next piece is waited for. Leaving the stream ends it.
     """
 
-    def __init__(self, pieces: Generator[str, None, Answer]) -> None:
-        """Run the generator, which returns the answer."""
+    def __init__(self, pieces: Generator[tuple[int, str], None, list[Answer]]) -> None:
+        """Run the generator of one answer."""
         self._pieces = pieces
         self._answer: Answer | None = None
 
     def __next__(self) -> str:
         try:
-            return next(self._pieces)
+            return next(self._pieces)[1]
         except StopIteration as end:
-            self._answer = self._answer or end.value
+            if end.value:
+                (self._answer,) = end.value
             raise StopIteration from None
 
     def close(self) -> None:
@@ -82,11 +85,65 @@ class AnswerStream(Iterator[str]):
         return self._answer
 
 
-class SpokenText:
+def about(video: SampledVideo, answer: Answer) -> VideoAnswer:
+    """Put an answer together with what was seen of the video."""
+    return VideoAnswer(
+        answer=answer,
+        frame_indices=video.indices,
+        frame_times_s=video.times_s,
+        notes=video.notes,
+    )
+
+
+class Transcript:
+    """Puts an answer together while it is made, and takes its times, from now on."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_tokens: int) -> None:
+        """Begin an answer to a prompt of so many tokens."""
+        self._text = _SpokenText(TextStream(tokenizer))
+        self._prompt_tokens = prompt_tokens
+        self._start = time.perf_counter()
+        self._times: list[float] = []
+        self._answer: Answer | None = None
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens there are by now."""
+        return len(self._times)
+
+    @property
+    def answer(self) -> Answer | None:
+        """The whole answer once it has ended."""
+        return self._answer
+
+    def push(self, token: int) -> str:
+        """Take the next token; return the text that can be said by it, often none."""
+        self._times.append(time.perf_counter())
+        return self._text.push(token)
+
+    def end(self, finish: Finish) -> str:
+        """End the answer; return the text that was still held back."""
+        piece = self._text.finish()
+        if finish is Finish.END and not self._times:
+            first_s: float | None = time.perf_counter() - self._start
+        else:
+            first_s = self._times[0] - self._start if self._times else None
+        seconds = self._times[-1] - self._times[0] if self._times else 0.0
+        self._answer = Answer(
+            text=self._text.whole,
+            finish=finish,
+            prompt_tokens=self._prompt_tokens,
+            new_tokens=self.new_tokens,
+            time_to_first_token_s=first_s,
+            decode_tokens_per_s=(self.new_tokens - 1) / seconds if seconds else None,
+        )
+        return piece
+
+
+class _SpokenText:
     """The text of an answer, without the white space around it."""
 
     def __init__(self, stream: TextStream) -> None:
-        """Take the text of the tokens from `stream`."""
         self._stream = stream
         self._space = ""  # held back until text follows it
         self.whole = ""
@@ -107,13 +164,3 @@ class SpokenText:
             said = said.lstrip()
         self.whole += said
         return said
-
-
-def about(video: SampledVideo, answer: Answer) -> VideoAnswer:
-    """Put an answer together with what was seen of the video."""
-    return VideoAnswer(
-        answer=answer,
-        frame_indices=video.indices,
-        frame_times_s=video.times_s,
-        notes=video.notes,
-    )

@@ -16,7 +16,6 @@ from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.engine.session import DecoderSession
 from tc_export.errors import BundleError, UsageError
 from tc_export.model.positions import Clip, Cursor, Segment, Text
-from tc_export.native.find import find_native_library
 from tc_export.parity.torch_engine import TorchDecoderEngine
 from tests.engine import sessions
 from tests.exported import Exported, export_small
@@ -134,18 +133,6 @@ def test_a_graph_that_is_none(tmp_path: Path) -> None:
         OrtEngine(path)
     with pytest.raises(BundleError, match="cannot load"):
         OrtEngine(tmp_path / "none.onnx")
-
-
-@pytest.fixture(params=["functions", "native"])
-def either_engine(request: pytest.FixtureRequest, exported: Exported) -> OrtEngine:
-    """Without our library, and with it."""
-    native = None
-    if request.param == "native":
-        found = find_native_library()
-        if found is None or not found.has_onnxruntime_ops:
-            pytest.skip("the native library is not built: make setup, with CMake and a compiler")
-        native = found.path
-    return OrtEngine(exported.folder / "decoder" / "model.onnx", native_library=native, threads=1)
 
 
 @pytest.mark.parametrize("check", sessions.CHECKS)

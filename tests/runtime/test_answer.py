@@ -8,8 +8,7 @@ from collections.abc import Generator
 import pytest
 
 from tc_export.errors import UsageError
-from tc_export.runtime.answer import Answer, AnswerStream, Finish, SpokenText
-from tc_export.runtime.prompt import TextStream
+from tc_export.runtime.answer import Answer, AnswerStream, Finish, Transcript
 from tests.runtime.tokenizers_for_tests import as_runtime, byte_level
 
 ANSWER = Answer(
@@ -22,18 +21,21 @@ ANSWER = Answer(
 )
 
 
-def pieces() -> Generator[str, None, Answer]:
-    yield "a"
-    yield " b"
-    return ANSWER
+def pieces() -> Generator[tuple[int, str], None, list[Answer]]:
+    yield 0, "a"
+    yield 0, " b"
+    return [ANSWER]
 
 
 @pytest.mark.parametrize("text", ["  A  red\n\n ball \n", "ball", " \n ", "a\n b", ""])
 def test_white_space_is_said_only_between_words(text: str) -> None:
     tokenizer = as_runtime(byte_level())
-    spoken = SpokenText(TextStream(tokenizer))
-    pieces = [spoken.push(token) for token in tokenizer.encode(text)] + [spoken.finish()]
-    assert "".join(pieces) == spoken.whole == text.strip()
+    spoken = Transcript(tokenizer, prompt_tokens=3)
+    tokens = tokenizer.encode(text)
+    pieces = [*map(spoken.push, tokens), spoken.end(Finish.LENGTH)]
+    assert spoken.answer is not None
+    assert "".join(pieces) == spoken.answer.text == text.strip()
+    assert (spoken.answer.new_tokens, spoken.answer.prompt_tokens) == (len(tokens), 3)
 
 
 def test_a_stream_has_its_answer_at_its_end() -> None:
