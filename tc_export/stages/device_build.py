@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from tc_export.bundle import EngineRecord, EngineState, Manifest, StageResults, Staging, verify
+from tc_export.bundle import EngineRecord, EngineState, Manifest, StageResults, Staging, find_damage
 from tc_export.bundle.layout import engine_path, engine_stage, tensorrt_graph, tensorrt_stage
 from tc_export.contracts.graph_io import GRAPHS
 from tc_export.device_build.golden import make_golden
@@ -91,7 +91,7 @@ def finished_bundle(
     published = staging.published
     if published is None or not is_finished(published) or not is_up_to_date(published, stages):
         return None
-    if verify(staging.output, partial(reporter.read, "the bundle")):
+    if find_damage(staging.output, published, partial(reporter.read, "the bundle")):
         return None
     reporter.listed(stages)
     for each in stages:

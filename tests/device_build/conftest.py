@@ -35,6 +35,8 @@ from tc_export.device_build.write import PendingBuild, PendingEngine, write_fini
 from tc_export.dtypes import DType
 from tc_export.graph.export import export_decoder, export_vision
 from tc_export.graph.tensorrt_form import to_tensorrt_form
+from tc_export.parity.tensors.check_bundle import references
+from tc_export.targets import Precisions
 from tests.checkpoint.families import edit_config, save_small
 
 TENSORRT = "10.3"
@@ -71,9 +73,8 @@ def write_pending_bundle(output: Path, scratch: Path) -> Path:
         (folder / PLUGIN).write_bytes(elf_header(ARCHITECTURE))
         precisions = {"vision": "float16", "decoder": "float16"}
         golden = make_golden(
-            config,
-            checkpoint.load_model,
-            precisions,
+            references(checkpoint, Precisions.both("float16")),
+            Precisions.both("float16"),
             max_frames=MAX_FRAMES,
             max_length=MAX_LENGTH,
         )
