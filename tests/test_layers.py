@@ -17,7 +17,7 @@ from tests.repository import REPOSITORY
 
 PACKAGE = REPOSITORY / "tc_export"
 LAYERS = {
-    "foundation": {"errors", "config", "dtypes", "contracts", "targets"},
+    "foundation": {"errors", "config", "dtypes", "digests", "contracts", "targets"},
     "model": {"ops", "model", "checkpoint", "tasks"},
     "make": {"graph", "native"},
     "hold": {"bundle", "engine"},

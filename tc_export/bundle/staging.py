@@ -29,7 +29,6 @@ from typing import Literal, NoReturn
 from pydantic import Field, ValidationError
 
 from tc_export.bundle.files import (
-    Digests,
     exchange,
     flush,
     is_regular_file,
@@ -49,6 +48,7 @@ from tc_export.bundle.manifest import (
     write_manifest,
 )
 from tc_export.config import Config
+from tc_export.digests import Digests, recall, remember
 from tc_export.errors import BundleError, EnvironmentLacks, TcExportError, UsageError
 
 _LOCK, _STATE, _BUNDLE, _PREVIOUS = "lock", "state.json", "bundle", "previous"
@@ -70,7 +70,7 @@ class Staging:
     Attributes:
         output: where the bundle will be published.
         bundle: the folder that becomes it.
-        digests: hashes of files, remembered over a kill.
+        digests: hashes of files, remembered over a kill; those of large ones also after the build.
         records: the stages that have ended, in this build or in a killed one.
         published: the manifest of the bundle that is at `output` now.
         siblings: the manifests of the other bundles in the same folder, by their places.
@@ -82,7 +82,7 @@ class Staging:
         self._state_path = folder / _STATE
         self._previous = folder / _PREVIOUS
         state = self._read_state()
-        self.digests = Digests(state.digests)
+        self.digests = Digests(state.digests, recall().files)
         self.records = dict(state.stages)
         self.published: Manifest | None = None
         self.siblings: dict[Path, Manifest] = {}
@@ -214,6 +214,7 @@ class Staging:
             self._swap()
             flush(self.output.parent)
             self.published = manifest
+        remember(self.digests.known)
         self.records = {}  # from here on there is nothing to resume
 
     def _swap(self) -> None:

@@ -118,8 +118,15 @@ def describe(video: Path, sampled: SampledVideo) -> str:
 def _open(bundle: Path, native: bool | None, threads: int | None) -> VideoLanguageModel:
     from tc_export.runtime.answering import VideoLanguageModel
 
-    with console.status("loading the engines"):
-        model = VideoLanguageModel.open(bundle, native=native, threads=threads)
+    with console.status("checking the bundle") as status:
+
+        def advance(done: int, total: int) -> None:
+            if done < total:
+                status.update(f"checking the bundle: {done / 1e9:.1f} of {total / 1e9:.1f} GB")
+            else:
+                status.update("loading the engines")
+
+        model = VideoLanguageModel.open(bundle, native=native, threads=threads, on_read=advance)
     if not model.engines.native:
         console.print(
             "custom ops run as standard operators (slower): the native library is not in use",

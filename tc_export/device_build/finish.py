@@ -24,8 +24,8 @@ from tc_export.bundle import (
     StageResults,
     Staging,
     locate,
+    open_bundle,
     open_staging,
-    read_manifest,
     verify,
 )
 from tc_export.bundle.layout import engine_stage
@@ -84,7 +84,7 @@ def finish(bundle: Path, machine: Machine, tools: Tools) -> Manifest:
         CheckFailed: an engine does not compute what the model computes; nothing was changed.
     """
     bundle = bundle.resolve()
-    manifest = read_manifest(bundle)
+    manifest = open_bundle(bundle)
     spec = read_spec(bundle)
     library = locate(bundle, spec.plugin_library)
     check_machine(spec, machine, library)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tc_export.bundle import Digests
 from tc_export.bundle.files import walk_files
 from tc_export.contracts.shapes import ShapeRange
 from tc_export.device_build.golden import Golden
@@ -24,6 +23,7 @@ from tc_export.device_build.spec import (
     GoldenTensor,
     Range,
 )
+from tc_export.digests import Digests
 from tc_export.dtypes import DType
 from tc_export.errors import TcExportError
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from tc_export.bundle import BundlePath, Digests, StageRecord, StageResults, link_or_copy
+from tc_export.bundle import BundlePath, StageRecord, StageResults, link_or_copy
 from tc_export.bundle.manifest import digest_of
+from tc_export.digests import Digests
 
 _PATHS: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[BundlePath, ...])
 

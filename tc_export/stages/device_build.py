@@ -5,16 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
-from tc_export.bundle import EngineRecord, EngineState, Manifest, StageResults, Staging, verify
+from tc_export.bundle import EngineRecord, EngineState, Manifest, StageResults, Staging, find_damage
 from tc_export.bundle.layout import engine_path, engine_stage, tensorrt_graph, tensorrt_stage
 from tc_export.contracts.graph_io import GRAPHS
-from tc_export.device_build.golden import make_golden
-from tc_export.device_build.write import PendingBuild, PendingEngine, write_finish
-from tc_export.parity.tensors.check_bundle import references
 from tc_export.runner import Reporter, Stage, StageContext, is_up_to_date
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import EXPORTERS, versions
+
+if TYPE_CHECKING:
+    from tc_export.device_build.write import PendingEngine
 
 STAGE = "finish"
 NEXT_STEP = "on the device: tc-export finish BUNDLE, or without Python: sh BUNDLE/finish/finish.sh"
@@ -40,6 +41,8 @@ def stage(inputs: BuildInputs) -> Stage:
 
 
 def _run(context: StageContext, *, inputs: BuildInputs) -> StageResults:
+    from tc_export.device_build.write import PendingBuild, write_finish
+
     target, release = inputs.target, inputs.release
     assert release is not None
     assert target.sm is not None
@@ -61,6 +64,10 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> StageResults:
 
 def _pending_engines(context: StageContext, inputs: BuildInputs) -> dict[str, PendingEngine]:
     """Both engines, each with a call of the PyTorch model to judge it by."""
+    from tc_export.device_build.golden import make_golden
+    from tc_export.device_build.write import PendingEngine
+    from tc_export.parity.tensors.check_bundle import references
+
     profile = inputs.spec.profile
     golden = make_golden(
         references(inputs.checkpoint, inputs.precisions),
@@ -91,7 +98,7 @@ def finished_bundle(
     published = staging.published
     if published is None or not is_finished(published) or not is_up_to_date(published, stages):
         return None
-    if verify(staging.output, partial(reporter.read, "the bundle")):
+    if find_damage(staging.output, published, partial(reporter.read, "the bundle")):
         return None
     reporter.listed(stages)
     for each in stages:

@@ -7,7 +7,6 @@ from functools import partial
 
 from tc_export.bundle.layout import tensorrt_folder, tensorrt_graph, tensorrt_stage
 from tc_export.errors import TcExportError
-from tc_export.graph.tensorrt_form import to_tensorrt_form
 from tc_export.runner import Stage, StageContext
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import EXPORTERS, versions
@@ -28,6 +27,8 @@ def stage(inputs: BuildInputs, graph: str) -> Stage:
 
 
 def _run(context: StageContext, *, graph: str, tensorrt: str) -> None:
+    from tc_export.graph.tensorrt_form import to_tensorrt_form
+
     for file in sorted((context.folder / graph).iterdir()):  # the weights are the same files
         context.link(file, f"{tensorrt_folder(graph)}/{file.name}")
     path = context.folder / tensorrt_graph(graph)

@@ -3,21 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from tc_export.bundle import StageResults
-from tc_export.checkpoint.reader import Checkpoint
 from tc_export.contracts.graph_io import DECODER, VISION
-from tc_export.dtypes import DType
-from tc_export.graph.export import GraphReport, export_decoder, export_vision
 from tc_export.runner import Stage, StageContext
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import EXPORTERS, versions
-
-Exporter = Callable[[Checkpoint, DType, Path, Callable[[int], None]], GraphReport]
-EXPORTER_OF: dict[str, Exporter] = {VISION: export_vision, DECODER: export_decoder}
 
 
 def stage(inputs: BuildInputs, graph: str) -> Stage:
@@ -36,6 +28,9 @@ def stage(inputs: BuildInputs, graph: str) -> Stage:
 
 
 def _run(context: StageContext, *, inputs: BuildInputs, graph: str) -> StageResults:
+    from tc_export.graph import export
+
+    exporter = {VISION: export.export_vision, DECODER: export.export_decoder}[graph]
     folder = context.folder / graph
     folder.mkdir(parents=True)
     tensors = inputs.checkpoint.tensors
@@ -48,7 +43,7 @@ def _run(context: StageContext, *, inputs: BuildInputs, graph: str) -> StageResu
         context.advance(done, total)
 
     precision = inputs.precision(graph)
-    report = EXPORTER_OF[graph](inputs.checkpoint, precision.dtype, folder, advance)
+    report = exporter(inputs.checkpoint, precision.dtype, folder, advance)
     return StageResults(
         precision_realised={graph: precision}, custom_nodes={graph: report.custom_nodes}
     )

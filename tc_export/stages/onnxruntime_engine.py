@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from tc_export.bundle import EngineRecord, EngineState, StageResults
 from tc_export.contracts.graph_io import GRAPHS
-from tc_export.engine.loading import ONNX_RUNTIME, load_engines
 from tc_export.runner import Stage, StageContext
 from tc_export.stages.tools import RUNNERS, versions
 
@@ -23,5 +22,7 @@ def stage() -> Stage:
 
 
 def _run(context: StageContext) -> StageResults:
+    from tc_export.engine.loading import ONNX_RUNTIME, load_engines
+
     load_engines(context.folder, {}, native=False)
     return StageResults(engine=EngineRecord(backend=ONNX_RUNTIME, state=EngineState.BUILT))

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tc_export.bundle import Digests, files, inspect, locate, read_manifest, verify
+from tc_export import digests
+from tc_export.bundle import inspect, locate, read_manifest, verify
+from tc_export.digests import Digests
 from tc_export.errors import BundleError
 from tests.runner.toy import SPEC, Toy
 
@@ -49,7 +51,7 @@ def test_a_whole_bundle_has_no_problem_even_elsewhere(bundle: Path, tmp_path: Pa
 
 
 def test_progress_ends_with_all_bytes(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_CHUNK_BYTES", 7)
+    monkeypatch.setattr(digests, "_CHUNK_BYTES", 7)
     sizes = [file.size_bytes for file in read_manifest(bundle).files.values()]
     told: list[tuple[int, int]] = []
     assert verify(bundle, lambda done, total: told.append((done, total))) == []

@@ -15,7 +15,7 @@ import pytest
 from tc_export.bundle import EngineState, FileRecord, read_manifest, verify
 from tc_export.device_build.finish import _Finish, finish
 from tc_export.device_build.judge import judge
-from tc_export.device_build.machine import Machine, library_architecture
+from tc_export.device_build.machine import Machine, check_machine, library_architecture
 from tc_export.device_build.script_products import ScriptProducts
 from tc_export.device_build.spec import read_spec
 from tc_export.engine.onnxruntime import OrtEngine
@@ -226,16 +226,28 @@ def test_a_later_version_of_the_same_major_will_do(pending: Path, fake: FakeTool
     assert read_manifest(pending).engine_builds["decoder"].builder.startswith("TensorRT ")
 
 
-def test_a_library_for_another_processor_is_refused(pending: Path, fake: FakeTools) -> None:
+def test_a_library_for_another_processor_is_refused(pending: Path) -> None:
     other = "aarch64" if ARCHITECTURE == "x86_64" else "x86_64"
-    (pending / PLUGIN).write_bytes(elf_header(other))
+    spec, library = read_spec(pending), pending / PLUGIN
+    library.write_bytes(elf_header(other))
     with pytest.raises(BundleError, match=f"is for {other}, expected {ARCHITECTURE}"):
-        finish(pending, HERE, fake.tools)
-    (pending / PLUGIN).write_bytes(b"no library")
+        check_machine(spec, HERE, library)
+    library.write_bytes(b"no library")
     with pytest.raises(BundleError, match="no shared library"):
-        finish(pending, HERE, fake.tools)
-    (pending / PLUGIN).unlink()
+        check_machine(spec, HERE, library)
+    library.unlink()
     with pytest.raises(BundleError, match="cannot be read"):
+        check_machine(spec, HERE, library)
+
+
+@pytest.mark.parametrize("change", ["another library", "none", "a pipe"])
+def test_a_library_that_was_changed_is_refused(pending: Path, fake: FakeTools, change: str) -> None:
+    (pending / PLUGIN).unlink()
+    if change == "another library":
+        (pending / PLUGIN).write_bytes(elf_header(ARCHITECTURE) + b"!")
+    elif change == "a pipe":
+        os.mkfifo(pending / PLUGIN)
+    with pytest.raises(BundleError, match=f"damaged:\n  {PLUGIN}"):
         finish(pending, HERE, fake.tools)
     assert not fake.built
 
@@ -260,6 +272,8 @@ def test_a_changed_file_is_refused(pending: Path, fake: FakeTools, path: str) ->
 def test_a_bundle_without_a_spec_is_refused(pending: Path, fake: FakeTools) -> None:
     shutil.rmtree(pending / "finish")
     with pytest.raises(BundleError, match=r"no finish/finish\.json"):
+        read_spec(pending)
+    with pytest.raises(BundleError, match=r"finish/finish\.json: missing"):
         finish(pending, HERE, fake.tools)
 
 

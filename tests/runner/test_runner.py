@@ -12,7 +12,9 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from tc_export.bundle import Digests, StageRecord, StageResults, files, open_staging, verify
+from tc_export import digests as digests_module
+from tc_export.bundle import StageRecord, StageResults, open_staging, verify
+from tc_export.digests import Digests
 from tc_export.errors import CheckFailed, TcExportError
 from tc_export.runner import SilentReporter, Stage, StageContext, is_up_to_date, run_stages
 from tests.runner.toy import NAMES, SPEC, Toy
@@ -246,7 +248,7 @@ def test_so_do_those_that_a_failed_build_staged(toy: Toy) -> None:
 
 def test_a_large_file_is_hashed_once_a_run(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[int] = []
-    original = files._sha256
+    original = digests_module._sha256
 
     def counting(file: BinaryIO, on_read: Callable[[int], None]) -> str:
         hashed.append(os.fstat(file.fileno()).st_ino)
@@ -254,7 +256,7 @@ def test_a_large_file_is_hashed_once_a_run(toy: Toy, monkeypatch: pytest.MonkeyP
 
     an_hour_ago = toy.checkpoint.stat().st_mtime - 3600
     os.utime(toy.checkpoint, (an_hour_ago, an_hour_ago))
-    monkeypatch.setattr(files, "_sha256", counting)
+    monkeypatch.setattr(digests_module, "_sha256", counting)
     with open_staging(toy.output) as staging:
         staging.digests.sha256(toy.checkpoint)  # as a pipeline does for the checkpoint's digest
         run_stages(staging, toy.stages(), SPEC, SilentReporter())
