@@ -4,7 +4,7 @@
 `manifest` is what it says, `staging` how it comes to be, `verify` how it is checked.
 """
 
-from tc_export.bundle.files import Digests, link_or_copy
+from tc_export.bundle.files import Digests
 from tc_export.bundle.manifest import (
     BundlePath,
     BundleSpec,
@@ -18,6 +18,7 @@ from tc_export.bundle.manifest import (
     StageResults,
     read_manifest,
 )
+from tc_export.bundle.placement import Placement, place_file
 from tc_export.bundle.staging import Staging, open_staging
 from tc_export.bundle.verify import Damage, Problem, inspect, locate, verify
 
@@ -31,15 +32,16 @@ __all__ = [
     "EngineState",
     "FileRecord",
     "Manifest",
+    "Placement",
     "Problem",
     "Profile",
     "StageRecord",
     "StageResults",
     "Staging",
     "inspect",
-    "link_or_copy",
     "locate",
     "open_staging",
+    "place_file",
     "read_manifest",
     "verify",
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tc_export.bundle.placement import Placement
 from tc_export.cli.failure import INTERRUPTED
 from tc_export.cli.finish import finish_if_here, print_bundle
 from tc_export.cli.options import MaxLengthOption, MemoryOption, PrecisionOption, complete_target
@@ -60,6 +61,14 @@ def build(
         AfterClip | None,
         typer.Option(help="Temporal position after a clip, where the checkpoint does not say."),
     ] = None,
+    weights: Annotated[
+        Placement,
+        typer.Option(
+            help="How the checkpoint's files come into the bundle. Auto is a reflink where the "
+            "file system can, else a hard link, else a copy. ONNX's own tools refuse to read "
+            "weights that are hard links.",
+        ),
+    ] = Placement.AUTO,
     parity: Annotated[
         bool,
         typer.Option(
@@ -94,6 +103,7 @@ def build(
         check_parity=parity,
         jobs=jobs,
         memory_bytes=None if memory is None else round(memory * 1e9),
+        weights=weights,
     )
     try:
         for bundle, build_one in build_each(request, targets):

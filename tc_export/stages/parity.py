@@ -12,6 +12,7 @@ from tc_export.parity.tensors.check_bundle import compare_with_pytorch
 from tc_export.parity.tensors.report import failures, write_report
 from tc_export.plan.build_memory import memory_limits
 from tc_export.runner import Stage, StageContext
+from tc_export.stages import shards
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import RUNNERS, versions
 
@@ -27,6 +28,7 @@ def stage(inputs: BuildInputs) -> Stage:
         },
         outputs=("parity",),
         needs=GRAPHS,
+        after=(shards.STAGE,),
         run=partial(_run, inputs=inputs),
     )
 
