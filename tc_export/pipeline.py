@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from tc_export.bundle import BundleSpec, Manifest, Profile, open_staging
+from tc_export.bundle import BundleSpec, Manifest, Placement, Profile, open_staging
 from tc_export.checkpoint.hf_config import read_config
 from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
 from tc_export.config import ModelSettings
@@ -26,10 +26,12 @@ from tc_export.stages import (
     device_build,
     device_graphs,
     embedding,
+    golden,
     graphs,
     onnxruntime_engine,
     parity,
     plugins,
+    shards,
     tensorrt_engines,
     weights,
 )
@@ -48,8 +50,10 @@ from tc_export.targets import (
 
 def list_stages(inputs: BuildInputs, *, check_parity: bool) -> list[Stage]:
     """The build for one target, in order."""
-    stages = [weights.stage(inputs), assets.stage(inputs), embedding.stage(inputs)]
+    stages = [shards.stage(inputs), weights.stage(inputs), assets.stage(inputs)]
+    stages += [embedding.stage(inputs)]
     stages += [graphs.stage(inputs, graph) for graph in GRAPHS]
+    stages += [golden.stage(inputs)]
     match inputs.target.toolchain.engine:
         case "onnxruntime":
             stages += [onnxruntime_engine.stage()]
@@ -83,6 +87,7 @@ class BuildRequest:
     check_parity: bool = True
     jobs: int = 1
     memory_bytes: int | None = None
+    weights: Placement = Placement.AUTO
 
 
 OnOpened = Callable[[Checkpoint, Profile], None]  # once the checkpoint is read and found whole
@@ -106,12 +111,13 @@ def build(
     checkpoint = open_checkpoint(request.checkpoint, request.settings)
     check_mask(checkpoint.config.model, target)
     on_opened(checkpoint, profile)
-    with open_staging(request.output) as staging:
+    with open_staging(request.output, request.weights) as staging:
         spec = BundleSpec(
             target=target.name,
             checkpoint_digest=checkpoint.digest(partial(reporter.read, "the checkpoint")),
             profile=profile,
             precision_asked=precisions.model_dump(mode="json"),
+            weights_asked=request.weights,
             tools=versions({*EXPORTERS, *RUNNERS}),
         )
         inputs = BuildInputs(

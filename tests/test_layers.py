@@ -21,7 +21,7 @@ LAYERS = {
     "model": {"ops", "model", "checkpoint", "tasks"},
     "make": {"graph", "native"},
     "hold": {"bundle", "engine"},
-    "use": {"runtime", "parity", "device_build", "plan", "doctor", "demo_model"},
+    "use": {"runtime", "parity", "golden", "device_build", "plan", "doctor", "demo_model"},
     "drive": {"runner", "stages", "pipeline", "cli", "__main__"},
 }
 RANK = {room: rank for rank, rooms in enumerate(LAYERS.values()) for room in rooms}

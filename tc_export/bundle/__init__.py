@@ -5,7 +5,6 @@
 used, `verify` how it is checked whole.
 """
 
-from tc_export.bundle.files import link_or_copy
 from tc_export.bundle.manifest import (
     BundlePath,
     BundleSpec,
@@ -20,6 +19,7 @@ from tc_export.bundle.manifest import (
     read_manifest,
 )
 from tc_export.bundle.opening import find_damage, open_bundle
+from tc_export.bundle.placement import Placement, place_file
 from tc_export.bundle.staging import Staging, open_staging
 from tc_export.bundle.verify import Damage, Problem, inspect, locate, verify
 
@@ -32,6 +32,7 @@ __all__ = [
     "EngineState",
     "FileRecord",
     "Manifest",
+    "Placement",
     "Problem",
     "Profile",
     "StageRecord",
@@ -39,10 +40,10 @@ __all__ = [
     "Staging",
     "find_damage",
     "inspect",
-    "link_or_copy",
     "locate",
     "open_bundle",
     "open_staging",
+    "place_file",
     "read_manifest",
     "verify",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and folders: listing, linking, and changing them so that a kill does no harm."""
+"""Files and folders: listing, and changing them so that a kill does no harm."""
 
 from __future__ import annotations
 
@@ -13,10 +13,6 @@ from pathlib import Path
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-
-# What link(2) says where a hard link cannot be: another file system, a file system without them,
-# too many already, or a file of another user (`fs.protected_hardlinks`).
-_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 
 
 def is_regular_file(path: Path) -> bool:
@@ -54,21 +50,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def link_or_copy(source: Path, destination: Path) -> None:
-    """Give `source` a second name by a hard link where that is possible, else copy it.
-
-    Links are followed first: the Hugging Face cache is made of them, and a bundle has none.
-    """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    source = source.resolve(strict=True)
-    try:
-        destination.hardlink_to(source)
-    except OSError as error:
-        if error.errno not in _NO_LINK:
-            raise
-        shutil.copy(source, destination)
 
 
 def flush(path: Path) -> None:

@@ -29,6 +29,7 @@ from tc_export.cli.options import (
     ReleaseOption,
     TargetsOption,
     VisionFeaturesOption,
+    WeightsOption,
 )
 from tc_export.cli.terminal import Terminal
 from tc_export.errors import UsageError
@@ -57,6 +58,7 @@ def build(
     pooling_stride: PoolingStrideOption = None,
     pooling_mode: PoolingModeOption = None,
     vision_features: VisionFeaturesOption = None,
+    weights: WeightsOption = None,
     parity: ParityOption = None,
     memory: MemoryOption = None,
     jobs: JobsOption = None,
@@ -83,6 +85,7 @@ def build(
         "pooling.stride": pooling_stride,
         "pooling.mode": pooling_mode,
         "vision.features": vision_features,
+        "build.weights": weights,
         "build.parity": parity,
         "build.memory": memory,
         "build.jobs": jobs,
@@ -110,6 +113,7 @@ def _build(chosen: ChosenSettings) -> None:
         check_parity=values.build.parity,
         jobs=values.build.jobs,
         memory_bytes=None if memory is None else round(memory * 1e9),
+        weights=values.build.weights,
     )
     builds = build_each(request, values.target, chosen.place)
     if chosen.place is not None:

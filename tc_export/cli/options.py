@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tc_export.bundle.placement import Placement
 from tc_export.cli.settings.schema import option_help
 from tc_export.config import AfterClip, AttentionMask, PoolingMode, VisionFeatures
 
@@ -61,6 +62,7 @@ PoolingModeOption = Annotated[PoolingMode | None, _setting("pooling.mode", "--po
 VisionFeaturesOption = Annotated[
     VisionFeatures | None, _setting("vision.features", "--vision-features")
 ]
+WeightsOption = Annotated[Placement | None, _setting("build.weights", "--weights")]
 ParityOption = Annotated[bool | None, _setting("build.parity", "--parity/--no-parity")]
 MemoryOption = Annotated[float | None, _setting("build.memory", "--memory", min=0)]
 JobsOption = Annotated[int | None, _setting("build.jobs", min=1)]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from tc_export.bundle import EngineRecord, EngineState, StageResults
 from tc_export.contracts.graph_io import GRAPHS
 from tc_export.runner import Stage, StageContext
+from tc_export.stages import shards
 from tc_export.stages.tools import RUNNERS, versions
 
 
@@ -17,6 +18,7 @@ def stage() -> Stage:
         key={"tools": versions(RUNNERS)},
         outputs=(),
         needs=GRAPHS,
+        after=(shards.STAGE,),
         run=_run,
     )
 

@@ -9,6 +9,7 @@ from tc_export.contracts.graph_io import GRAPHS
 from tc_export.errors import CheckFailed
 from tc_export.plan.build_memory import memory_limits
 from tc_export.runner import Stage, StageContext
+from tc_export.stages import shards
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import RUNNERS, versions
 
@@ -24,6 +25,7 @@ def stage(inputs: BuildInputs) -> Stage:
         },
         outputs=("parity",),
         needs=GRAPHS,
+        after=(shards.STAGE,),
         run=partial(_run, inputs=inputs),
     )
 

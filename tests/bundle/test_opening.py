@@ -23,7 +23,7 @@ from tests.cli.running import run
 from tests.runtime.clips import write_clip
 
 LARGE = 50_000  # the weights of a small bundle are larger
-WEIGHTS = "vision/model.safetensors"
+WEIGHTS = "graphs/model.safetensors"
 
 
 @pytest.fixture
@@ -165,17 +165,17 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("tokenizer.json", Path.unlink, "missing"),
     ("config.json", replace_by_pipe, "no longer a plain file"),
     ("embedding.safetensors", flip, "sha256"),
-    ("vision/model.onnx", flip, "sha256"),
-    ("decoder/model.safetensors", flip, "sha256"),
-    ("vision/model.onnx", replace_by_link, "no longer a plain file"),
-    ("vision/model.onnx", replace_by_link_out_of_the_bundle, "leads out of the bundle"),
+    ("graphs/vision.onnx", flip, "sha256"),
+    ("graphs/model.safetensors", flip, "sha256"),
+    ("graphs/vision.onnx", replace_by_link, "no longer a plain file"),
+    ("graphs/vision.onnx", replace_by_link_out_of_the_bundle, "leads out of the bundle"),
     ("tokenizer.json", replace_by_link, "no longer a plain file"),
-    ("vision/model.onnx", link_its_folder, "in a folder that is a symbolic link"),
-    ("vision/model.onnx", replace_by_pipe, "no longer a plain file"),
+    ("graphs/vision.onnx", link_its_folder, "in a folder that is a symbolic link"),
+    ("graphs/vision.onnx", replace_by_pipe, "no longer a plain file"),
     ("embedding.safetensors", replace_by_pipe, "no longer a plain file"),
-    ("decoder/model.onnx", replace_by_folder, "no longer a plain file"),
-    ("decoder/model.onnx", grow, "expected"),
-    ("decoder/model.onnx", lambda path: os.truncate(path, 1000), "truncated"),
+    ("graphs/decoder.onnx", replace_by_folder, "no longer a plain file"),
+    ("graphs/decoder.onnx", grow, "expected"),
+    ("graphs/decoder.onnx", lambda path: os.truncate(path, 1000), "truncated"),
     (WEIGHTS, lambda path: os.truncate(path, 1000), "truncated"),
     ("parity/report.json", flip, "sha256"),
 ]
@@ -227,7 +227,7 @@ def test_what_a_person_leaves_in_a_bundle_does_no_harm(copied: Path) -> None:
     open_bundle(copied)
 
 
-@pytest.mark.parametrize("path", ["config.json", "vision/model.onnx"])
+@pytest.mark.parametrize("path", ["config.json", "graphs/vision.onnx"])
 @pytest.mark.parametrize("damage", [flip, replace_by_pipe])
 @pytest.mark.parametrize("options", [(), ("--graphs",), ("--tasks",)])
 def test_parity_refuses_it_too(
@@ -270,7 +270,7 @@ def test_weights_that_were_overwritten_in_the_checkpoint(
     shutil.copyfile(tmp_path / "other.safetensors", source)
     code, _, err = run(capsys, "ask", linked, "--video", clip, "--question", "What?")
     assert code == 3
-    assert "decoder/model.safetensors: changed (sha256" in err
+    assert "graphs/model.safetensors: changed (sha256" in err
     assert "build the bundle again, or get it again" in err
 
 

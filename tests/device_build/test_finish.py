@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tc_export.bundle import EngineState, FileRecord, read_manifest, verify
+from tc_export.bundle.layout import graph_path
 from tc_export.device_build.finish import _Finish, finish
 from tc_export.device_build.judge import judge
 from tc_export.device_build.machine import Machine, check_machine, library_architecture
@@ -57,7 +58,7 @@ def test_builds_judges_and_records(pending: Path, fake: FakeTools) -> None:
     assert decoder.plugin_layers == {"TcDualRope": 4, "TcBlockCausalAttention": 2}
     assert manifest.precision_realised == {"vision": "float16", "decoder": "float16"}
     vision, decoder_request = fake.built
-    assert vision.graph.name == "tensorrt.onnx"
+    assert vision.graph.name == "vision.tensorrt.onnx"
     assert vision.flavour == "tensorrt"
     assert vision.compute_capability is None
     assert decoder_request.shapes["past_key_values.1.key"].largest == (1, 2, 64, 16)
@@ -184,7 +185,9 @@ def test_an_engine_depends_on_its_graph_the_plugins_and_the_spec(
 
     before = key()
     assert key() == before
-    weights = next(path for path in files if path.startswith("decoder/") and path != graph.graph)
+    weights = next(
+        path for path in files if path.endswith(".safetensors") and path.startswith("graphs/")
+    )
     for path in (graph.graph, weights, PLUGIN, "finish/finish.json"):
         assert path in files
         assert key(path) != before, path
@@ -259,7 +262,7 @@ def test_the_processor_of_a_library(tmp_path: Path, architecture: str) -> None:
     assert library_architecture(library) == architecture
 
 
-@pytest.mark.parametrize("path", ["decoder/tensorrt.onnx", "finish/golden/decoder/logits.bin"])
+@pytest.mark.parametrize("path", ["graphs/decoder.tensorrt.onnx", "golden/decoder/logits.bin"])
 def test_a_changed_file_is_refused(pending: Path, fake: FakeTools, path: str) -> None:
     with (pending / path).open("ab") as file:
         file.write(b"!")
@@ -309,8 +312,8 @@ def test_a_running_script_is_not_disturbed(pending: Path, fake: FakeTools) -> No
 
 def test_an_output_beyond_its_tolerance_of_another_shape_or_not_finite_fails(pending: Path) -> None:
     graph = read_spec(pending).graphs["vision"]
-    real = OrtEngine(pending / "vision" / "model.onnx", threads=1)
-    expected = graph.golden_outputs["visual_features"].load(pending)
+    real = OrtEngine(pending / graph_path("vision"), threads=1)
+    expected = graph.golden.outputs["visual_features"].load(pending)
 
     class Says(OrtEngine):
         def __init__(self, says: np.ndarray) -> None:
@@ -322,7 +325,7 @@ def test_an_output_beyond_its_tolerance_of_another_shape_or_not_finite_fails(pen
 
     assert judge(pending, "vision", graph, real)["visual_features"] < 1
     assert judge(pending, "vision", graph, Says(expected)) == {"visual_features": 0}
-    tolerance = graph.golden_outputs["visual_features"].tolerance
+    tolerance = graph.golden.outputs["visual_features"].tolerance
     off = np.zeros(expected.shape)
     for sign in (1, -1):
         off[1, 2, 3] = sign * tolerance

@@ -84,7 +84,7 @@ def test_a_batch_says_what_each_sequence_says_alone(
 @pytest.mark.parametrize("mask", ["causal", "full_visual", "frame_block"])
 def test_every_mask(tmp_path: Path, native_library: Path | None, mask: str) -> None:
     exported = export_small(tmp_path, temporal={"mask": mask, "after_clip": "share"})
-    path = exported.folder / "decoder" / "model.onnx"
+    path = exported.graph("decoder")
     engine = OrtEngine(path, native_library=native_library, threads=1)
     batch = DecoderBatch(watched(engine, exported.config), len(LENGTHS))
     check(batch, exported.config, expected(engine, exported.config))

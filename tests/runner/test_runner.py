@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Callable
@@ -13,7 +14,13 @@ from typing import Any, BinaryIO
 import pytest
 
 from tc_export import digests as digests_module
-from tc_export.bundle import StageRecord, StageResults, open_staging, verify
+from tc_export.bundle import (
+    Placement,
+    StageRecord,
+    StageResults,
+    open_staging,
+    verify,
+)
 from tc_export.digests import Digests
 from tc_export.errors import CheckFailed, TcExportError
 from tc_export.runner import SilentReporter, Stage, StageContext, is_up_to_date, run_stages
@@ -54,11 +61,15 @@ def test_links_are_followed(toy: Toy) -> None:
     assert (toy.output / "weights.bin").samefile(real)
 
 
-def test_where_no_link_can_be_the_file_is_copied(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_link_can_be_the_file_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_link(*args: Any) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(Path, "hardlink_to", no_link)
+    toy = Toy(tmp_path, Placement.AUTO)
+    monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr(fcntl, "ioctl", no_link)
     toy.build()
     assert not (toy.output / "weights.bin").samefile(toy.checkpoint)
     before = toy.hashes()

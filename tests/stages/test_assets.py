@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from tc_export.bundle import read_manifest
+from tc_export.bundle.layout import graph_path
 from tc_export.checkpoint.hf_config import Origin, read_config
 from tc_export.config import (
     AttentionMask,
@@ -73,7 +74,7 @@ def test_it_names_just_what_the_graphs_have(
 ) -> None:
     bundle: Path = request.getfixturevalue(built)
     document = json.loads((bundle / "graph_io.json").read_text())
-    model = onnx.load(bundle / graph / "model.onnx", load_external_data=False)
+    model = onnx.load(bundle / graph_path(graph), load_external_data=False)
     assert in_the_document(document[graph]["inputs"]) == in_the_graph(model.graph.input)
     assert in_the_document(document[graph]["outputs"]) == in_the_graph(model.graph.output)
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from tc_export.bundle.placement import Placement
 from tc_export.config import (
     AfterClip,
     AttentionMask,
@@ -122,6 +123,13 @@ class VisionFeatureSettings(Table):
 class BuildSettings(Table):
     """How a build goes."""
 
+    weights: Placement = _setting(
+        f"How the checkpoint's files come into the bundle: {', '.join(Placement)}. auto is a "
+        "reflink where the file system can, else a hard link, else a copy. ONNX's own tools refuse "
+        "to read weights that are hard links.",
+        Placement.AUTO,
+        strict=False,
+    )
     parity: bool = _setting(
         "Compare the graphs with PyTorch in float64, a layer in memory at a time.", True
     )

@@ -217,7 +217,7 @@ CUT = (Part(0, 1), Part(1, 2))
 def parted(request: pytest.FixtureRequest, exported: Exported, machine: Machine) -> PartedEngine:
     """The decoder as two engines, each computing what its part of the graph does."""
     runtime = machine.runtime() if request.param == "one stream" else None
-    graph = exported.folder / "decoder" / "model.onnx"
+    graph = exported.graph("decoder")
     shapes = decoder_shapes(exported.config, ROWS)
     parts = []
     for index, (part, model) in enumerate(
