@@ -20,11 +20,12 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from tc_export.bundle.files import is_regular_file, write_atomically
+from tc_export.bundle.placement import Placement
 from tc_export.config import Config
 from tc_export.errors import BundleError
 
 FORMAT = "tc-export bundle"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 
 _HEADER = ("format", "format_version", "seal")
@@ -100,6 +101,7 @@ class BundleSpec(Config):
     checkpoint_digest: Sha256
     profile: Profile
     precision_asked: dict[str, str]  # by engine
+    weights_asked: Placement = Placement.AUTO  # how the checkpoint's files came into the bundle
     tools: dict[str, str]  # version of every tool that builds, by name
 
 

@@ -14,7 +14,8 @@ from tc_export.cli.terminal import Terminal, print_json, say_piece
 from tc_export.errors import UsageError
 
 if TYPE_CHECKING:
-    from tc_export.runtime.answering import Answer, VideoAnswer, VideoLanguageModel
+    from tc_export.runtime.answer import Answer, VideoAnswer
+    from tc_export.runtime.answering import VideoLanguageModel
     from tc_export.runtime.generation import GenerationConfig
     from tc_export.runtime.video import SampledVideo, Sampling
 
@@ -119,8 +120,15 @@ def describe(video: Path, sampled: SampledVideo) -> str:
 def _open(bundle: Path, native: bool | None, threads: int | None) -> VideoLanguageModel:
     from tc_export.runtime.answering import VideoLanguageModel
 
-    with console.status("loading the engines"):
-        model = VideoLanguageModel.open(bundle, native=native, threads=threads)
+    with console.status("checking the bundle") as status:
+
+        def advance(done: int, total: int) -> None:
+            if done < total:
+                status.update(f"checking the bundle: {done / 1e9:.1f} of {total / 1e9:.1f} GB")
+            else:
+                status.update("loading the engines")
+
+        model = VideoLanguageModel.open(bundle, native=native, threads=threads, on_read=advance)
     if not model.engines.native:
         console.print(
             "custom ops run as standard operators (slower): the native library is not in use",
@@ -140,7 +148,7 @@ def _answer(
     """Answer, with a bar until the first text comes; print the text unless `quiet`."""
     from rich.progress import Progress
 
-    from tc_export.runtime.answering import about
+    from tc_export.runtime.answer import about
 
     with Progress(console=console, transient=True) as progress:
         bars = {phase: progress.add_task(phase, total=None) for phase in ("frames", "tokens")}

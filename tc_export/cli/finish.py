@@ -26,9 +26,9 @@ def finish(
     Engines that finish/finish.sh has built are taken. What was built before a kill is not built
     again. Exit code 1: an engine does not compute what the model computes.
     """
-    from tc_export.bundle import read_manifest
+    from tc_export.bundle import open_bundle
 
-    read_manifest(bundle)
+    open_bundle(bundle)
 
     from tc_export.device_build.machine import this_machine
     from tc_export.device_build.spec import read_spec

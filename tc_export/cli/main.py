@@ -14,6 +14,7 @@ from tc_export.cli import (
     build,
     doctor,
     finish,
+    init,
     inspect,
     parity,
     plan,
@@ -35,6 +36,7 @@ app = typer.Typer(
     help="Export TC-LLaVA video-language models to engines that are checked against PyTorch.",
 )
 app.add_typer(build.app)
+app.add_typer(init.app)
 app.add_typer(ask.app)
 app.add_typer(finish.app)
 app.add_typer(parity.app)

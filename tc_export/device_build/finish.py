@@ -24,11 +24,11 @@ from tc_export.bundle import (
     StageResults,
     Staging,
     locate,
+    open_bundle,
     open_staging,
-    read_manifest,
     verify,
 )
-from tc_export.bundle.layout import engine_stage
+from tc_export.bundle.layout import engine_stage, is_weights
 from tc_export.bundle.manifest import digest_of
 from tc_export.device_build.judge import judge
 from tc_export.device_build.machine import Machine, check_machine
@@ -84,12 +84,15 @@ def finish(bundle: Path, machine: Machine, tools: Tools) -> Manifest:
         CheckFailed: an engine does not compute what the model computes; nothing was changed.
     """
     bundle = bundle.resolve()
-    manifest = read_manifest(bundle)
+    manifest = open_bundle(bundle)
     spec = read_spec(bundle)
     library = locate(bundle, spec.plugin_library)
     check_machine(spec, machine, library)
     if manifest.engine is None or manifest.engine.state is EngineState.PENDING:
-        with set_aside(bundle, spec) as products, open_staging(bundle) as staging:
+        with (
+            set_aside(bundle, spec) as products,
+            open_staging(bundle, manifest.weights_asked) as staging,
+        ):
             return _Finish(staging, spec, machine, tools, products).run()
     for graph, wanted in spec.graphs.items():
         tools.on_step(f"compare the {graph} engine with the golden data")
@@ -180,15 +183,14 @@ class _Finish:
         judge(folder, graph, spec, self._tools.open_engine(folder / spec.engine, library, spec))
 
     def _key(self, stage: str, spec: EngineSpec) -> str:
-        """Hash of what the engine depends on: spec, graph, library and TensorRT."""
+        """Hash of what the engine depends on: spec, graph, weights, library and TensorRT."""
         published = self._staging.published
         assert published is not None
         files = {path: record.sha256 for path, record in published.files.items()}
-        folder = spec.graph.rpartition("/")[0]
         sources = {
             path: sha256
             for path, sha256 in files.items()
-            if path in (SPEC_FILE, self._spec.plugin_library) or path.startswith(f"{folder}/")
+            if path in (SPEC_FILE, self._spec.plugin_library, spec.graph) or is_weights(path)
         }
         return digest_of({"stage": stage, "files": sources, "tensorrt": self._machine.tensorrt})
 

@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tc_export.bundle import Digests
 from tc_export.bundle.files import remove
 from tc_export.device_build.spec import FOLDER, SUMS, DeviceBuildSpec
+from tc_export.digests import Digests
 from tc_export.errors import EnvironmentLacks
 
 _SUFFIXES = ("", ".sha256", ".layers.json")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keys and values of one session, in buffers of its own on the engine's device.
+"""The keys and values of a session, or of a batch, in buffers of its own on the engine's device.
 
 An engine may have many caches, and runs with one at a time; the others keep what they hold. Rows
 at and past `length` may hold anything: no token sees a row that no call has written, so going back
@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from tc_export.contracts.graph_io import PAST
 from tc_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,9 +63,17 @@ class KvCache:
         Raises:
             UsageError: they are not.
         """
-        if self._length + rows > self.rows:
+        self.check_holds(self._length + rows)
+
+    def check_holds(self, length: int) -> None:
+        """See that a sequence of so many tokens fits.
+
+        Raises:
+            UsageError: it does not.
+        """
+        if length > self.rows:
             raise UsageError(
-                f"the sequence needs {self._length + rows} tokens and the cache holds {self.rows}",
+                f"the sequence needs {length} tokens and the cache holds {self.rows}",
                 hint="use fewer frames or a shorter question, or build with a larger --max-length",
             )
 
@@ -79,4 +90,19 @@ class KvCache:
     def fork(self) -> KvCache:
         """A cache of its own with the same contents, copied on the device."""
         buffers = {name: buffer.copy() for name, buffer in self.buffers.items()}
+        return KvCache(self.engine, buffers, self.rows, self._length)
+
+    def repeat(self, count: int) -> KvCache:
+        """A cache of `count` sequences that all begin as this one, copied by way of the host.
+
+        Each has a row more than `rows`: padding of a batch is written to the last.
+        """
+        buffers = {}
+        for name, buffer in self.buffers.items():
+            held = buffer.numpy()[:, :, : self._length]
+            _, heads, _, head_size = held.shape
+            copies = np.zeros((count, heads, self.rows + 1, head_size), held.dtype)
+            copies[:, :, : self._length] = held
+            buffers[name] = self.engine.allocate(f"{PAST}.{name}", copies.shape)
+            buffers[name].write(copies)
         return KvCache(self.engine, buffers, self.rows, self._length)

@@ -27,7 +27,13 @@ from tc_export.model.positions import TEXT, Cursor, Layout, Segment, Text, frame
 
 
 class DecoderSession:
-    """A sequence and its cache. An engine serves any number of sessions, in any order of calls."""
+    """A sequence and its cache. An engine serves any number of sessions, in any order of calls.
+
+    Attributes:
+        engine: what runs it.
+        config: the model's.
+        chunk_tokens: most tokens of a prefill call.
+    """
 
     def __init__(
         self,
@@ -43,9 +49,9 @@ class DecoderSession:
         Raises:
             UsageError: the engine was built for fewer rows.
         """
-        self._engine = engine
-        self._config = config
-        self._chunk_tokens = max(chunk_tokens, config.tokens_per_frame)
+        self.engine = engine
+        self.config = config
+        self.chunk_tokens = max(chunk_tokens, config.tokens_per_frame)
         self._cursor = Cursor()
         self._cache = engine.new_cache(rows)
         self._key_frame_ids = np.full((1, rows), TEXT, dtype=np.int64)
@@ -64,6 +70,11 @@ class DecoderSession:
     def cursor(self) -> Cursor:
         """Where the next token will stand: a place that `rewind` can come back to."""
         return self._cursor
+
+    @property
+    def key_frame_ids(self) -> np.ndarray:
+        """The frame of each token in the cache, -1 for text: [1, `length`]."""
+        return self._key_frame_ids[:, : self.length]
 
     def rewind(self, cursor: Cursor) -> None:
         """Forget every token from `cursor` on, which is one that this session has had.
@@ -95,13 +106,13 @@ class DecoderSession:
         Raises:
             UsageError: the sequence would exceed the cache, or the mask forbids the chunks.
         """
-        layout, cursor = lay_out(segments, self._config.temporal, self._cursor)
+        layout, cursor = lay_out(segments, self.config.temporal, self._cursor)
         if layout.length != len(embeds_SE) or layout.length == 0:
             raise ValueError(f"{len(embeds_SE)} embeddings for {layout.length} tokens")
         self._cache.check_room(layout.length)
         logits = np.empty(0)
-        mask = self._config.temporal.mask
-        chunk_tokens = self._chunk_tokens if mask.allows_frame_chunks else layout.length
+        mask = self.config.temporal.mask
+        chunk_tokens = self.chunk_tokens if mask.allows_frame_chunks else layout.length
         for start, stop in frame_chunks(layout, mask, chunk_tokens):
             last = np.array([[stop - start - 1]])
             logits = self._run(embeds_SE[start:stop], layout.tokens(start, stop), last)
@@ -118,10 +129,10 @@ class DecoderSession:
         """Run the engine on tokens of the sequence; return logits [rows wanted, V]."""
         feeds = {INPUTS_EMBEDS: embeds_SE[None], LOGITS_INDICES: logits_indices}
         feeds |= position_feeds(layout.batched())
-        if KEY_FRAME_IDS in self._engine.inputs:
+        if KEY_FRAME_IDS in self.engine.inputs:
             self._key_frame_ids[0, layout.position_ids] = layout.frame_ids
             feeds[KEY_FRAME_IDS] = self._key_frame_ids
-        logits: np.ndarray = self._engine.run(feeds, self._cache)[LOGITS][0]
+        logits: np.ndarray = self.engine.run(feeds, self._cache)[LOGITS][0]
         return logits
 
 

@@ -107,7 +107,7 @@ class _Build:
         return self._ended
 
     def _is_ready(self, stage: Stage) -> bool:
-        return all(name in self._ended for name in stage.needs)
+        return all(name in self._ended for name in (*stage.needs, *stage.after))
 
     def _start_in_subprocess(self, waiting: list[Stage], pool: ThreadPoolExecutor) -> None:
         """Start what may run beside this thread, as far as there is room."""
@@ -169,6 +169,7 @@ class _Build:
         return StageContext(
             folder=self._staging.bundle,
             digests=self._staging.digests,
+            placement=self._staging.placement,
             results=StageResults.merge(record.results for record in self._ended.values()),
             on_progress=progress,
         )
@@ -260,7 +261,7 @@ def _check_order(stages: Sequence[Stage]) -> None:
     for stage in stages:
         if stage.name in names:
             raise TcExportError(f"two stages are called {stage.name!r}")
-        unknown = set(stage.needs) - names
+        unknown = {*stage.needs, *stage.after} - names
         if unknown:
             raise TcExportError(
                 f"stage {stage.name!r} needs {sorted(unknown)}, none of the stages before it: "

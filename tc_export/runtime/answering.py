@@ -1,37 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
 """An opened bundle: watches frames, and answers questions about them.
 
-An answer can be had whole (`answer`), piece by piece (`stream`), or of a video file (`ask`). Any of
-them can be cancelled: that is no error, since what was said until then has been said. The answer
-then says so in `finish`. Any number of answers may be under way at once; each has its own cache.
+An answer can be had whole (`answer`), piece by piece (`stream`), or of a video file (`ask`), and
+those of several questions about the same frames together (`answer_many`). Any of them can be
+cancelled: that is no error, since what was said until then has been said. The answer then says so
+in `finish`. Any number of answers may be under way at once; each has its own cache.
 
-Axes: N frames, S tokens, E channels of the language model.
+Axes: N frames, B questions, S tokens, E channels of the language model, V vocabulary.
 """
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tc_export.bundle import EngineState, Manifest, read_manifest
+from tc_export.bundle import EngineState, Manifest, open_bundle
 from tc_export.bundle.layout import EMBEDDING_FILE
 from tc_export.checkpoint.hf_config import CheckpointConfig, read_config
 from tc_export.contracts.graph_io import FRAMES_A_CALL, PIXEL_VALUES, VISUAL_FEATURES
+from tc_export.engine.batch import DecoderBatch, takes_batches
 from tc_export.engine.loading import Engines, load_engines
 from tc_export.engine.session import DecoderSession
 from tc_export.errors import BundleError, UsageError
 from tc_export.model.positions import Clip
+from tc_export.runtime.answer import (
+    Answer,
+    AnswerStream,
+    Finish,
+    Transcript,
+    VideoAnswer,
+    about,
+)
 from tc_export.runtime.embedding import EmbeddingTable
 from tc_export.runtime.generation import GenerationConfig, generate
 from tc_export.runtime.preprocess import preprocess, read_preprocess_config
-from tc_export.runtime.prompt import Prompt, PromptBuilder, TextStream
-from tc_export.runtime.video import SampledVideo, Sampling, Uniform, sample_video
+from tc_export.runtime.prompt import Prompt, PromptBuilder, shared_tokens
+from tc_export.runtime.video import Sampling, Uniform, sample_video
+
+BATCH_SIZE = 8
+"""Most questions that are answered at once, by default. Each takes a cache of its own."""
 
 _VISUAL_PLACE = -1
 
@@ -40,76 +52,6 @@ Cancel = Callable[[], bool]
 
 Progress = Callable[[str, int, int], None]
 """Gets the phase (`frames` or `tokens`), how many are done since the last call, and in all."""
-
-
-class Finish(StrEnum):
-    """Why an answer ended."""
-
-    END = "end"
-    """The model said its end token."""
-    LENGTH = "length"
-    """It reached `max_new_tokens`."""
-    CANCELLED = "cancelled"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What was said, and how fast. Times are from the first frame's preprocessing on."""
-
-    text: str
-    finish: Finish
-    prompt_tokens: int
-    new_tokens: int
-    """Tokens of the answer, without the end token."""
-    time_to_first_token_s: float | None
-    """Until the first token was known, be it the end token; None where it was cancelled before."""
-    decode_tokens_per_s: float | None
-    """Tokens after the first a second; None where there was no second token."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoAnswer:
-    """An answer about a video file, and what was seen of it."""
-
-    answer: Answer
-    frame_indices: tuple[int, ...]
-    frame_times_s: tuple[float, ...]
-    notes: tuple[str, ...]
-    """Sentences about what was not as asked for: fewer frames, damage."""
-
-
-class AnswerStream(Iterator[str]):
-    """The pieces of an answer, as they are made; put together they are its text.
-
-    Work is done only while the next piece is waited for. Leaving the stream ends it.
-    """
-
-    def __init__(self, pieces: Generator[str, None, Answer]) -> None:
-        """Run the generator, which returns the answer."""
-        self._pieces = pieces
-        self._answer: Answer | None = None
-
-    def __next__(self) -> str:
-        try:
-            return next(self._pieces)
-        except StopIteration as end:
-            self._answer = self._answer or end.value
-            raise StopIteration from None
-
-    def close(self) -> None:
-        """End the answer here, and free its cache."""
-        self._pieces.close()
-
-    @property
-    def answer(self) -> Answer:
-        """The whole answer, with its figures.
-
-        Raises:
-            UsageError: the stream has not been read to its end.
-        """
-        if self._answer is None:
-            raise UsageError("the answer has not ended yet", hint="read the stream to its end")
-        return self._answer
 
 
 class VideoLanguageModel:
@@ -134,15 +76,22 @@ class VideoLanguageModel:
 
     @classmethod
     def open(
-        cls, bundle: Path, *, native: bool | None = None, threads: int | None = None
+        cls,
+        bundle: Path,
+        *,
+        native: bool | None = None,
+        threads: int | None = None,
+        on_read: Callable[[int, int], None] = lambda done, total: None,
     ) -> VideoLanguageModel:
-        """Open a bundle whose engine is built.
+        """Open a bundle whose engine is built, once its files are found to be whole.
+
+        `on_read` gets how many bytes are checked, and how many there are.
 
         Raises:
             BundleError: not a bundle, damaged, of another version, or without its engine.
             EnvironmentLacks: the native library is demanded and cannot serve.
         """
-        manifest = read_manifest(bundle)
+        manifest = open_bundle(bundle, on_read)
         return cls(
             manifest=manifest,
             config=read_config(bundle),
@@ -255,11 +204,57 @@ class VideoLanguageModel:
         """
         generation = generation or GenerationConfig()
         prompt = self.prompt(question, len(frames), generation.max_new_tokens)
-        return AnswerStream(self._pieces(frames, prompt, generation, on_progress, cancel))
+        return AnswerStream(self._pieces(frames, [prompt], generation, 1, on_progress, cancel))
+
+    def answer_many(
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        questions: Sequence[str],
+        generation: GenerationConfig | None = None,
+        on_text: Callable[[int, str], None] = lambda question, text: None,
+        on_progress: Progress = lambda phase, done, total: None,
+        *,
+        batch_size: int = BATCH_SIZE,
+        cancel: Cancel = lambda: False,
+    ) -> list[Answer]:
+        """Watch frames [H, W, 3] once, and answer several questions about them.
+
+        Each answer is the one that `answer` gives, up to rounding; each draws from the seed by
+        itself. What the prompts have in common, the frames above all, is prefilled once. Then the
+        questions go through the engine as one batch, or one after another where it was built for
+        one sequence (TensorRT).
+
+        Args:
+            frames: as for `answer`.
+            questions: in the order of the answers; none is no error, and nothing is watched then.
+            generation: how tokens are chosen, for every question.
+            on_text: gets the number of a question, from 0 on, and the next piece of its answer.
+            on_progress: as for `answer`; the tokens are those of all prompts.
+            batch_size: most questions at once, 1 or more: each takes a cache of its own.
+            cancel: ends the answers that have not ended by themselves, where they are.
+
+        Raises:
+            UsageError: a wrong number of frames, a question that does not fit (the message says
+                which), or no batch.
+            VideoError: as `answer`.
+        """
+        if batch_size < 1:
+            raise UsageError(f"a batch has 1 question or more, not {batch_size}")
+        if not questions:
+            return []
+        generation = generation or GenerationConfig()
+        prompts = self._prompts(questions, len(frames), generation.max_new_tokens)
+        pieces = self._pieces(frames, prompts, generation, batch_size, on_progress, cancel)
+        while True:
+            try:
+                on_text(*next(pieces))
+            except StopIteration as end:
+                answers: list[Answer] = end.value
+                return answers
 
     def ask(
         self,
-        video: Path,
+        video: str | os.PathLike[str],
         question: str,
         sampling: Sampling | None = None,
         generation: GenerationConfig | None = None,
@@ -276,76 +271,120 @@ class VideoLanguageModel:
             VideoError: the video cannot be used.
             UsageError: more frames than the profile has, or a question that does not fit.
         """
-        seen = sample_video(video, sampling or Uniform(frames=self.manifest.profile.max_frames))
+        uniform = Uniform(frames=self.manifest.profile.max_frames)
+        seen = sample_video(Path(video), sampling or uniform)
         answer = self.answer(seen.frames, question, generation, on_text, cancel=cancel)
         return about(seen, answer)
+
+    def _prompts(self, questions: Sequence[str], frames: int, new_tokens: int) -> list[Prompt]:
+        """As `prompt`, for each question; an error says of which it is."""
+        self._check_frames(frames)
+        prompts = []
+        for number, question in enumerate(questions, start=1):
+            try:
+                prompts.append(self.prompt(question, frames, new_tokens))
+            except UsageError as error:
+                which = f"question {number} of {len(questions)}"
+                raise UsageError(f"{which}: {error}", hint=error.hint) from error
+        return prompts
 
     def _pieces(
         self,
         frames: Sequence[NDArray[np.uint8]],
-        prompt: Prompt,
+        prompts: Sequence[Prompt],
         generation: GenerationConfig,
+        batch_size: int,
         on_progress: Progress,
         cancel: Cancel,
-    ) -> Generator[str, None, Answer]:
-        """Yield the text as it is made, and return the answer."""
-        start = time.perf_counter()
-        text = _SpokenText(TextStream(self.prompts.tokenizer))
-        times: list[float] = []
-        finish = Finish.CANCELLED
-        try:
-            session, logits = self._prefill(frames, prompt, on_progress, cancel)
-            ends = self.config.eos_token_ids
-            for token in generate(session, logits, self._embed_token, ends, generation):
-                times.append(time.perf_counter())
-                if piece := text.push(token):
-                    yield piece
-                if len(times) < generation.max_new_tokens:
-                    _check(cancel)
-            finish = Finish.LENGTH if len(times) == generation.max_new_tokens else Finish.END
-        except _CancelledError:
-            pass
-        if piece := text.finish():
-            yield piece
-        if finish is Finish.END and not times:
-            first_s: float | None = time.perf_counter() - start
-        else:
-            first_s = times[0] - start if times else None
-        seconds = times[-1] - times[0] if times else 0.0
-        return Answer(
-            text=text.whole,
-            finish=finish,
-            prompt_tokens=prompt.length,
-            new_tokens=len(times),
-            time_to_first_token_s=first_s,
-            decode_tokens_per_s=(len(times) - 1) / seconds if seconds else None,
-        )
+    ) -> Generator[tuple[int, str], None, list[Answer]]:
+        """Yield the pieces of text as they are made, each with its question's index from 0 on.
 
-    def _prefill(
-        self,
-        frames: Sequence[NDArray[np.uint8]],
-        prompt: Prompt,
-        on_progress: Progress,
-        cancel: Cancel,
-    ) -> tuple[DecoderSession, NDArray[np.float32]]:
-        """A session that has read the prompt, and the logits [V] of the prompt's last token."""
+        Returns the answers.
+        """
+        said = [Transcript(self.prompts.tokenizer, prompt.length) for prompt in prompts]
 
         def advance(phase: str, done: int, total: int) -> None:
             on_progress(phase, done, total)
             _check(cancel)
 
-        features = self.watch(frames, lambda done: advance("frames", done, len(frames)))
-        session = self.session()
-        logits = session.prefill(
-            self.embed(prompt, features),
-            prompt.segments,
-            lambda done: advance("tokens", done, prompt.length),
-        )
-        return session, logits
+        try:
+            features = self.watch(frames, lambda done: advance("frames", done, len(frames)))
+            for members, batch, logits_BV in self._read(prompts, features, batch_size, advance):
+                yield from self._speak(said, members, batch, logits_BV, generation, cancel)
+        except _CancelledError:
+            pass
+        yield from _end([*enumerate(said)], Finish.CANCELLED)
+        return [each.answer for each in said if each.answer]
 
-    def _embed_token(self, token: int) -> NDArray[np.float32]:
-        embed: NDArray[np.float32] = self._embedding(np.array([token]))[0]
-        return embed
+    def _read(
+        self,
+        prompts: Sequence[Prompt],
+        features: NDArray[np.float32],
+        batch_size: int,
+        advance: Callable[[str, int, int], None],
+    ) -> Iterator[tuple[range, DecoderBatch, NDArray[np.float32]]]:
+        """Prefill the prompts; yield batch after batch of them, with their last logits [B, V].
+
+        A batch is to be spoken before the next is taken: they share their caches.
+        """
+        shared = shared_tokens(prompts) if len(prompts) > 1 else 0
+        total = sum(prompt.length - shared for prompt in prompts) + shared
+
+        def read(done: int) -> None:
+            advance("tokens", done, total)
+
+        def begin(prompt: Prompt) -> tuple[DecoderSession, NDArray[np.float32]]:
+            session = self.session()
+            return session, session.prefill(self.embed(prompt, features), prompt.segments, read)
+
+        if not shared:
+            for index, prompt in enumerate(prompts):
+                session, logits_V = begin(prompt)
+                yield range(index, index + 1), DecoderBatch(session, 1), logits_V[None]
+            return
+        session, _ = begin(prompts[0].first(shared))
+        most = batch_size if takes_batches(self.engines.decoder) else 1
+        size = ceil(len(prompts) / ceil(len(prompts) / most))  # so that the last is as full
+        batch = DecoderBatch(session, size)
+        for start in range(0, len(prompts), size):
+            members = range(start, min(start + size, len(prompts)))
+            own = [prompts[index].token_ids(_VISUAL_PLACE)[shared:] for index in members]
+            batch.rewind()
+            yield members, batch, batch.append([self._embedding(ids) for ids in own], read)
+
+    def _speak(
+        self,
+        said: Sequence[Transcript],
+        members: range,
+        batch: DecoderBatch,
+        logits_BV: NDArray[np.float32],
+        generation: GenerationConfig,
+        cancel: Cancel,
+    ) -> Iterator[tuple[int, str]]:
+        """Generate the answers of one batch, whose questions are `members`."""
+        ends = self.config.eos_token_ids
+        steps = generate(batch, logits_BV, self._embed_tokens, ends, generation)
+        for number, tokens in enumerate(steps, start=1):
+            for index, token in zip(members, tokens, strict=True):
+                if token is None:
+                    yield from _end([(index, said[index])], Finish.END)
+                elif piece := said[index].push(token):
+                    yield index, piece
+            if number < generation.max_new_tokens:
+                _check(cancel)
+        for index in members:
+            whole = said[index].new_tokens == generation.max_new_tokens
+            yield from _end([(index, said[index])], Finish.LENGTH if whole else Finish.END)
+
+    def _embed_tokens(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        return self._embedding(np.array(tokens, dtype=np.int64))
+
+
+def _end(said: Sequence[tuple[int, Transcript]], finish: Finish) -> Iterator[tuple[int, str]]:
+    """End the answers that have not ended yet; yield the text that they held back."""
+    for index, transcript in said:
+        if transcript.answer is None and (piece := transcript.end(finish)):
+            yield index, piece
 
 
 class _CancelledError(Exception):
@@ -355,42 +394,6 @@ class _CancelledError(Exception):
 def _check(cancel: Cancel) -> None:
     if cancel():
         raise _CancelledError
-
-
-class _SpokenText:
-    """The text of an answer, without the white space around it."""
-
-    def __init__(self, stream: TextStream) -> None:
-        self._stream = stream
-        self._space = ""  # held back until text follows it
-        self.whole = ""
-
-    def push(self, token: int) -> str:
-        """Take the next token; return the text that can be said by it, often none."""
-        return self._say(self._stream.push(token))
-
-    def finish(self) -> str:
-        """Return what was still held back."""
-        return self._say(self._stream.finish())
-
-    def _say(self, text: str) -> str:
-        text = self._space + text
-        said = text.rstrip()
-        self._space = text[len(said) :]
-        if not self.whole:
-            said = said.lstrip()
-        self.whole += said
-        return said
-
-
-def about(video: SampledVideo, answer: Answer) -> VideoAnswer:
-    """Put an answer together with what was seen of the video."""
-    return VideoAnswer(
-        answer=answer,
-        frame_indices=video.indices,
-        frame_times_s=video.times_s,
-        notes=video.notes,
-    )
 
 
 def open_engines(

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from tc_export.config import Config
-from tc_export.engine.session import DecoderSession
+from tc_export.engine.batch import DecoderBatch
 
 
 class GenerationConfig(Config):
@@ -39,18 +39,32 @@ def choose(logits_V: np.ndarray, config: GenerationConfig, random: np.random.Gen
 
 
 def generate(
-    session: DecoderSession,
-    logits_V: np.ndarray,
-    embed: Callable[[int], np.ndarray],
+    batch: DecoderBatch,
+    logits_BV: np.ndarray,
+    embed: Callable[[list[int]], np.ndarray],
     end_tokens: Collection[int],
     config: GenerationConfig,
-) -> Iterator[int]:
-    """Yield token after token, from the prompt's last logits on; an end token is not yielded."""
-    random = np.random.default_rng(config.seed)
+) -> Iterator[list[int | None]]:
+    """Yield the next token of each sequence [B], step by step, from the prompts' last logits on.
+
+    Where a sequence has ended it is None: an end token is not yielded. `embed` gives [S, E] for S
+    tokens. Each sequence draws from the seed by itself, so that its answer does not depend on
+    those beside it.
+    """
+    randoms = [np.random.default_rng(config.seed) for _ in logits_BV]
+    going = [True] * len(randoms)
     for index in range(config.max_new_tokens):
-        token = choose(logits_V, config, random)
-        if token in end_tokens:
+        tokens = [
+            _unless_end(choose(logits_V, config, random), end_tokens) if goes else None
+            for goes, logits_V, random in zip(going, logits_BV, randoms, strict=True)
+        ]
+        going = [token is not None for token in tokens]
+        if not any(going):
             return
-        yield token
+        yield tokens
         if index + 1 < config.max_new_tokens:
-            logits_V = session.step(embed(token))
+            logits_BV = batch.append([embed([] if token is None else [token]) for token in tokens])
+
+
+def _unless_end(token: int, end_tokens: Collection[int]) -> int | None:
+    return None if token in end_tokens else token

@@ -60,6 +60,16 @@ class Prompt:
             ids += [visual_token] * piece.length if isinstance(piece, Clip) else piece
         return np.array(ids, dtype=np.int64)
 
+    def first(self, tokens: int) -> Prompt:
+        """The prompt's first tokens, which do not end within a clip."""
+        pieces: list[tuple[int, ...] | Clip] = []
+        for piece in self.pieces:
+            if tokens <= 0:
+                break
+            pieces.append(piece if isinstance(piece, Clip) else piece[:tokens])
+            tokens -= piece.length if isinstance(piece, Clip) else len(piece)
+        return Prompt(pieces=tuple(pieces))
+
     def check_fits(self, max_length: int, new_tokens: int) -> None:
         """Check that the prompt and the answer fit a context of `max_length` tokens.
 
@@ -75,6 +85,21 @@ class Prompt:
             f"{self.length + new_tokens} in all, and the context holds {max_length}",
             hint="ask a shorter question, sample fewer frames, or allow fewer new tokens",
         )
+
+
+def shared_tokens(prompts: Sequence[Prompt]) -> int:
+    """How many tokens prompts have alike from the start on, where those hold all their clips.
+
+    Each prompt keeps at least one token of its own, whose logits begin the answer. 0 where a clip
+    stands behind the first difference: then there is little to share.
+    """
+    visual_token = -1
+    ids = [prompt.token_ids(visual_token) for prompt in prompts]
+    most = min(len(each) for each in ids) - 1
+    differs = np.logical_or.reduce([each[:most] != ids[0][:most] for each in ids])
+    shared = int(np.argmax(differs)) if differs.any() else most
+    clip_is_later = any((each[shared:] == visual_token).any() for each in ids)
+    return 0 if clip_is_later else shared
 
 
 class PromptBuilder:

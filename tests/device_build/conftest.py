@@ -27,18 +27,22 @@ from tc_export.bundle import (
     StageResults,
     open_staging,
 )
+from tc_export.bundle.layout import graph_path, tensorrt_graph_path
 from tc_export.bundle.manifest import digest_of
 from tc_export.checkpoint.reader import open_checkpoint
+from tc_export.contracts.graph_io import GRAPHS
 from tc_export.contracts.shapes import decoder_shapes, vision_shapes
-from tc_export.device_build.golden import make_golden
 from tc_export.device_build.write import PendingBuild, PendingEngine, write_finish
 from tc_export.dtypes import DType
-from tc_export.graph.export import export_decoder, export_vision
+from tc_export.golden.files import write_golden
+from tc_export.golden.make import make_golden
 from tc_export.graph.tensorrt_form import to_tensorrt_form
+from tc_export.parity.tensors.check_bundle import references
+from tc_export.targets import Precisions
 from tests.checkpoint.families import edit_config, save_small
+from tests.exported import export_graph
 
 TENSORRT = "10.3"
-TENSORRT_FILE = "tensorrt.onnx"
 MAX_FRAMES, MAX_LENGTH = 3, 64
 ARCHITECTURE = platform.machine()
 PLUGIN = f"plugins/{ARCHITECTURE}-sm87/libtc_tensorrt.so"
@@ -60,35 +64,32 @@ def write_pending_bundle(output: Path, scratch: Path) -> Path:
     with open_staging(output) as staging:
         folder = staging.bundle
         nodes = {}
-        for name, export in (("vision", export_vision), ("decoder", export_decoder)):
-            (folder / name).mkdir()
-            export(checkpoint, DType.FLOAT16, folder / name, lambda nbytes: None)
-            form = to_tensorrt_form(
-                folder / name / "model.onnx", folder / name / TENSORRT_FILE, TENSORRT
-            )
-            nodes[name] = form.custom_nodes
+        for name in GRAPHS:
+            export_graph(name, checkpoint, DType.FLOAT16, folder)
+            source, path = folder / graph_path(name), folder / tensorrt_graph_path(name)
+            nodes[name] = to_tensorrt_form(source, path, TENSORRT).custom_nodes
         (folder / PLUGIN).parent.mkdir(parents=True)
         (folder / PLUGIN).write_bytes(elf_header(ARCHITECTURE))
-        precisions = {"vision": "float16", "decoder": "float16"}
+        precisions = Precisions.both("float16")
         golden = make_golden(
-            config,
-            checkpoint.load_model,
+            references(checkpoint, precisions),
             precisions,
             max_frames=MAX_FRAMES,
             max_length=MAX_LENGTH,
         )
+        calls = write_golden(folder, golden)
         shapes = {
             "vision": vision_shapes(config, MAX_FRAMES),
             "decoder": decoder_shapes(config, MAX_LENGTH),
         }
         engines = {
             name: PendingEngine(
-                graph=f"{name}/{TENSORRT_FILE}",
+                graph=tensorrt_graph_path(name),
                 engine=f"engines/{name}.engine",
-                precision=precisions[name],
+                precision="float16",
                 custom_nodes=nodes[name],
                 shapes=shapes[name],
-                golden=golden[name],
+                golden=calls[name],
             )
             for name in nodes
         }
@@ -105,7 +106,7 @@ def write_pending_bundle(output: Path, scratch: Path) -> Path:
             backend="tensorrt", state=EngineState.PENDING, next_step="tc-export finish BUNDLE"
         )
         results = {
-            "vision": StageResults(custom_nodes=nodes),
+            "graphs": StageResults(custom_nodes=nodes),
             "finish": StageResults(engine=pending),
         }
         records = {
@@ -115,13 +116,13 @@ def write_pending_bundle(output: Path, scratch: Path) -> Path:
                 files=staging.hash_outputs((name,)),
                 results=results.get(name, StageResults()),
             )
-            for name in ("vision", "decoder", "plugins", "finish")
+            for name in ("graphs", "golden", "plugins", "finish")
         }
         spec = BundleSpec(
             target="orin",
             checkpoint_digest=checkpoint.digest(),
             profile=Profile(max_frames=MAX_FRAMES, max_length=MAX_LENGTH),
-            precision_asked=precisions,
+            precision_asked=precisions.model_dump(mode="json"),
             tools={},
         )
         staging.publish(Manifest.assemble(spec, records))

@@ -16,7 +16,6 @@ from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.engine.session import DecoderSession
 from tc_export.errors import BundleError, UsageError
 from tc_export.model.positions import Clip, Cursor, Segment, Text
-from tc_export.native.find import find_native_library
 from tc_export.parity.torch_engine import TorchDecoderEngine
 from tests.engine import sessions
 from tests.exported import Exported, export_small
@@ -26,7 +25,7 @@ ROWS = 60
 
 @pytest.fixture
 def engine(exported: Exported) -> OrtEngine:
-    return OrtEngine(exported.folder / "decoder" / "model.onnx", threads=1)
+    return OrtEngine(exported.graph("decoder"), threads=1)
 
 
 def prompt(exported: Exported) -> tuple[list[Segment], np.ndarray]:
@@ -113,7 +112,7 @@ def test_full_visual_is_prefilled_at_once(tmp_path: Path) -> None:
     exported = export_small(tmp_path, temporal={"mask": "full_visual"})
     segments, embeds = prompt(exported)
     truth = TorchDecoderEngine(exported.checkpoint.load_model(torch.float64))
-    engine = OrtEngine(exported.folder / "decoder" / "model.onnx", threads=1)
+    engine = OrtEngine(exported.graph("decoder"), threads=1)
     done: list[int] = []
     logits = DecoderSession(engine, exported.config, ROWS, 4).prefill(embeds, segments, done.append)
     assert done == [len(embeds)]
@@ -134,18 +133,6 @@ def test_a_graph_that_is_none(tmp_path: Path) -> None:
         OrtEngine(path)
     with pytest.raises(BundleError, match="cannot load"):
         OrtEngine(tmp_path / "none.onnx")
-
-
-@pytest.fixture(params=["functions", "native"])
-def either_engine(request: pytest.FixtureRequest, exported: Exported) -> OrtEngine:
-    """Without our library, and with it."""
-    native = None
-    if request.param == "native":
-        found = find_native_library()
-        if found is None or not found.has_onnxruntime_ops:
-            pytest.skip("the native library is not built: make setup, with CMake and a compiler")
-        native = found.path
-    return OrtEngine(exported.folder / "decoder" / "model.onnx", native_library=native, threads=1)
 
 
 @pytest.mark.parametrize("check", sessions.CHECKS)
@@ -175,6 +162,6 @@ def test_a_failed_prefill_leaves_the_session_as_it_was(
 
 
 def test_a_vision_engine_has_no_cache(exported: Exported) -> None:
-    engine = OrtEngine(exported.folder / "vision" / "model.onnx", threads=1)
+    engine = OrtEngine(exported.graph("vision"), threads=1)
     with pytest.raises(UsageError, match="takes no cache"):
         engine.new_cache(4)

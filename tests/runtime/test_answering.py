@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from tc_export.bundle import EngineRecord, EngineState, read_manifest
 from tc_export.engine.session import DecoderSession
 from tc_export.errors import BundleError, UsageError, VideoError
-from tc_export.runtime.answering import Answer, Finish, VideoLanguageModel, open_engines
+from tc_export.runtime.answer import Answer, Finish
+from tc_export.runtime.answering import VideoLanguageModel, open_engines
 from tc_export.runtime.generation import GenerationConfig
 from tc_export.runtime.preprocess import preprocess, read_preprocess_config
 from tc_export.runtime.video import Rate, Uniform
@@ -291,6 +292,7 @@ ANSWER_ALONE = """
 import sys
 import numpy as np
 from pathlib import Path
+from tc_export.runtime.answer import Answer, Finish
 from tc_export.runtime.answering import VideoLanguageModel
 from tc_export.runtime.generation import GenerationConfig
 model = VideoLanguageModel.open(Path(sys.argv[1]), threads=1)

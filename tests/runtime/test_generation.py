@@ -79,28 +79,56 @@ def test_wrong_settings_are_refused(wrong: dict[str, float]) -> None:
         GenerationConfig.read(wrong, where="test")
 
 
-class FakeSession:
-    """Gives the logits of a script, one row a step."""
+class FakeBatch:
+    """Gives the logits of a script for each sequence, one row a step."""
 
-    def __init__(self, script: list[int]) -> None:
-        self.script, self.embedded = script, []
+    def __init__(self, scripts: tuple[list[int], ...]) -> None:
+        self.scripts = scripts
+        self.embedded: list[list[list[int]]] = []  # by step, then by sequence
 
-    def step(self, embed: np.ndarray) -> np.ndarray:
-        self.embedded.append(embed)
-        return np.eye(9)[self.script[len(self.embedded)]]
+    def logits(self, step: int) -> np.ndarray:
+        return np.stack([np.eye(9)[[*script, 0, 0, 0, 0][step]] for script in self.scripts])
+
+    def append(self, embeds: list[np.ndarray]) -> np.ndarray:
+        self.embedded.append([each.tolist() for each in embeds])
+        return self.logits(len(self.embedded))
 
 
-def tokens(script: list[int], **options: int) -> tuple[list[int], list[int]]:
-    session = FakeSession(script)
+def tokens(
+    *scripts: list[int], **options: int
+) -> tuple[list[list[int | None]], list[list[list[int]]]]:
+    """What is yielded, and what is embedded, step by step."""
+    batch = FakeBatch(scripts)
     config = GenerationConfig.model_validate(options)
-    found = generate(session, np.eye(9)[script[0]], lambda token: token, {2, 7}, config)  # type: ignore[arg-type,return-value]
-    return list(found), session.embedded
+    found = generate(batch, batch.logits(0), np.array, {2, 7}, config)  # type: ignore[arg-type]
+    return list(found), batch.embedded
 
 
 def test_ends_at_any_end_token_and_does_not_yield_it() -> None:
-    assert tokens([4, 5, 7, 4]) == ([4, 5], [4, 5])
+    assert tokens([4, 5, 7, 4]) == ([[4], [5]], [[[4]], [[5]]])
     assert tokens([2, 4]) == ([], [])
 
 
 def test_ends_at_the_most_tokens_without_a_step_too_many() -> None:
-    assert tokens([4, 5, 6, 1], max_new_tokens=3) == ([4, 5, 6], [4, 5])
+    assert tokens([4, 5, 6, 1], max_new_tokens=3) == ([[4], [5], [6]], [[[4]], [[5]]])
+
+
+def test_a_sequence_that_has_ended_is_fed_nothing_more() -> None:
+    found, embedded = tokens([4, 7, 5, 5], [1, 3, 4, 2], [2, 1, 1, 1])
+    assert found == [[4, 1, None], [None, 3, None], [None, 4, None]]
+    assert embedded == [[[4], [1], []], [[], [3], []], [[], [4], []]]
+
+
+def test_each_sequence_draws_by_itself() -> None:
+    """Beside others it says what it says alone."""
+    config = GenerationConfig(max_new_tokens=6, temperature=2.0, seed=3)
+
+    def drawn(*scripts: list[int]) -> list[list[int | None]]:
+        batch = FakeBatch(scripts)
+        return list(generate(batch, batch.logits(0), np.array, {2}, config))  # type: ignore[arg-type]
+
+    one, other = [4, 5, 6, 1], [1, 3, 3, 8]
+    together = drawn(one, other)
+    for index, alone in enumerate((drawn(one), drawn(other))):
+        said = [step[index] for step in together if step[index] is not None]
+        assert said == [step[0] for step in alone]

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tc_export import pipeline
-from tc_export.bundle import StageRecord
+from tc_export.bundle import Placement, StageRecord
+from tc_export.config import AttentionMask, ModelSettings, TemporalConfig
 from tc_export.contracts import graph_io
 from tc_export.errors import EnvironmentLacks, UsageError
 from tc_export.pipeline import BuildRequest, build, build_each
@@ -32,10 +34,11 @@ from tests.repository import TARGETS
 GRAPHS = {"vision", "decoder"}
 ENGINES = {"vision_engine", "decoder_engine"}
 FORMS = {"vision_tensorrt", "decoder_tensorrt"}
+SHARED = {"shards", "weights", "assets", "embedding", *GRAPHS, "golden"}
 EVERY_STAGE = {
-    "cpu": {"weights", "assets", "embedding", *GRAPHS, "engine", "parity"},
-    "rtx4090": {"weights", "assets", "embedding", *GRAPHS, "plugins", *ENGINES, "parity"},
-    "orin": {"weights", "assets", "embedding", *GRAPHS, "plugins", *FORMS, "finish", "parity"},
+    "cpu": {*SHARED, "engine", "parity"},
+    "rtx4090": {*SHARED, "plugins", *ENGINES, "parity"},
+    "orin": {*SHARED, "plugins", *FORMS, "finish", "parity"},
 }
 
 
@@ -122,7 +125,7 @@ def test_every_stage_is_looked_at_here(world: World, target: str) -> None:
 def test_the_processor_takes_a_mask_that_is_no_prefix_and_any_head_size(world: World) -> None:
     """What the plugins lack is no concern of its."""
     world.ask(checkpoint=save_with_tokenizer(world.folder / "heads of 16"))
-    world.ask(temporal={"mask": "frame_block"})
+    world.ask(settings=ModelSettings(temporal=TemporalConfig(mask=AttentionMask.FRAME_BLOCK)))
     assert keys(world.request).keys() == EVERY_STAGE["cpu"]
 
 
@@ -188,56 +191,76 @@ def line_of_the_config(world: World) -> None:
     edit_config(world.request.checkpoint, lambda x: x.update(image_grid_pinpoints=[[1, 1]]))
 
 
+def longer_header(world: World) -> None:
+    """The same weights at other places of the same file."""
+    path = world.request.checkpoint / "model.safetensors"
+    save_file(load_file(path), path, metadata={"format": "pt", "note": "x" * 100})
+
+
+def shard_by_another_name(world: World) -> None:
+    path = world.request.checkpoint / "model.safetensors"
+    path.rename(path.with_name("weights.safetensors"))
+    path.symlink_to("weights.safetensors")
+
+
 def plugin_sources(world: World) -> None:
     world.library = "other sources"
 
 
 # What depends on the checkpoint's weights, whatever the target.
-ON_WEIGHTS = {"weights", "embedding", *GRAPHS, "parity"}
+ON_WEIGHTS = {"shards", "weights", "embedding", *GRAPHS, "golden", "parity"}
 
 CHANGES: list[tuple[str, Callable[[World], object], set[str]]] = [
-    ("cpu", asked(max_length=100), {"assets", "parity"}),
-    ("cpu", asked(max_frames=2), {"assets", "parity"}),
-    ("cpu", asked(precision="vision=fp16"), {"assets", "vision", "engine", "parity"}),
+    ("cpu", asked(max_length=100), {"assets", "golden", "parity"}),
+    ("cpu", asked(max_frames=2), {"assets", "golden", "parity"}),
+    ("cpu", asked(precision="vision=fp16"), {"assets", "vision", "golden", "engine", "parity"}),
     (
         "cpu",
         asked(precision="decoder=fp16"),
-        {"assets", "embedding", "decoder", "engine", "parity"},
+        {"assets", "embedding", "decoder", "golden", "engine", "parity"},
     ),
     ("cpu", installed("onnxruntime"), {"engine", "parity"}),
-    ("cpu", installed("torch"), {"embedding", *GRAPHS, "engine", "parity"}),
+    ("cpu", installed("torch"), {"embedding", *GRAPHS, "golden", "engine", "parity"}),
     ("cpu", installed("onnxscript"), {"embedding", *GRAPHS, "engine", "parity"}),
     ("cpu", one_weight, {*ON_WEIGHTS, "engine"}),
-    ("cpu", asked(temporal={"gamma": 0.5}), {*ON_WEIGHTS, "assets", "engine"}),
+    (
+        "cpu",
+        asked(settings=ModelSettings(temporal=TemporalConfig(gamma=0.5))),
+        {*ON_WEIGHTS, "assets", "engine"},
+    ),
     ("cpu", tokenizer, {"assets"}),
     ("cpu", line_of_the_config, {"assets"}),
     ("cpu", World.move_checkpoint, {"assets"}),
-    ("rtx4090", asked(max_length=100), {"assets", *ENGINES, "parity"}),
-    ("rtx4090", asked(max_frames=2), {"assets", *ENGINES, "parity"}),
+    ("cpu", asked(weights=Placement.COPY), {"shards"}),
+    ("cpu", longer_header, {"shards", *GRAPHS, "engine", "parity"}),
+    ("cpu", shard_by_another_name, {"shards", *GRAPHS, "engine", "parity"}),
+    ("orin", longer_header, set()),  # nothing stays as it is stored
+    ("rtx4090", asked(max_length=100), {"assets", "golden", *ENGINES, "parity"}),
+    ("rtx4090", asked(max_frames=2), {"assets", "golden", *ENGINES, "parity"}),
     (
         "rtx4090",
         asked(precision="vision=bf16"),
-        {"assets", "vision", "vision_engine", "parity"},
+        {"assets", "vision", "golden", "vision_engine", "parity"},
     ),
     (
         "rtx4090",
         asked(precision="decoder=bf16"),
-        {"assets", "embedding", "decoder", "decoder_engine", "parity"},
+        {"assets", "embedding", "decoder", "golden", "decoder_engine", "parity"},
     ),
     ("rtx4090", asked(target="rtx5090"), {"assets", "plugins", *ENGINES}),
     ("rtx4090", plugin_sources, {"plugins", *ENGINES}),
     ("rtx4090", installed("tensorrt-rtx-cu13-libs"), ENGINES),
-    ("rtx4090", installed("tc-export"), {"embedding", *GRAPHS, *ENGINES, "parity"}),
+    ("rtx4090", installed("tc-export"), {"embedding", *GRAPHS, "golden", *ENGINES, "parity"}),
     ("rtx4090", one_weight, {*ON_WEIGHTS, *ENGINES}),
-    ("orin", asked(max_length=100), {"assets", "finish", "parity"}),
+    ("orin", asked(max_length=100), {"assets", "golden", "finish", "parity"}),
     ("orin", asked(release="10.3"), {*FORMS, "finish"}),
     (
         "orin",
         asked(precision="vision=bf16"),
-        {"assets", "vision", "vision_tensorrt", "finish", "parity"},
+        {"assets", "vision", "golden", "vision_tensorrt", "finish", "parity"},
     ),
     ("orin", plugin_sources, {"plugins", "finish"}),
-    ("orin", installed("torch"), {"embedding", *GRAPHS, *FORMS, "finish", "parity"}),
+    ("orin", installed("torch"), {"embedding", *GRAPHS, "golden", *FORMS, "finish", "parity"}),
     ("orin", one_weight, {*ON_WEIGHTS, *FORMS, "finish"}),
     ("orin", lambda world: world.edit_target("sm = 87", "sm = 110"), {"plugins", "finish"}),
     (
