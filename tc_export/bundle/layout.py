@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 GRAPH_IO_FILE = "graph_io.json"
+README_FILE = "README.md"
 MODEL_FILE = "model.onnx"
 EMBEDDING_FILE = "embedding.safetensors"
 PLUGIN_FOLDER = "plugins"
 PLUGIN_FILE = "libtc_tensorrt.so"
+PLUGIN_SOURCES = f"{PLUGIN_FOLDER}/source"  # where the device compiles the library itself
 
 
 def engine_stage(graph: str) -> str:

@@ -22,6 +22,7 @@ from pydantic_core import from_json
 from tc_export.bundle.files import is_regular_file, write_atomically
 from tc_export.config import Config
 from tc_export.errors import BundleError
+from tc_export.targets import Release
 
 FORMAT = "tc-export bundle"
 FORMAT_VERSION = 3
@@ -97,6 +98,7 @@ class BundleSpec(Config):
     """What is known of a bundle before it is built."""
 
     target: str
+    release: Release | None = None  # the device's software that it is for; None for the processor
     checkpoint_digest: Sha256
     profile: Profile
     precision_asked: dict[str, str]  # by engine

@@ -18,6 +18,7 @@ from tc_export.config import AfterClip, AttentionMask
 if TYPE_CHECKING:
     from tc_export.bundle import Profile
     from tc_export.checkpoint.reader import Checkpoint
+    from tc_export.targets import Release, Target
 
 app = typer.Typer()
 
@@ -125,8 +126,18 @@ def _refuse_early(
     for name in targets:
         device = load_target(name)
         read_precisions(precision, device)
-        choose_release(device, release)
+        chosen = choose_release(device, release)
+        if chosen is not None:
+            _print_release(device, chosen)
     profile_length(read_config(checkpoint, temporal).model, max_frames, max_length)
+
+
+def _print_release(target: Target, release: Release) -> None:
+    from tc_export.targets import other_releases
+
+    others = other_releases(target, release)
+    also = f"; --release also takes {others}" if others else ""
+    Terminal(stderr=True).print(f"{target.name}: builds for {release}{also}")
 
 
 def _print_settings(checkpoint: Checkpoint, profile: Profile) -> None:

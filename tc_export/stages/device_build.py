@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from tc_export.bundle import EngineRecord, EngineState, Manifest, StageResults, Staging, verify
-from tc_export.bundle.layout import engine_path, engine_stage, tensorrt_graph, tensorrt_stage
+from tc_export.bundle.layout import (
+    PLUGIN_SOURCES,
+    engine_path,
+    engine_stage,
+    tensorrt_graph,
+    tensorrt_stage,
+)
 from tc_export.contracts.graph_io import GRAPHS
 from tc_export.device_build.golden import make_golden
 from tc_export.device_build.write import PendingBuild, PendingEngine, write_finish
@@ -28,7 +34,7 @@ def stage(inputs: BuildInputs) -> Stage:
         description="write golden data, and the script for the device",
         key={
             "target": inputs.target.name,
-            "tensorrt": inputs.release.tensorrt,
+            "release": inputs.release.model_dump(),
             "precision": inputs.spec.precision_asked,
             "profile": inputs.spec.profile.model_dump(),
             "tools": versions(EXPORTERS),
@@ -46,10 +52,13 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> StageResults:
     assert target.toolchain.architecture is not None
     pending = PendingBuild(
         target=target.name,
+        release=release.name,
+        cuda=release.cuda,
         tensorrt=release.tensorrt,
         architecture=target.toolchain.architecture,
         sm=target.sm,
         plugin_library=inputs.plugin_library,
+        plugin_sources=PLUGIN_SOURCES if (context.folder / PLUGIN_SOURCES).is_dir() else None,
         engines=_pending_engines(context, inputs),
     )
     write_finish(context.folder, pending, context.digests)
