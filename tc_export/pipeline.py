@@ -31,6 +31,7 @@ from tc_export.stages import (
     onnxruntime_engine,
     parity,
     plugins,
+    readme,
     shards,
     tensorrt_engines,
     weights,
@@ -66,7 +67,7 @@ def list_stages(inputs: BuildInputs, *, check_parity: bool) -> list[Stage]:
             stages += [device_build.stage(inputs)]
     if check_parity:
         stages += [parity.stage(inputs)]
-    return stages
+    return [*stages, readme.stage(inputs, has_report=check_parity)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,7 @@ def build(
     with open_staging(request.output, request.weights) as staging:
         spec = BundleSpec(
             target=target.name,
+            release=release,
             checkpoint_digest=checkpoint.digest(partial(reporter.read, "the checkpoint")),
             profile=profile,
             precision_asked=precisions.model_dump(mode="json"),
