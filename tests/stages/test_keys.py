@@ -30,12 +30,13 @@ from tests.checkpoint.families import edit_config, edit_weights
 from tests.repository import TARGETS
 
 GRAPHS = {"vision", "decoder"}
+ASSETS = {"assets", "answering"}  # what answering reads is tried whenever it changes
 ENGINES = {"vision_engine", "decoder_engine"}
 FORMS = {"vision_tensorrt", "decoder_tensorrt"}
 EVERY_STAGE = {
-    "cpu": {"weights", "assets", "embedding", *GRAPHS, "engine", "parity"},
-    "rtx4090": {"weights", "assets", "embedding", *GRAPHS, "plugins", *ENGINES, "parity"},
-    "orin": {"weights", "assets", "embedding", *GRAPHS, "plugins", *FORMS, "finish", "parity"},
+    "cpu": {*ASSETS, "weights", "embedding", *GRAPHS, "engine", "parity"},
+    "rtx4090": {*ASSETS, "weights", "embedding", *GRAPHS, "plugins", *ENGINES, "parity"},
+    "orin": {*ASSETS, "weights", "embedding", *GRAPHS, "plugins", *FORMS, "finish", "parity"},
 }
 
 
@@ -196,45 +197,47 @@ def plugin_sources(world: World) -> None:
 ON_WEIGHTS = {"weights", "embedding", *GRAPHS, "parity"}
 
 CHANGES: list[tuple[str, Callable[[World], object], set[str]]] = [
-    ("cpu", asked(max_length=100), {"assets", "parity"}),
-    ("cpu", asked(max_frames=2), {"assets", "parity"}),
-    ("cpu", asked(precision="vision=fp16"), {"assets", "vision", "engine", "parity"}),
+    ("cpu", asked(max_length=100), {*ASSETS, "parity"}),
+    ("cpu", asked(max_frames=2), {*ASSETS, "parity"}),
+    ("cpu", asked(precision="vision=fp16"), {*ASSETS, "vision", "engine", "parity"}),
     (
         "cpu",
         asked(precision="decoder=fp16"),
-        {"assets", "embedding", "decoder", "engine", "parity"},
+        {*ASSETS, "embedding", "decoder", "engine", "parity"},
     ),
     ("cpu", installed("onnxruntime"), {"engine", "parity"}),
+    ("cpu", installed("tokenizers"), ASSETS),
+    ("cpu", installed("jinja2"), {"answering"}),
     ("cpu", installed("torch"), {"embedding", *GRAPHS, "engine", "parity"}),
     ("cpu", installed("onnxscript"), {"embedding", *GRAPHS, "engine", "parity"}),
     ("cpu", one_weight, {*ON_WEIGHTS, "engine"}),
-    ("cpu", asked(temporal={"gamma": 0.5}), {*ON_WEIGHTS, "assets", "engine"}),
-    ("cpu", tokenizer, {"assets"}),
-    ("cpu", line_of_the_config, {"assets"}),
-    ("cpu", World.move_checkpoint, {"assets"}),
-    ("rtx4090", asked(max_length=100), {"assets", *ENGINES, "parity"}),
-    ("rtx4090", asked(max_frames=2), {"assets", *ENGINES, "parity"}),
+    ("cpu", asked(temporal={"gamma": 0.5}), {*ON_WEIGHTS, *ASSETS, "engine"}),
+    ("cpu", tokenizer, ASSETS),
+    ("cpu", line_of_the_config, ASSETS),
+    ("cpu", World.move_checkpoint, ASSETS),
+    ("rtx4090", asked(max_length=100), {*ASSETS, *ENGINES, "parity"}),
+    ("rtx4090", asked(max_frames=2), {*ASSETS, *ENGINES, "parity"}),
     (
         "rtx4090",
         asked(precision="vision=bf16"),
-        {"assets", "vision", "vision_engine", "parity"},
+        {*ASSETS, "vision", "vision_engine", "parity"},
     ),
     (
         "rtx4090",
         asked(precision="decoder=bf16"),
-        {"assets", "embedding", "decoder", "decoder_engine", "parity"},
+        {*ASSETS, "embedding", "decoder", "decoder_engine", "parity"},
     ),
-    ("rtx4090", asked(target="rtx5090"), {"assets", "plugins", *ENGINES}),
+    ("rtx4090", asked(target="rtx5090"), {*ASSETS, "plugins", *ENGINES}),
     ("rtx4090", plugin_sources, {"plugins", *ENGINES}),
     ("rtx4090", installed("tensorrt-rtx-cu13-libs"), ENGINES),
-    ("rtx4090", installed("tc-export"), {"embedding", *GRAPHS, *ENGINES, "parity"}),
+    ("rtx4090", installed("tc-export"), {"answering", "embedding", *GRAPHS, *ENGINES, "parity"}),
     ("rtx4090", one_weight, {*ON_WEIGHTS, *ENGINES}),
-    ("orin", asked(max_length=100), {"assets", "finish", "parity"}),
+    ("orin", asked(max_length=100), {*ASSETS, "finish", "parity"}),
     ("orin", asked(release="10.3"), {*FORMS, "finish"}),
     (
         "orin",
         asked(precision="vision=bf16"),
-        {"assets", "vision", "vision_tensorrt", "finish", "parity"},
+        {*ASSETS, "vision", "vision_tensorrt", "finish", "parity"},
     ),
     ("orin", plugin_sources, {"plugins", "finish"}),
     ("orin", installed("torch"), {"embedding", *GRAPHS, *FORMS, "finish", "parity"}),
@@ -243,7 +246,7 @@ CHANGES: list[tuple[str, Callable[[World], object], set[str]]] = [
     (
         "orin",
         lambda world: world.edit_target('name = "orin"', 'name = "bench"'),
-        {"assets", "finish"},
+        {*ASSETS, "finish"},
     ),
 ]
 
@@ -263,7 +266,7 @@ def test_an_engine_is_bound_to_its_gpu_whatever_the_plugins_are(
     world.ask(target="rtx4090")
     monkeypatch.setattr(plugins, "library_key", lambda target: "sources")
     monkeypatch.setattr(BuildInputs, "plugin_library", "plugins/library.so")
-    assert changed_by(world, asked(target="rtx5090")) == {"assets", *ENGINES}
+    assert changed_by(world, asked(target="rtx5090")) == {*ASSETS, *ENGINES}
 
 
 def test_another_limit_of_the_graphs_is_written_down_again(
@@ -272,4 +275,4 @@ def test_another_limit_of_the_graphs_is_written_down_again(
     def change(world: World) -> None:
         monkeypatch.setattr(graph_io, "LOGITS_A_CALL", graph_io.LOGITS_A_CALL + 1)
 
-    assert changed_by(world, change) == {"assets"}
+    assert changed_by(world, change) == ASSETS
