@@ -149,6 +149,8 @@ def test_several_targets_are_all_looked_at_before_one_is_built(world: World) -> 
         build_each(world.request, ["cpu", "orin"])
     assert not several.exists()
     world.ask(precision="fp16")
+    elsewhere = build_each(world.request, ["orin"], lambda name: world.folder / f"small-{name}")
+    assert [place for place, _ in elsewhere] == [world.folder / "small-orin"]
     places = [place for place, _ in build_each(world.request, ["orin", "thor"])]
     assert places == [several / "orin", several / "thor"]
 
