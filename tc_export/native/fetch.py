@@ -65,7 +65,7 @@ PACKAGES = {
         alternative="install CUDA's own package, and put nvcc on the PATH",
     ),
     "nvrtc-12.6": Package(
-        meaning="the CUDA 12.6 compiler of device code, and the headers that it needs; for tests",
+        meaning="the CUDA 12.6 compiler of device code, as a library, and its headers; for tests",
         wheels=("nvidia-cuda-nvrtc-cu12==12.6.85", "nvidia-cuda-cccl-cu12==12.6.77"),
         subfolder="nvidia",
     ),

@@ -53,6 +53,22 @@ def test_wrong_builds(tmp_path, options, code, words, capsys) -> None:  # type: 
     assert sorted(tmp_path.iterdir()) == [checkpoint]
 
 
+def test_the_release_is_said_with_the_others_that_there_are(  # type: ignore[no-untyped-def]
+    tmp_path, capsys
+) -> None:
+    checkpoint = save_with_tokenizer(tmp_path / "checkpoint")  # heads that no kernel takes
+    arguments = ("build", "--checkpoint", checkpoint, "--output", tmp_path / "out")
+    code, _, err = run(capsys, *arguments, "--target", "orin")
+    assert code == 2
+    newest = "orin: builds for JetPack 7.2 (L4T 39.2, CUDA 13.2, TensorRT 10.16)"
+    assert f"{newest}; --release also takes 10.3 (JetPack 6.2)" in err
+    _, _, err = run(capsys, *arguments, "--target", "orin", "--release", "10.3")
+    assert "orin: builds for JetPack 6.2 (" in err
+    _, _, err = run(capsys, *arguments, "--target", "rtx4090")
+    assert "rtx4090: builds for TensorRT-RTX 1.7, CUDA 13 (" in err
+    assert "--release also takes" not in err
+
+
 def test_not_a_checkpoint(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
     for folder in (tmp_path, tmp_path / "none"):
         code, _, err = run(capsys, "build", "--checkpoint", folder, "--output", tmp_path / "out")
