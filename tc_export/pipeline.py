@@ -50,7 +50,7 @@ from tc_export.targets import (
 
 def list_stages(inputs: BuildInputs, *, check_parity: bool) -> list[Stage]:
     """The build for one target, in order."""
-    stages = [shards.stage(inputs), weights.stage(inputs), assets.stage(inputs)]
+    stages = [weights.stage(inputs), shards.stage(inputs), assets.stage(inputs)]
     stages += [embedding.stage(inputs)]
     stages += [graphs.stage(inputs, graph) for graph in GRAPHS]
     stages += [golden.stage(inputs)]

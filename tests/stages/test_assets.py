@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ import pytest
 from tc_export.bundle import read_manifest
 from tc_export.bundle.layout import graph_path
 from tc_export.dtypes import DType
-from tc_export.pipeline import build
-from tc_export.runner import SilentReporter
-from tests.bundled import MAX_LENGTH, request_for, save_with_tokenizer
+from tests.bundled import MAX_LENGTH
 
 ONNX_DTYPES = {dtype.onnx: str(dtype) for dtype in DType}
 
@@ -39,21 +36,6 @@ def in_the_graph(values: Any) -> list[dict[str, Any]]:
 def in_the_document(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
     assert all(tensor["meaning"] for tensor in tensors)
     return [{key: tensor[key] for key in ("name", "axes", "dtype")} for tensor in tensors]
-
-
-@pytest.fixture(scope="module")
-def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of two number formats, whose mask needs one more input."""
-    folder = tmp_path_factory.mktemp("ablation")
-    checkpoint = save_with_tokenizer(folder / "checkpoint")
-    request = replace(
-        request_for(checkpoint, folder / "bundle"),
-        precision="vision=fp16,decoder=fp32",
-        temporal={"mask": "frame_block"},
-        check_parity=False,
-    )
-    build(request, SilentReporter())
-    return request.output
 
 
 @pytest.mark.parametrize("built", ["bundle", "ablation"])

@@ -55,10 +55,10 @@ def test_building_again_does_nothing_again(request_: BuildRequest, tools: Tools)
 @pytest.mark.parametrize(
     ("change", "again"),
     [
-        ({"max_length": MAX_LENGTH - 1}, {"assets", "vision_engine", "decoder_engine"}),
+        ({"max_length": MAX_LENGTH - 1}, {"assets", "golden", "vision_engine", "decoder_engine"}),
         (
             {"precision": "vision=fp16,decoder=bf16"},
-            {"assets", "embedding", "decoder", "decoder_engine"},
+            {"assets", "embedding", "decoder", "golden", "decoder_engine"},
         ),
         ({"target": "rtx5090"}, {"assets", "plugins", "vision_engine", "decoder_engine"}),
     ],
