@@ -53,7 +53,7 @@ from tc_export.targets import (
 
 def list_stages(inputs: BuildInputs, *, check_parity: bool) -> list[Stage]:
     """The build for one target, in order."""
-    stages = [shards.stage(inputs), weights.stage(inputs)]
+    stages = [weights.stage(inputs), shards.stage(inputs)]
     stages += [assets.stage(inputs), answering.stage(inputs)]
     stages += [embedding.stage(inputs)]
     stages += [graphs.stage(inputs, graph) for graph in GRAPHS]

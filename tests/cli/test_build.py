@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -200,6 +202,24 @@ def test_weights_that_are_not_numbers(tmp_path, capsys) -> None:  # type: ignore
     assert code == 3
     assert "layers.1.mlp.up_proj.weight" in err
     assert sorted(tmp_path.iterdir()) == [checkpoint]
+
+
+def test_a_reflink_that_cannot_be(tmp_path, capsys, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "ioctl", refuse)
+    checkpoint, output = save_with_tokenizer(tmp_path / "checkpoint"), tmp_path / "out"
+    command = ("build", "--checkpoint", checkpoint, "--output", output, "--max-frames", 2)
+    code, _, err = run(capsys, *command, "--weights", "reflink")
+    assert code == 4
+    said = " ".join(err.split())
+    assert "model.safetensors cannot have a reflink" in said
+    assert "--weights auto or --weights copy" in said
+    assert not output.exists()
+    code, _, err = run(capsys, *command, "--weights", "symlink")
+    assert code == 2
+    assert "reflink" in err
 
 
 def test_interrupting_a_build_keeps_what_is_done(tmp_path: Path) -> None:

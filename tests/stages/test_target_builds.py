@@ -59,15 +59,15 @@ def test_building_again_does_nothing_again(request_: BuildRequest, tools: Tools)
     [
         (
             {"max_length": MAX_LENGTH - 1},
-            {*ASSETS, "vision_engine", "decoder_engine"},
+            {*ASSETS, "golden", "vision_engine", "decoder_engine", "readme"},
         ),
         (
             {"precision": "vision=fp16,decoder=bf16"},
-            {*ASSETS, "embedding", "decoder", "decoder_engine"},
+            {*ASSETS, "embedding", "decoder", "golden", "decoder_engine", "readme"},
         ),
         (
             {"target": "rtx5090"},
-            {*ASSETS, "plugins", "vision_engine", "decoder_engine"},
+            {*ASSETS, "plugins", "vision_engine", "decoder_engine", "readme"},
         ),
     ],
 )
@@ -86,7 +86,7 @@ def test_two_targets_share_what_they_have_in_common(request_: BuildRequest, tool
         build_one(watching, lambda checkpoint, profile: None)
         runs[output.name] = set(watching.ran)
     assert {"weights", "vision", "decoder", "plugins"} <= runs["rtx4090"]
-    assert runs["rtx5090"] == {*ASSETS, "plugins", "vision_engine", "decoder_engine"}
+    assert runs["rtx5090"] == {*ASSETS, "plugins", "vision_engine", "decoder_engine", "readme"}
     bundles = [read_manifest(request_.output / name) for name in ("rtx4090", "rtx5090")]
     graphs = [bundle.stages["decoder"].files for bundle in bundles]
     assert graphs[0] == graphs[1]
