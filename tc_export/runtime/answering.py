@@ -304,6 +304,8 @@ class VideoLanguageModel:
             features = self.watch(frames, lambda done: advance("frames", done, len(frames)))
             for members, batch, logits_BV in self._read(prompts, features, batch_size, advance):
                 yield from self._speak(said, members, batch, logits_BV, generation, cancel)
+                if members.stop < len(prompts):
+                    _check(cancel)
         except _CancelledError:
             pass
         yield from _end([*enumerate(said)], Finish.CANCELLED)
