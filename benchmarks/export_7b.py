@@ -139,15 +139,17 @@ def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 def worker(checkpoint_folder: Path, output: Path) -> None:
     """Export, and print the bytes that were written."""
 
+    from tc_export.bundle.layout import GRAPH_FOLDER, graph_path
     from tc_export.checkpoint.reader import open_checkpoint
     from tc_export.dtypes import DType
     from tc_export.graph.export import export_decoder, export_embedding, export_vision
 
     checkpoint = open_checkpoint(checkpoint_folder)
     written = export_embedding(checkpoint, DType.FLOAT16, output / "embedding.safetensors")
+    (output / GRAPH_FOLDER).mkdir()
     for name, export in (("vision", export_vision), ("decoder", export_decoder)):
-        (output / name).mkdir()
-        report = export(checkpoint, DType.FLOAT16, output / name, lambda nbytes: None)
+        path = output / graph_path(name)
+        report = export(checkpoint, DType.FLOAT16, path, lambda nbytes: None)
         written += report.bytes_written
     print(json.dumps({"bytes_written": written}))
 

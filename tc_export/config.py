@@ -70,6 +70,18 @@ class TemporalConfig(Config):
     mask: AttentionMask = AttentionMask.FRAME_BLOCK_CAUSAL
     after_clip: AfterClip = AfterClip.RESTART
 
+    @property
+    def is_stock(self) -> bool:
+        """True where this is LLaVA as it was before the method."""
+        return self.gamma == 0 and self.mask is AttentionMask.CAUSAL
+
+
+class VisionFeatures(StrEnum):
+    """Which of the vision tower's tokens go on: Hugging Face's vision_feature_select_strategy."""
+
+    DEFAULT = "default"  # the patches
+    FULL = "full"  # the class token, and the patches
+
 
 class VisionConfig(Config):
     """A CLIP-type vision tower. Sizes in pixels or channels."""
@@ -101,6 +113,11 @@ class VisionConfig(Config):
         return self.image_size // self.patch_size
 
     @property
+    def features(self) -> VisionFeatures:
+        """Which tokens go on, in the words of a checkpoint."""
+        return VisionFeatures.FULL if self.keep_class_token else VisionFeatures.DEFAULT
+
+    @property
     def layers_used(self) -> int:
         """Layers that run: those after the feature layer are never needed."""
         if self.feature_layer >= 0:
@@ -108,12 +125,44 @@ class VisionConfig(Config):
         return self.num_hidden_layers + 1 + self.feature_layer
 
 
+class PoolingMode(StrEnum):
+    """What becomes of the patches that are pooled into one token."""
+
+    AVERAGE = "average"
+    MAX = "max"
+
+
 class PoolingConfig(Config):
     """Spatial pooling of a frame's patch grid. `stride` 1 keeps every patch."""
 
     stride: int = Field(default=2, gt=0)
-    mode: str = Field(default="average", pattern="^(average|max)$")
+    mode: PoolingMode = PoolingMode.AVERAGE
     before_projector: bool = False
+
+    def check(self, vision: VisionConfig) -> None:
+        """See that the tower's features can be pooled so.
+
+        Raises:
+            ValueError: saying why they cannot.
+        """
+        if vision.grid < self.stride:
+            raise ValueError(f"pooling stride {self.stride} exceeds the {vision.grid} patches")
+        if vision.keep_class_token and self.stride > 1:
+            raise ValueError("a kept class token cannot be pooled: use pooling stride 1")
+
+
+class VisionSettings(Config):
+    """What can be chosen of a vision tower."""
+
+    features: VisionFeatures = VisionFeatures.DEFAULT
+
+
+class ModelSettings(Config):
+    """What a checkpoint may leave to its user. Only fields that are set say something."""
+
+    temporal: TemporalConfig = TemporalConfig()
+    pooling: PoolingConfig = PoolingConfig()
+    vision: VisionSettings = VisionSettings()
 
 
 class RopeConfig(Config):
@@ -174,13 +223,17 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.vision.grid < self.pooling.stride:
-            raise ValueError(
-                f"pooling stride {self.pooling.stride} exceeds the {self.vision.grid} patches"
-            )
-        if self.vision.keep_class_token and self.pooling.stride > 1:
-            raise ValueError("a kept class token cannot be pooled: use pooling stride 1")
+        self.pooling.check(self.vision)
         return self
+
+    @property
+    def settings(self) -> ModelSettings:
+        """Everything that a user may choose, as it is in this model."""
+        return ModelSettings(
+            temporal=TemporalConfig(**self.temporal.model_dump()),
+            pooling=PoolingConfig(**self.pooling.model_dump()),
+            vision=VisionSettings(features=self.vision.features),
+        )
 
     @property
     def tokens_per_frame(self) -> int:

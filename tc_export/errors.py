@@ -10,7 +10,8 @@
     │   └── BundleError            not a bundle, damaged, or of another version
     └── EnvironmentLacks        4  this machine or the target cannot do it
 
-Exit code 0 is success; 130 is an interrupt by the user (the shell's convention).
+Exit code 0 is success; 130 is an interrupt by the user, 143 an end by SIGTERM (the shell's
+conventions).
 """
 
 from __future__ import annotations

@@ -8,15 +8,15 @@ stage is a file in `tc_export.stages`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from tc_export.bundle import BundleSpec, Manifest, Profile, open_staging
+from tc_export.bundle import BundleSpec, Manifest, Placement, Profile, open_staging
 from tc_export.checkpoint.hf_config import read_config
 from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
+from tc_export.config import ModelSettings
 from tc_export.contracts.graph_io import GRAPHS
 from tc_export.errors import UsageError
 from tc_export.plan.build_memory import memory_limits
@@ -26,10 +26,13 @@ from tc_export.stages import (
     device_build,
     device_graphs,
     embedding,
+    golden,
     graphs,
     onnxruntime_engine,
     parity,
     plugins,
+    readme,
+    shards,
     tensorrt_engines,
     weights,
 )
@@ -48,8 +51,10 @@ from tc_export.targets import (
 
 def list_stages(inputs: BuildInputs, *, check_parity: bool) -> list[Stage]:
     """The build for one target, in order."""
-    stages = [weights.stage(inputs), assets.stage(inputs), embedding.stage(inputs)]
+    stages = [shards.stage(inputs), weights.stage(inputs), assets.stage(inputs)]
+    stages += [embedding.stage(inputs)]
     stages += [graphs.stage(inputs, graph) for graph in GRAPHS]
+    stages += [golden.stage(inputs)]
     match inputs.target.toolchain.engine:
         case "onnxruntime":
             stages += [onnxruntime_engine.stage()]
@@ -62,12 +67,15 @@ def list_stages(inputs: BuildInputs, *, check_parity: bool) -> list[Stage]:
             stages += [device_build.stage(inputs)]
     if check_parity:
         stages += [parity.stage(inputs)]
-    return stages
+    return [*stages, readme.stage(inputs, has_report=check_parity)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """What the user asks for. `max_length` is in tokens; None takes a default."""
+    """What the user asks for. `max_length` is in tokens; None takes a default.
+
+    `settings` are the model's, as far as the user chose them and the checkpoint leaves them open.
+    """
 
     checkpoint: Path
     output: Path
@@ -76,10 +84,11 @@ class BuildRequest:
     release: str | None = None
     max_frames: int = 16
     max_length: int | None = None
-    temporal: Mapping[str, Any] = field(default_factory=dict)
+    settings: ModelSettings = field(default_factory=ModelSettings)
     check_parity: bool = True
     jobs: int = 1
     memory_bytes: int | None = None
+    weights: Placement = Placement.AUTO
 
 
 OnOpened = Callable[[Checkpoint, Profile], None]  # once the checkpoint is read and found whole
@@ -100,15 +109,17 @@ def build(
         CheckFailed: the engine does not compute what PyTorch computes; nothing is published.
     """
     target, precisions, release, profile = _checked(request)
-    checkpoint = open_checkpoint(request.checkpoint, request.temporal)
+    checkpoint = open_checkpoint(request.checkpoint, request.settings)
     check_mask(checkpoint.config.model, target)
     on_opened(checkpoint, profile)
-    with open_staging(request.output) as staging:
+    with open_staging(request.output, request.weights) as staging:
         spec = BundleSpec(
             target=target.name,
+            release=release,
             checkpoint_digest=checkpoint.digest(partial(reporter.read, "the checkpoint")),
             profile=profile,
             precision_asked=precisions.model_dump(mode="json"),
+            weights_asked=request.weights,
             tools=versions({*EXPORTERS, *RUNNERS}),
         )
         inputs = BuildInputs(
@@ -124,10 +135,14 @@ def build(
         return finished or run_stages(staging, stages, spec, reporter, jobs=request.jobs)
 
 
-def build_each(request: BuildRequest, targets: Sequence[str]) -> list[tuple[Path, Build]]:
-    """The bundle's place and the build of each target: one at `request.output`, several below it.
+def build_each(
+    request: BuildRequest, targets: Sequence[str], place: Callable[[str], Path] | None = None
+) -> list[tuple[Path, Build]]:
+    """The bundle's place and the build of each target.
 
-    Nothing is built yet; but every target has been found possible.
+    `place` says where the bundle of a target's name goes. Without it that of one target goes to
+    `request.output`, and those of several below it. Nothing is built yet; but every target has
+    been found possible.
 
     Raises:
         UsageError: a target, or what is asked for it, cannot be.
@@ -137,12 +152,13 @@ def build_each(request: BuildRequest, targets: Sequence[str]) -> list[tuple[Path
     names = [_checked(each)[0].name for each in requests]
     if len(set(names)) < len(names):
         raise UsageError(f"a target is named twice: {', '.join(names)}")
-    if len(names) > 1:
-        requests = [
-            replace(each, output=request.output / name)
-            for each, name in zip(requests, names, strict=True)
-        ]
+    if place is None and len(names) > 1:
         request.output.mkdir(exist_ok=True)
+        place = request.output.joinpath
+    if place is not None:
+        requests = [
+            replace(each, output=place(name)) for each, name in zip(requests, names, strict=True)
+        ]
     return [(each.output, partial(build, each)) for each in requests]
 
 
@@ -151,7 +167,7 @@ def _checked(request: BuildRequest) -> tuple[Target, Precisions, Release | None,
     target = load_target(request.target)
     precisions = read_precisions(request.precision, target)
     release = choose_release(target, request.release)
-    config = read_config(request.checkpoint).model
+    config = read_config(request.checkpoint, request.settings).model
     profile = choose_profile(config, request.max_frames, request.max_length)
     check_possible(config, target, precisions, check_parity=request.check_parity)
     if request.check_parity:

@@ -17,11 +17,11 @@ from tests.repository import REPOSITORY
 
 PACKAGE = REPOSITORY / "tc_export"
 LAYERS = {
-    "foundation": {"errors", "config", "dtypes", "contracts", "targets"},
+    "foundation": {"errors", "config", "dtypes", "digests", "contracts", "targets"},
     "model": {"ops", "model", "checkpoint", "tasks"},
     "make": {"graph", "native"},
     "hold": {"bundle", "engine"},
-    "use": {"runtime", "parity", "device_build", "plan", "doctor", "demo_model"},
+    "use": {"runtime", "parity", "golden", "device_build", "plan", "doctor", "demo_model"},
     "drive": {"runner", "stages", "pipeline", "cli", "__main__"},
 }
 RANK = {room: rank for rank, rooms in enumerate(LAYERS.values()) for room in rooms}

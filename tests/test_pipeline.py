@@ -17,11 +17,13 @@ from tc_export.bundle import read_manifest, verify
 from tc_export.checkpoint.hf_config import read_config
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.errors import CheckFailed, UsageError
+from tc_export.graph import export
 from tc_export.parity.tensors.check_bundle import check_bundle
 from tc_export.pipeline import build
 from tc_export.runner import SilentReporter
-from tc_export.stages import graphs
 from tests.bundled import MAX_FRAMES, MAX_LENGTH, copy_bundle, request_for, save_with_tokenizer
+
+STAGES = 7  # of a build for the processor
 
 
 class Watching(SilentReporter):
@@ -69,8 +71,33 @@ def test_building_again_does_nothing_again(bundle: Path, checkpoint: Path, tmp_p
     watching = Watching()
     build(request_for(checkpoint, again), watching)
     assert watching.ran == []
-    assert len(watching.skipped_) == 7
+    assert len(watching.skipped_) == STAGES
     assert hashes(again) == hashes(bundle)
+
+
+def test_building_again_loads_nothing_that_builds(
+    bundle: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """So that finding everything unchanged takes no time."""
+    again = copy_bundle(bundle, tmp_path)
+    heavy = ("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "tokenizers", "PIL", "av")
+    script = f"""
+import sys
+from tc_export.cli.main import main
+
+try:
+    main(sys.argv[1:])
+finally:
+    print([name for name in {heavy!r} if name in sys.modules])
+"""
+    arguments = ["build", "--checkpoint", checkpoint, "--output", again]
+    arguments += ["--max-frames", str(MAX_FRAMES), "--max-length", str(MAX_LENGTH)]
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True
+    )
+    assert ended.returncode == 0
+    assert ended.stderr.count("unchanged") == STAGES
+    assert ended.stdout.splitlines()[-1] == "[]"
 
 
 def test_only_what_is_damaged_is_made_again(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -99,7 +126,7 @@ def test_a_killed_build_resumes(bundle: Path, checkpoint: Path, tmp_path: Path) 
     assert not output.exists()
     watching = Watching()
     build(request_for(checkpoint, output), watching)
-    assert watching.skipped_ == ["weights", "assets", "embedding", "vision"]
+    assert watching.skipped_ == ["shards", "weights", "assets", "embedding", "vision"]
     assert hashes(output).keys() == hashes(bundle).keys()
     for path, digest in hashes(output).items():
         if not path.startswith("parity/"):  # a report's last digits depend on the threads
@@ -111,19 +138,19 @@ def test_a_killed_build_resumes(bundle: Path, checkpoint: Path, tmp_path: Path) 
 def test_an_engine_that_is_wrong_is_not_published(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = graphs.EXPORTER_OF["decoder"]
+    real = export.export_decoder
 
-    def doubled(checkpoint: Checkpoint, dtype, folder: Path, advance):  # type: ignore[no-untyped-def]
-        report = real(checkpoint, dtype, folder, advance)
-        model = onnx.load(folder / "model.onnx", load_external_data=False)
+    def doubled(checkpoint: Checkpoint, dtype, path: Path, advance):  # type: ignore[no-untyped-def]
+        report = real(checkpoint, dtype, path, advance)
+        model = onnx.load(path, load_external_data=False)
         for node in model.graph.node:
             for attribute in node.attribute:
                 if attribute.name == "gamma":
                     attribute.f *= 2
-        onnx.save(model, folder / "model.onnx")
+        onnx.save(model, path)
         return report
 
-    monkeypatch.setitem(graphs.EXPORTER_OF, "decoder", doubled)
+    monkeypatch.setattr(export, "export_decoder", doubled)
     output = tmp_path / "bundle"
     with pytest.raises(CheckFailed, match="one clip: decoder, step 0: logits"):
         build(request_for(checkpoint, output), SilentReporter())
@@ -141,8 +168,7 @@ def test_another_checkpoint_is_told_apart(bundle: Path, tmp_path: Path) -> None:
 
 def test_weights_are_not_copied_where_they_can_be_linked(bundle: Path, checkpoint: Path) -> None:
     shard = checkpoint / "model.safetensors"
-    for graph in ("vision", "decoder"):
-        assert (bundle / graph / "model.safetensors").samefile(shard)
+    assert (bundle / "graphs" / "model.safetensors").samefile(shard)
 
 
 def test_a_folder_of_somebody_is_never_replaced(checkpoint: Path, tmp_path: Path) -> None:

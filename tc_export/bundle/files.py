@@ -1,31 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and folders: listing, hashing, linking, and changing them so that a kill does no harm."""
+"""Files and folders: listing, and changing them so that a kill does no harm."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import os
 import shutil
 import stat
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-
-# A file changed twice within one tick of the file system's clock keeps its modification time, so
-# a hash is only remembered for a file that has been left alone for longer than any tick.
-_CLOCK_TICK_NS = 50_000_000
-
-_CHUNK_BYTES = 16 << 20  # of a file that is read whole: some tens of milliseconds
-
-# What link(2) says where a hard link cannot be: another file system, a file system without them,
-# too many already, or a file of another user (`fs.protected_hardlinks`).
-_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 
 
 def is_regular_file(path: Path) -> bool:
@@ -65,21 +52,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def link_or_copy(source: Path, destination: Path) -> None:
-    """Give `source` a second name by a hard link where that is possible, else copy it.
-
-    Links are followed first: the Hugging Face cache is made of them, and a bundle has none.
-    """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    source = source.resolve(strict=True)
-    try:
-        destination.hardlink_to(source)
-    except OSError as error:
-        if error.errno not in _NO_LINK:
-            raise
-        shutil.copy(source, destination)
-
-
 def flush(path: Path) -> None:
     """Wait until a file or a folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -115,39 +87,3 @@ def exchange(first: Path, second: Path) -> bool:
     if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         return False
     raise OSError(number, os.strerror(number), str(second))
-
-
-def _sha256(file: BinaryIO, on_read: Callable[[int], None]) -> str:
-    sha = hashlib.sha256()
-    while chunk := file.read(_CHUNK_BYTES):
-        sha.update(chunk)
-        on_read(len(chunk))
-    return sha.hexdigest()
-
-
-class Digests:
-    """SHA-256 of files, each read once as long as nobody changes it.
-
-    A file is known by device, inode, size and modification time, so a hard link needs no second
-    reading.
-    """
-
-    def __init__(self, known: dict[str, str] | None = None) -> None:
-        self.known = dict(known or {})
-
-    def sha256(self, path: Path, on_read: Callable[[int], None] = lambda size: None) -> str:
-        """The hash of the file's content, in hexadecimal digits; `on_read` gets bytes read."""
-        with path.open("rb") as file:
-            identity = self._identity(file.fileno())
-            if identity in self.known:
-                return self.known[identity]
-            digest = _sha256(file, on_read)
-            settled = time.time_ns() - os.fstat(file.fileno()).st_mtime_ns > _CLOCK_TICK_NS
-            if settled and self._identity(file.fileno()) == identity:
-                self.known[identity] = digest
-        return digest
-
-    @staticmethod
-    def _identity(descriptor: int) -> str:
-        status = os.fstat(descriptor)
-        return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"

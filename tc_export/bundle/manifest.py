@@ -20,11 +20,13 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from tc_export.bundle.files import is_regular_file, write_atomically
+from tc_export.bundle.placement import Placement
 from tc_export.config import Config
 from tc_export.errors import BundleError
+from tc_export.targets import Release
 
 FORMAT = "tc-export bundle"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 
 _HEADER = ("format", "format_version", "seal")
@@ -97,9 +99,11 @@ class BundleSpec(Config):
     """What is known of a bundle before it is built."""
 
     target: str
+    release: Release | None = None  # the device's software that it is for; None for the processor
     checkpoint_digest: Sha256
     profile: Profile
     precision_asked: dict[str, str]  # by engine
+    weights_asked: Placement = Placement.AUTO  # how the checkpoint's files came into the bundle
     tools: dict[str, str]  # version of every tool that builds, by name
 
 

@@ -29,11 +29,9 @@ from typing import Literal, NoReturn
 from pydantic import Field, ValidationError
 
 from tc_export.bundle.files import (
-    Digests,
     exchange,
     flush,
     is_regular_file,
-    link_or_copy,
     remove,
     walk_files,
     walk_outputs,
@@ -48,7 +46,9 @@ from tc_export.bundle.manifest import (
     read_manifest,
     write_manifest,
 )
+from tc_export.bundle.placement import Placement, link_or_copy, place_file
 from tc_export.config import Config
+from tc_export.digests import Digests, recall, remember
 from tc_export.errors import BundleError, EnvironmentLacks, TcExportError, UsageError
 
 _LOCK, _STATE, _BUNDLE, _PREVIOUS = "lock", "state.json", "bundle", "previous"
@@ -59,7 +59,8 @@ _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class _State(Config):
-    version: Literal[2] = 2
+    version: Literal[3] = 3
+    placement: Placement = Placement.AUTO
     stages: dict[str, StageRecord] = Field(default_factory=dict)
     digests: dict[str, Sha256] = Field(default_factory=dict)
 
@@ -70,28 +71,33 @@ class Staging:
     Attributes:
         output: where the bundle will be published.
         bundle: the folder that becomes it.
+        digests: hashes of files, remembered over a kill; those of large ones also after the build.
+        placement: how files from outside come into the bundle.
         digests: hashes of files, remembered over a kill.
         records: the stages that have ended, in this build or in a killed one.
         published: the manifest of the bundle that is at `output` now.
         siblings: the manifests of the other bundles in the same folder, by their places.
     """
 
-    def __init__(self, output: Path, folder: Path) -> None:
+    def __init__(self, output: Path, folder: Path, placement: Placement) -> None:
         self.output = output
+        self.placement = placement
         self.bundle = folder / _BUNDLE
         self._state_path = folder / _STATE
         self._previous = folder / _PREVIOUS
         state = self._read_state()
-        self.digests = Digests(state.digests)
+        self.digests = Digests(state.digests, recall().files)
         self.records = dict(state.stages)
         self.published: Manifest | None = None
         self.siblings: dict[Path, Manifest] = {}
 
     def _read_state(self) -> _State:
         try:
-            return _State.model_validate_json(self._state_path.read_bytes(), strict=True)
+            state = _State.model_validate_json(self._state_path.read_bytes(), strict=True)
         except (FileNotFoundError, ValidationError):
             return _State()  # nothing, or of another version: nothing that could be resumed
+        # What was staged may have names elsewhere, and this build may want none that has.
+        return state if state.placement is self.placement else _State(digests=state.digests)
 
     def prepare(self) -> None:
         """Look at what is published, and make room for what will be.
@@ -150,12 +156,14 @@ class Staging:
         for place, manifest in (published | self.siblings).items():
             record = manifest.stages.get(name)
             if record and record.key == key:
-                if self._take(place, outputs, record):
+                if self._take(place, manifest, outputs, record):
                     return record
                 self.discard(name, outputs)
         return None
 
-    def _take(self, place: Path, outputs: Collection[str], record: StageRecord) -> bool:
+    def _take(
+        self, place: Path, manifest: Manifest, outputs: Collection[str], record: StageRecord
+    ) -> bool:
         """Bring a stage's outputs here from another bundle; False where it has them not whole.
 
         Nothing keeps another build from replacing that bundle meanwhile: what counts is what came.
@@ -164,10 +172,20 @@ class Staging:
             if not self._holds(place, outputs, record):
                 return False
             for path in record.files:
-                link_or_copy(place / path, self.bundle / path)
+                self._bring(place, manifest, path)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return False
         return self._holds(self.bundle, outputs, record)
+
+    def _bring(self, place: Path, manifest: Manifest, path: str) -> None:
+        """Bring one file here, so that both bundles are as they were asked for."""
+        source, destination = place / path, self.bundle / path
+        theirs, ours = manifest.weights_asked, self.placement
+        if place == self.output and theirs is ours:
+            link_or_copy(source, destination)  # the bundle that this one replaces: one name will go
+        else:
+            must_keep_apart = theirs.keeps_apart and not ours.keeps_apart
+            place_file(source, destination, theirs if must_keep_apart else ours)
 
     def _holds(self, folder: Path, outputs: Collection[str], record: StageRecord) -> bool:
         """True when the outputs in `folder` are exactly those that were recorded."""
@@ -192,7 +210,7 @@ class Staging:
             self._save()
 
     def _save(self) -> None:
-        state = _State(stages=self.records, digests=self.digests.known)
+        state = _State(placement=self.placement, stages=self.records, digests=self.digests.known)
         write_atomically(self._state_path, state.model_dump_json(indent=2) + "\n")
 
     def publish(self, manifest: Manifest) -> None:
@@ -214,6 +232,7 @@ class Staging:
             self._swap()
             flush(self.output.parent)
             self.published = manifest
+        remember(self.digests.known)
         self.records = {}  # from here on there is nothing to resume
 
     def _swap(self) -> None:
@@ -229,8 +248,10 @@ class Staging:
 
 
 @contextmanager
-def open_staging(output: Path) -> Iterator[Staging]:
+def open_staging(output: Path, placement: Placement = Placement.AUTO) -> Iterator[Staging]:
     """Lock `output` for one build, and resume what a killed build left.
+
+    `placement` is how files from outside come into the bundle.
 
     When the block ends early, the stages that have ended are kept for the next build of the same
     output; nothing is left behind where none has.
@@ -246,7 +267,7 @@ def open_staging(output: Path) -> Iterator[Staging]:
     try:
         with _locked(folder):
             _recover(folder / _PREVIOUS, output)
-            staging = Staging(output, folder)
+            staging = Staging(output, folder, placement)
             try:
                 staging.prepare()
                 yield staging
@@ -329,7 +350,7 @@ def _acquire(folder: Path) -> int:
         _refuse_foreign(folder)
         folder.mkdir(exist_ok=True)
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
             continue  # another build ended just now and took the folder with it
         try:

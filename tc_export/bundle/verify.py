@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from tc_export.bundle.files import Digests, is_regular_file, walk_files
+from tc_export.bundle.files import is_regular_file, walk_files
 from tc_export.bundle.manifest import FORMAT_VERSION, MANIFEST, FileRecord, read_manifest
+from tc_export.digests import Digests, remember
 from tc_export.errors import BundleError
 
 
@@ -69,11 +70,8 @@ def verify(
     """
     files = read_manifest(bundle).files
     digests = Digests()
-    bytes_read = _BytesRead(sum(file.size_bytes for file in files.values()), on_progress)
-    problems = []
-    for path, file in files.items():
-        problems.append(_check(locate(bundle, path), path, file, digests, bytes_read.add))
-        bytes_read.finish_file(file.size_bytes)
+    problems = compare(bundle, files, digests, on_progress)
+    remember(digests.known)
     try:
         found = list(walk_files(bundle))
     except OSError as error:
@@ -83,7 +81,28 @@ def verify(
         for path in found
         if path not in files and path != MANIFEST
     ]
-    return sorted(filter(None, problems), key=lambda problem: problem.path)
+    return sorted(problems, key=lambda problem: problem.path)
+
+
+def compare(
+    bundle: Path,
+    files: Mapping[str, FileRecord],
+    digests: Digests,
+    on_progress: Callable[[int, int], None],
+) -> list[Problem]:
+    """Compare the files that a manifest lists with the bundle's, and name each that differs.
+
+    Only plain files are opened: a pipe could be waited for without end.
+
+    Raises:
+        BundleError: a path leaves the bundle.
+    """
+    bytes_read = _BytesRead(sum(file.size_bytes for file in files.values()), on_progress)
+    problems = []
+    for path, file in files.items():
+        problems.append(_check(bundle, path, file, digests, bytes_read.add))
+        bytes_read.finish_file(file.size_bytes)
+    return [problem for problem in problems if problem]
 
 
 class _BytesRead:
@@ -105,16 +124,19 @@ class _BytesRead:
 
 
 def _check(
-    place: Path,
+    bundle: Path,
     path: str,
     expected: FileRecord,
     digests: Digests,
     on_read: Callable[[int], None],
 ) -> Problem | None:
+    place = locate(bundle, path)
     if not os.path.lexists(place):
         return Problem(path, Damage.MISSING, f"{expected.size_bytes:,} bytes expected")
     if not is_regular_file(place):
         return Problem(path, Damage.CHANGED, "no longer a plain file")
+    if place.resolve() != bundle.resolve() / path:
+        return Problem(path, Damage.CHANGED, "in a folder that is a symbolic link")
     size_bytes = place.stat().st_size
     if size_bytes != expected.size_bytes:
         damage = Damage.TRUNCATED if size_bytes < expected.size_bytes else Damage.CHANGED

@@ -18,7 +18,15 @@ from pydantic import ValidationError
 from tc_export.checkpoint.hf_schema import TEXT_SCHEMAS, HfLlama, HfLlava
 from tc_export.checkpoint.names import Family
 from tc_export.checkpoint.shards import read_json_object
-from tc_export.config import Config, ModelConfig, PoolingConfig, TemporalConfig
+from tc_export.config import (
+    Config,
+    ModelConfig,
+    ModelSettings,
+    PoolingConfig,
+    TemporalConfig,
+    VisionFeatures,
+    VisionSettings,
+)
 from tc_export.errors import CheckpointError, UsageError
 
 CONFIG = "config.json"
@@ -36,8 +44,9 @@ class Origin(StrEnum):
     """Where a setting came from."""
 
     CHECKPOINT = "checkpoint"
-    FLAG = "flag"
-    DEFAULT = "default"
+    USER = "user"
+    STOCK = "stock"  # neither chose it: it is how LLaVA is without the method
+    DEFAULT = "default"  # neither chose it: it is the method's
 
 
 @dataclass(frozen=True)
@@ -51,22 +60,19 @@ class CheckpointConfig:
     """The placeholder of a video's tokens; None where the family has only that of images."""
     eos_token_ids: tuple[int, ...]
     origins: Mapping[str, Origin]
-    """Where each `temporal.*` and `pooling.*` setting came from."""
+    """Where each setting came from, by its place in `ModelSettings`: `temporal.gamma`."""
     document: Mapping[str, Any]
     """`config.json` as it was read."""
 
 
-def read_config(
-    folder: Path, temporal_overrides: Mapping[str, Any] | None = None
-) -> CheckpointConfig:
+def read_config(folder: Path, asked: ModelSettings | None = None) -> CheckpointConfig:
     """Read `config.json`, and `generation_config.json` where there is one.
 
-    `temporal_overrides` are fields of `TemporalConfig` that the user gave as flags: they count
-    where the checkpoint says nothing.
+    What the user asked for counts where the checkpoint says nothing.
 
     Raises:
         CheckpointError: no config, not a LLaVA, or a setting that is not supported.
-        UsageError: a flag is wrong, or contradicts the checkpoint.
+        UsageError: what was asked for contradicts the checkpoint, or cannot be of this model.
     """
     file = folder / CONFIG
     if not file.exists():
@@ -75,35 +81,40 @@ def read_config(
             hint="give a folder in Hugging Face's format, with config.json and safetensors",
         )
     document = read_json_object(file)
-    family = _family(document, file)
+    family = read_family(document, file)
     source = _parse(document, file)
     problems = [f"  {problem}" for problem in _unsupported(source)]
     if problems:
         raise CheckpointError(f"{file} asks for what is not supported:\n" + "\n".join(problems))
-    temporal, temporal_origins = _temporal(source, temporal_overrides or {}, file)
-    pooling, pooling_origins = _pooling(source, family)
+    settings, origins = _settle(_stated(source, family, file), asked or ModelSettings(), file)
     values = {
-        "vision": _vision(source),
+        "vision": _vision(source, settings.vision.features),
         "projector_act": source.projector_hidden_act,
         "projector_bias": source.multimodal_projector_bias,
-        "pooling": pooling,
+        "pooling": PoolingConfig(stride=1),
         "text": _text(source),
-        "temporal": temporal,
+        "temporal": settings.temporal,
     }
+    unpooled = _checked(ModelConfig, values, where=str(file))
     return CheckpointConfig(
         family=family,
-        model=_checked(ModelConfig, values, where=str(file)),
+        model=_pooled(unpooled, settings.pooling, origins, file),
         image_token_id=_or_default(source.image_token_id, IMAGE_TOKEN[family]),
         video_token_id=_or_default(source.video_token_id, VIDEO_TOKEN)
         if family is Family.LLAVA_NEXT_VIDEO
         else None,
         eos_token_ids=_eos_token_ids(folder, source.text_config),
-        origins=temporal_origins | pooling_origins,
+        origins=origins,
         document=document,
     )
 
 
-def _family(document: Mapping[str, Any], file: Path) -> Family:
+def read_family(document: Mapping[str, Any], file: Path) -> Family:
+    """Which family a `config.json` is of.
+
+    Raises:
+        CheckpointError: of none that is supported.
+    """
     if "mm_vision_tower" in document:
         raise CheckpointError(
             f"{file} is in LLaVA's original format (it has mm_vision_tower)",
@@ -151,7 +162,7 @@ def _unsupported(source: HfLlava) -> Iterator[str]:
         (
             "vision_feature_select_strategy",
             source.vision_feature_select_strategy,
-            ("default", "full"),
+            tuple(VisionFeatures),
         ),
         ("spatial_pool_mode", source.spatial_pool_mode, ("average", "max")),
         ("text_config.model_type", text.model_type, tuple(TEXT_SCHEMAS)),
@@ -167,13 +178,13 @@ def _unsupported(source: HfLlava) -> Iterator[str]:
         yield f"text_config.sliding_window: {text.sliding_window} (supported: null)"
 
 
-def _vision(source: HfLlava) -> dict[str, Any]:
+def _vision(source: HfLlava, features: VisionFeatures) -> dict[str, Any]:
     return {
         **source.vision_config.model_dump(
             exclude={"model_type", "num_channels", "quantization_config", "auto_map"}
         ),
         "feature_layer": source.vision_feature_layer,
-        "keep_class_token": source.vision_feature_select_strategy == "full",
+        "keep_class_token": features is VisionFeatures.FULL,
     }
 
 
@@ -199,50 +210,77 @@ def _text(source: HfLlava) -> dict[str, Any]:
     }
 
 
-def _temporal(
-    source: HfLlava, overrides: Mapping[str, Any], file: Path
-) -> tuple[TemporalConfig, dict[str, Origin]]:
-    """Each setting from the checkpoint, else from a flag, else the default."""
-    stated = _checked(TemporalConfig, source.temporal, where=f"`temporal` in {file}")
-    flags = TemporalConfig.read(overrides, where="the command line")
-    contradictions = [
-        f"  {name}: {getattr(flags, name)} asked for, {getattr(stated, name)} in the checkpoint"
-        for name in sorted(flags.model_fields_set & stated.model_fields_set)
-        if getattr(flags, name) != getattr(stated, name)
-    ]
-    if contradictions:
-        raise UsageError(
-            f"temporal settings contradict {file}:\n" + "\n".join(contradictions),
-            hint="leave the flags out, or change `temporal` in a copy of the checkpoint's config",
-        )
-    # What both state is equal by now, so the order does not matter.
-    merged = flags.model_dump(exclude_unset=True) | stated.model_dump(exclude_unset=True)
-    origins = {
-        f"temporal.{name}": Origin.CHECKPOINT
-        if name in stated.model_fields_set
-        else Origin.FLAG
-        if name in flags.model_fields_set
-        else Origin.DEFAULT
-        for name in TemporalConfig.model_fields
-    }
-    return TemporalConfig(**merged), origins
-
-
-def _pooling(source: HfLlava, family: Family) -> tuple[dict[str, Any], dict[str, Origin]]:
-    """The key `pooling`, else LLaVA-NeXT-Video's own keys, else the defaults."""
-    stated: dict[str, Any] = {}
-    if family is Family.LLAVA_NEXT_VIDEO:
-        stated = {
+def _stated(source: HfLlava, family: Family, file: Path) -> ModelSettings:
+    """What the checkpoint says of the settings that it could leave to the user."""
+    pooling: dict[str, Any] = {}
+    if family is Family.LLAVA_NEXT_VIDEO:  # these keys are its own, and count where left out
+        pooling = {
             "stride": source.spatial_pool_stride,
             "mode": source.spatial_pool_mode,
             "before_projector": True,
         }
-    stated |= source.pooling
-    origins = {
-        f"pooling.{name}": Origin.CHECKPOINT if name in stated else Origin.DEFAULT
-        for name in PoolingConfig.model_fields
-    }
-    return stated, origins
+    vision = {}
+    if "vision_feature_select_strategy" in source.model_fields_set:
+        vision = {"features": VisionFeatures(source.vision_feature_select_strategy)}
+    return ModelSettings(
+        temporal=_checked(TemporalConfig, source.temporal, where=f"`temporal` in {file}"),
+        pooling=_checked(PoolingConfig, pooling | source.pooling, where=f"`pooling` in {file}"),
+        vision=VisionSettings(**vision),
+    )
+
+
+def _settle(
+    stated: ModelSettings, asked: ModelSettings, file: Path
+) -> tuple[ModelSettings, dict[str, Origin]]:
+    """Each setting from the checkpoint, else from the user, else stock LLaVA's or the default."""
+    settled: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
+    contradictions: list[str] = []
+    for part in ModelSettings.model_fields:
+        by_checkpoint = getattr(stated, part).model_dump(exclude_unset=True)
+        by_user = getattr(asked, part).model_dump(exclude_unset=True)
+        contradictions += [
+            f"  {part}.{name}: {by_user[name]} asked for, {by_checkpoint[name]} in the checkpoint"
+            for name in sorted(by_user.keys() & by_checkpoint.keys())
+            if by_user[name] != by_checkpoint[name]
+        ]
+        # What both state is equal where nothing contradicts, so the order does not matter.
+        settled[part] = by_user | by_checkpoint
+        for name in type(getattr(stated, part)).model_fields:
+            origins[f"{part}.{name}"] = (
+                Origin.CHECKPOINT
+                if name in by_checkpoint
+                else Origin.USER
+                if name in by_user
+                else Origin.DEFAULT
+            )
+    if contradictions:
+        raise UsageError(
+            f"what is asked for contradicts {file}:\n" + "\n".join(contradictions),
+            hint="leave it out, or change it in a copy of the checkpoint's config",
+        )
+    # Nobody has gamma 0 and the causal mask by default: whoever chose them wants stock LLaVA.
+    if not settled["pooling"] and TemporalConfig(**settled["temporal"]).is_stock:
+        settled["pooling"] = {"stride": 1}
+        origins["pooling.stride"] = Origin.STOCK
+    return ModelSettings(**settled), origins
+
+
+def _pooled(
+    model: ModelConfig, pooling: PoolingConfig, origins: Mapping[str, Origin], file: Path
+) -> ModelConfig:
+    """The model with its pooling: where that cannot be, the fault may be the user's."""
+    try:
+        pooling.check(model.vision)
+    except ValueError as error:
+        asked = Origin.USER in (origins["pooling.stride"], origins["vision.features"])
+        raise (UsageError if asked else CheckpointError)(
+            f"{file}: {error}",
+            hint=None
+            if origins["pooling.stride"] is Origin.CHECKPOINT
+            else "--pooling-stride 1 leaves pooling out",
+        ) from error
+    return model.model_copy(update={"pooling": pooling})
 
 
 def _eos_token_ids(folder: Path, text: HfLlama) -> tuple[int, ...]:

@@ -2,30 +2,35 @@
 """A checkpoint folder, opened: its config, the place of every weight, and the model on demand.
 
 Opening reads headers only. Weights are mapped into memory tensor by tensor when they are used, so
-a checkpoint larger than memory can be opened, checked, hashed and exported.
+a checkpoint larger than memory can be opened, checked, hashed and exported. Opening and hashing
+take no PyTorch, so that a wrong checkpoint is refused, and an unchanged one known, at once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from tc_export.checkpoint.hf_config import CheckpointConfig, read_config
 from tc_export.checkpoint.names import Renaming, rename, usual_name
 from tc_export.checkpoint.safetensors_file import TensorLocation
 from tc_export.checkpoint.shards import find_tensors
-from tc_export.config import ModelConfig
+from tc_export.config import ModelConfig, ModelSettings
+from tc_export.digests import LARGE_BYTES, is_settled, recall, remember, stamp
 from tc_export.dtypes import DType
 from tc_export.errors import CheckpointError
-from tc_export.model.rope import inverse_frequencies
-from tc_export.model.tc_llava import TcLlava
+from tc_export.model.weight_shapes import Shape, weight_shapes
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from tc_export.model.tc_llava import TcLlava
 
 EMBEDDING = "embed_tokens.weight"
 HEAD = "decoder.lm_head.weight"
@@ -46,11 +51,16 @@ class Checkpoint:
     """By the names of `TcLlava.state_dict()`. A tied head is where the embedding is."""
 
     def digest(self, progress: Progress | None = None) -> str:
-        """SHA-256 over the configuration and every weight that is used, as hexadecimal digits."""
-        sha = hashlib.sha256()
-        config = self.config
-        tokens = (config.image_token_id, config.video_token_id, config.eos_token_ids)
-        sha.update(f"{config.family} {config.model.model_dump_json()} {tokens}\n".encode())
+        """SHA-256 over the configuration and every weight that is used, as hexadecimal digits.
+
+        That of a large checkpoint is remembered as long as no file of it changes; then nothing is
+        read, and `progress` is not called.
+        """
+        key = self._digest_key()
+        found = recall().checkpoints.get(key)
+        if found:
+            return found
+        sha = hashlib.sha256(self._description().encode())
         watch = _Watch(self._stored(), progress)
         for name, location in self._stored().items():
             sha.update(f"{name} {location.dtype} {location.shape}\n".encode())
@@ -58,7 +68,36 @@ class Checkpoint:
             for start in range(0, raw.size, CHUNK_BYTES):
                 sha.update(raw[start : start + CHUNK_BYTES].data)
                 watch.advance(min(CHUNK_BYTES, raw.size - start))
-        return sha.hexdigest()
+        digest = sha.hexdigest()
+        settled = all(map(is_settled, self._statuses().values()))
+        if watch.total > LARGE_BYTES and settled and self._digest_key() == key:
+            remember(checkpoints={key: digest})
+        return digest
+
+    def _description(self) -> str:
+        config = self.config
+        tokens = (config.image_token_id, config.video_token_id, config.eos_token_ids)
+        return f"{config.family} {config.model.model_dump_json()} {tokens}\n"
+
+    def _digest_key(self) -> str:
+        """A hash of what the digest is of, with the files' stamps in the place of their bytes."""
+        stamps = {file: stamp(status) for file, status in self._statuses().items()}
+        places = [
+            f"{name} {x.dtype} {x.shape} {x.offset} {stamps[x.file]}\n"
+            for name, x in self._stored().items()
+        ]
+        return hashlib.sha256((self._description() + "".join(places)).encode()).hexdigest()
+
+    def _statuses(self) -> dict[Path, os.stat_result]:
+        """The state of every file that has weights."""
+        files = {location.file for location in self.tensors.values()}
+        try:
+            return {file: file.stat() for file in files}
+        except OSError as error:
+            raise CheckpointError(
+                f"{error.filename} can no longer be read ({error.strerror})",
+                hint="the checkpoint changed after it was opened: restore it and start again",
+            ) from error
 
     def check_values(self, progress: Progress | None = None) -> None:
         """Read every weight once and look for values that are no finite numbers.
@@ -78,13 +117,16 @@ class Checkpoint:
                 hint="the checkpoint was damaged, or its training diverged: use an earlier one",
             )
 
-    def load_model(self, dtype: torch.dtype = torch.float32) -> TcLlava:
-        """The reference model with these weights, in eval mode.
+    def load_model(self, dtype: torch.dtype | None = None) -> TcLlava:
+        """The reference model with these weights, in eval mode, in float32 or another `dtype`.
 
         Weights that have `dtype` on disk stay there until they are used (memory-mapped, copy on
         write). The rotary frequencies are float32 whatever the dtype.
         """
+        from tc_export.model.rope import inverse_frequencies
+
         model = empty_model(self.config.model)
+        dtype = dtype or DType.FLOAT32.torch
         state = {name: location.as_tensor().to(dtype) for name, location in self.tensors.items()}
         model.load_state_dict(state, assign=True)
         if self.config.model.text.tie_word_embeddings:
@@ -100,16 +142,14 @@ class Checkpoint:
         }
 
 
-def open_checkpoint(
-    path: Path | str, temporal_overrides: Mapping[str, Any] | None = None
-) -> Checkpoint:
+def open_checkpoint(path: Path | str, asked: ModelSettings | None = None) -> Checkpoint:
     """Open a Hugging Face folder of a LLaVA-family model.
 
-    `temporal_overrides` are temporal settings given as flags; see `read_config`.
+    What the user asked for counts where the checkpoint says nothing; see `read_config`.
 
     Raises:
         CheckpointError: not a checkpoint, not supported, damaged, or of another shape.
-        UsageError: a flag is wrong, or contradicts the checkpoint.
+        UsageError: what was asked for contradicts the checkpoint, or cannot be of this model.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -118,7 +158,7 @@ def open_checkpoint(
             f"the checkpoint {folder} {found}; expected a folder",
             hint="give the folder that has config.json and the safetensors",
         )
-    config = read_config(folder, temporal_overrides)
+    config = read_config(folder, asked)
     on_disk = find_tensors(folder)
     renaming = rename(on_disk, config.family, config.model.vision.layers_used)
     if config.model.text.tie_word_embeddings:
@@ -130,6 +170,10 @@ def open_checkpoint(
 
 def empty_model(config: ModelConfig) -> TcLlava:
     """The model on the meta device: shapes and dtypes of all weights, and no memory."""
+    import torch
+
+    from tc_export.model.tc_llava import TcLlava
+
     with torch.device("meta"):
         return TcLlava(config)
 
@@ -160,10 +204,10 @@ def _match(
     folder: Path,
 ) -> dict[str, TensorLocation]:
     """Pair every weight of the model with one tensor on disk, or list all that does not pair."""
-    expected = empty_model(config.model).state_dict()
+    expected = weight_shapes(config.model)
     tensors: dict[str, TensorLocation] = {}
     problems: list[str] = []
-    for name, weight in expected.items():
+    for name, shape in expected.items():
         sources = renaming.sources.get(name, [])
         if not sources:
             problems.append(f"  missing: {usual_name(name, config.family)}")
@@ -171,7 +215,7 @@ def _match(
             problems.append(f"  stored more than once: {', '.join(sources)}")
         else:
             tensors[name] = on_disk[sources[0]]
-            problems += _differences(tensors[name], weight)
+            problems += _differences(tensors[name], shape)
     unused = [
         s for name, sources in renaming.sources.items() if name not in expected for s in sources
     ]
@@ -185,9 +229,9 @@ def _match(
     return tensors
 
 
-def _differences(location: TensorLocation, expected: Tensor) -> Iterator[str]:
-    if location.shape != tuple(expected.shape):
-        yield f"  shape of {location.name}: {location.shape}, expected {tuple(expected.shape)}"
+def _differences(location: TensorLocation, expected: Shape) -> Iterator[str]:
+    if location.shape != expected:
+        yield f"  shape of {location.name}: {location.shape}, expected {expected}"
     if location.dtype not in FLOATS:
         kinds = ", ".join(FLOATS)
         yield f"  dtype of {location.name}: {location.dtype}, expected one of {kinds}"
@@ -195,6 +239,8 @@ def _differences(location: TensorLocation, expected: Tensor) -> Iterator[str]:
 
 def _chunks(location: TensorLocation, watch: _Watch) -> Iterator[Tensor]:
     """The tensor's values, a bounded part at a time."""
+    import torch
+
     values = location.as_tensor().flatten()
     for chunk in torch.split(values, CHUNK_BYTES * 8 // location.dtype.bits):
         yield chunk
@@ -205,7 +251,7 @@ def _count_not_finite(chunk: Tensor) -> int:
     # The extremes of a whole chunk are finite, so one pass without a mask is the usual case.
     if chunk.numel() == 0 or all(math.isfinite(extreme) for extreme in chunk.aminmax()):
         return 0
-    return int((~torch.isfinite(chunk)).sum())
+    return int((~chunk.isfinite()).sum())
 
 
 def _count(location: TensorLocation) -> int:
@@ -217,10 +263,10 @@ class _Watch:
 
     def __init__(self, locations: Mapping[str, TensorLocation], progress: Progress | None) -> None:
         self._done = 0
-        self._total = sum(location.nbytes for location in locations.values())
+        self.total = sum(location.nbytes for location in locations.values())
         self._progress = progress
 
     def advance(self, nbytes: int) -> None:
         self._done += nbytes
         if self._progress:
-            self._progress(self._done, self._total)
+            self._progress(self._done, self.total)

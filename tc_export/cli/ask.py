@@ -102,13 +102,15 @@ def choose_sampling(max_frames: int, frames: int | None, fps: float | None) -> S
 
 def describe(video: Path, sampled: SampledVideo) -> str:
     """Which frames were looked at, and when they are."""
+    looks = f"{video.name}: {sampled.width} x {sampled.height}, {sampled.codec}"
+    if sampled.is_picture:
+        return "\n".join([f"{looks}, an image: one frame", *sampled.notes])
     places = ", ".join(
         f"{index} ({time:.2f} s)"
         for index, time in zip(sampled.indices, sampled.times_s, strict=True)
     )
     lines = [
-        f"{video.name}: {sampled.width} x {sampled.height}, {sampled.codec}, "
-        f"{sampled.duration_s:.2f} s, {sampled.total_frames} frames",
+        f"{looks}, {sampled.duration_s:.2f} s, {sampled.total_frames} frames",
         f"{len(sampled.indices)} sampled: {places}",
         *sampled.notes,
     ]
@@ -118,8 +120,15 @@ def describe(video: Path, sampled: SampledVideo) -> str:
 def _open(bundle: Path, native: bool | None, threads: int | None) -> VideoLanguageModel:
     from tc_export.runtime.answering import VideoLanguageModel
 
-    with console.status("loading the engines"):
-        model = VideoLanguageModel.open(bundle, native=native, threads=threads)
+    with console.status("checking the bundle") as status:
+
+        def advance(done: int, total: int) -> None:
+            if done < total:
+                status.update(f"checking the bundle: {done / 1e9:.1f} of {total / 1e9:.1f} GB")
+            else:
+                status.update("loading the engines")
+
+        model = VideoLanguageModel.open(bundle, native=native, threads=threads, on_read=advance)
     if not model.engines.native:
         console.print(
             "custom ops run as standard operators (slower): the native library is not in use",

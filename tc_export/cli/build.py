@@ -3,117 +3,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from tc_export.cli.failure import INTERRUPTED
 from tc_export.cli.finish import finish_if_here, print_bundle
-from tc_export.cli.options import MaxLengthOption, MemoryOption, PrecisionOption, complete_target
+from tc_export.cli.options import (
+    AfterClipOption,
+    CheckpointOption,
+    ConfigOption,
+    GammaOption,
+    JobsOption,
+    MaskOption,
+    MaxFramesOption,
+    MaxLengthOption,
+    MemoryOption,
+    OutputOption,
+    ParityOption,
+    PoolingModeOption,
+    PoolingStrideOption,
+    PrecisionOption,
+    ReleaseOption,
+    TargetsOption,
+    VisionFeaturesOption,
+    WeightsOption,
+)
 from tc_export.cli.terminal import Terminal
-from tc_export.config import AfterClip, AttentionMask
+from tc_export.errors import UsageError
 
 if TYPE_CHECKING:
     from tc_export.bundle import Profile
     from tc_export.checkpoint.reader import Checkpoint
+    from tc_export.cli.settings.choose import ChosenSettings
+    from tc_export.targets import Release, Target
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example: tc-export build --checkpoint llava-1.5-7b-hf --output out/llava-cpu")
+@app.command(epilog="Example: tc-export build --checkpoint llava-1.5-7b-hf --target orin")
 def build(
-    checkpoint: Annotated[Path, typer.Option(help="Hugging Face folder of a LLaVA-family model.")],
-    output: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Device, or a target's file; given several times, each gets a bundle of its own "
-            "below the output, and what they have in common is made once.  [default: cpu]",
-            show_default=False,
-            autocompletion=complete_target,
-        ),
-    ] = None,
+    checkpoint: CheckpointOption = None,
+    output: OutputOption = None,
+    target: TargetsOption = None,
+    config: ConfigOption = None,
     precision: PrecisionOption = None,
-    release: Annotated[
-        str | None,
-        typer.Option(
-            help="The device's software, by name or TensorRT version. By default the newest that "
-            "the target lists.",
-            show_default=False,
-        ),
-    ] = None,
-    max_frames: Annotated[int, typer.Option(min=1, help="Most frames of a question.")] = 16,
+    release: ReleaseOption = None,
+    max_frames: MaxFramesOption = None,
     max_length: MaxLengthOption = None,
-    gamma: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Weight of the temporal position, where the checkpoint states none."
-        ),
-    ] = None,
-    mask: Annotated[
-        AttentionMask | None,
-        typer.Option(help="What a frame sees of others, where the checkpoint does not say."),
-    ] = None,
-    after_clip: Annotated[
-        AfterClip | None,
-        typer.Option(help="Temporal position after a clip, where the checkpoint does not say."),
-    ] = None,
-    parity: Annotated[
-        bool,
-        typer.Option(
-            help="Compare the graphs with PyTorch in float64, a layer in memory at a time."
-        ),
-    ] = True,
+    gamma: GammaOption = None,
+    mask: MaskOption = None,
+    after_clip: AfterClipOption = None,
+    pooling_stride: PoolingStrideOption = None,
+    pooling_mode: PoolingModeOption = None,
+    vision_features: VisionFeaturesOption = None,
+    weights: WeightsOption = None,
+    parity: ParityOption = None,
     memory: MemoryOption = None,
-    jobs: Annotated[
-        int, typer.Option(min=1, help="Stages that may run at once; each takes memory of its own.")
-    ] = 1,
+    jobs: JobsOption = None,
 ) -> None:
     """Make a bundle of engines from a checkpoint, and check it against PyTorch.
 
-    A killed build resumes where it was; a finished one does again only what has changed.
+    What no flag says is read from a tc-export.toml in the working folder or above it; `tc-export
+    init` writes one. A killed build resumes where it was; a finished one does again only what has
+    changed.
     """
-    targets = target or ["cpu"]
-    flags = {"gamma": gamma, "mask": mask, "after_clip": after_clip}
-    temporal = {name: value for name, value in flags.items() if value is not None}
-    _refuse_early(checkpoint, targets, precision, release, max_frames, max_length, temporal)
+    from tc_export.cli.settings.choose import choose_settings
 
+    flags = {
+        "checkpoint": checkpoint,
+        "output": output,
+        "target": target,
+        "precision": precision,
+        "release": release,
+        "profile.max_frames": max_frames,
+        "profile.max_length": max_length,
+        "temporal.gamma": gamma,
+        "temporal.mask": mask,
+        "temporal.after_clip": after_clip,
+        "pooling.stride": pooling_stride,
+        "pooling.mode": pooling_mode,
+        "vision.features": vision_features,
+        "build.weights": weights,
+        "build.parity": parity,
+        "build.memory": memory,
+        "build.jobs": jobs,
+    }
+    chosen = choose_settings(flags, config)
+    with chosen.named_in_errors():
+        _refuse_early(chosen)
+        _build(chosen)
+
+
+def _build(chosen: ChosenSettings) -> None:
     from tc_export.pipeline import BuildRequest, build_each
     from tc_export.runner import RichReporter
 
+    values = chosen.values
+    memory = values.build.memory
     request = BuildRequest(
-        checkpoint=checkpoint,
-        output=output,
-        precision=precision,
-        release=release,
-        max_frames=max_frames,
-        max_length=max_length,
-        temporal=temporal,
-        check_parity=parity,
-        jobs=jobs,
+        checkpoint=chosen.checkpoint,
+        output=chosen.output,
+        precision=values.precision,
+        release=values.release,
+        max_frames=values.profile.max_frames,
+        max_length=values.profile.max_length,
+        settings=chosen.model,
+        check_parity=values.build.parity,
+        jobs=values.build.jobs,
         memory_bytes=None if memory is None else round(memory * 1e9),
+        weights=values.build.weights,
     )
+    builds = build_each(request, values.target, chosen.place)
+    if chosen.place is not None:
+        _make_folder(chosen.output)
     try:
-        for bundle, build_one in build_each(request, targets):
+        for target, (bundle, build_one) in zip(values.target, builds, strict=True):
             with RichReporter(Terminal(stderr=True, markup=True)) as reporter:
-                manifest = build_one(reporter, _print_settings)
+                manifest = build_one(reporter, partial(_print_settings, chosen, target, bundle))
             print_bundle(bundle, finish_if_here(bundle, manifest))
     except KeyboardInterrupt as interrupt:  # it says what is kept; typer would drop that
         Terminal(stderr=True).print(str(interrupt))
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _refuse_early(
-    checkpoint: Path,
-    targets: Sequence[str],
-    precision: str | None,
-    release: str | None,
-    max_frames: int,
-    max_length: int | None,
-    temporal: dict[str, Any],
-) -> None:
+def _refuse_early(chosen: ChosenSettings) -> None:
     """Refuse what can be seen to be wrong before PyTorch is loaded, which takes seconds.
 
     The pipeline checks all of it again, and more.
@@ -122,14 +138,51 @@ def _refuse_early(
     from tc_export.plan.planner import profile_length
     from tc_export.targets import choose_release, load_target, read_precisions
 
-    for name in targets:
+    values = chosen.values
+    for name in values.target:
         device = load_target(name)
-        read_precisions(precision, device)
-        choose_release(device, release)
-    profile_length(read_config(checkpoint, temporal).model, max_frames, max_length)
+        read_precisions(values.precision, device)
+        release = choose_release(device, values.release)
+        if release is not None:
+            _print_release(device, release)
+    model = read_config(chosen.checkpoint, chosen.model).model
+    profile_length(model, values.profile.max_frames, values.profile.max_length)
 
 
-def _print_settings(checkpoint: Checkpoint, profile: Profile) -> None:
-    from tc_export.cli.tables import settings_table
+def _make_folder(folder: Path) -> None:
+    """Make the folder that bundles go to where no output is given."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"the folder {folder} cannot be made: {error.strerror}",
+            hint="name another place for the bundle: --output DIR",
+        ) from error
 
-    Terminal(stderr=True).print(settings_table(checkpoint, profile))
+
+def _print_release(target: Target, release: Release) -> None:
+    from tc_export.targets import other_releases
+
+    others = other_releases(target, release)
+    also = f"; --release also takes {others}" if others else ""
+    Terminal(stderr=True).print(f"{target.name}: builds for {release}{also}")
+
+
+def _print_settings(
+    chosen: ChosenSettings, target: str, bundle: Path, checkpoint: Checkpoint, profile: Profile
+) -> None:
+    from tc_export.cli.settings.table import settings_table
+    from tc_export.targets import choose_release, load_target, read_precisions
+
+    device = load_target(target)
+    release = choose_release(device, chosen.values.release)
+    in_effect: dict[str, Any] = {
+        "checkpoint": checkpoint.folder,
+        "output": bundle,
+        "target": device.name,
+        "precision": read_precisions(chosen.values.precision, device),
+        "release": release and release.name,
+        "profile.max_frames": profile.max_frames,
+        "profile.max_length": profile.max_length,
+    }
+    Terminal(stderr=True).print(settings_table(chosen, in_effect, checkpoint.config))

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import asdict, dataclass
 from typing import Self
 
@@ -10,10 +12,13 @@ from rich.console import Console
 from rich.text import Text
 
 from tc_export.cli.terminal import print_json
-from tc_export.errors import CheckFailed, TcExportError
+from tc_export.errors import CheckFailed, InputError, TcExportError
 
 USAGE = 2
 INTERRUPTED = 130  # what a shell says of a program that SIGINT has ended
+
+_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ)
+_SHOWN_CHARACTERS = 100
 
 
 class ReportedFailure(CheckFailed):
@@ -31,7 +36,8 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception) -> Self:
-        """Describe an error: ours, one of the command line's parser, or a bug."""
+        """Describe an error: ours, one of the command line's parser or of a name, or a bug."""
+        error = _about_a_name(error) or error
         if isinstance(error, TcExportError):
             return cls(
                 type=type(error).__name__,
@@ -63,6 +69,21 @@ class Failure:
     def print_json(self) -> None:
         """Print the document that stands for the result that there is not."""
         print_json({"error": asdict(self)})
+
+
+def _about_a_name(error: Exception) -> InputError | None:
+    """What to say of a name that no file can have, wherever it was first looked at."""
+    if isinstance(error, OSError) and error.errno in _NO_NAME:
+        name = os.fsdecode(error.filename or "a file")
+        if len(name) > _SHOWN_CHARACTERS:
+            name = f"{name[:_SHOWN_CHARACTERS]}…"
+        hint = "a name has at most 255 bytes, and a path 4095"
+        return InputError(
+            f"{name}: {error.strerror}", hint=hint if error.errno == errno.ENAMETOOLONG else None
+        )
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return InputError("the name of a file holds a NUL character, which none can have")
+    return None
 
 
 def is_of_parser(error: Exception) -> bool:

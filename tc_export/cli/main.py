@@ -14,6 +14,7 @@ from tc_export.cli import (
     build,
     doctor,
     finish,
+    init,
     inspect,
     parity,
     plan,
@@ -23,6 +24,7 @@ from tc_export.cli import (
 )
 from tc_export.cli.failure import INTERRUPTED, Failure, ReportedFailure, is_of_parser
 from tc_export.cli.missing_packages import missing_packages_named
+from tc_export.cli.signals import TERMINATED, termination_as_interrupt
 from tc_export.cli.terminal import Terminal
 
 # Imports of a verb's own machinery stand in the verb: `--help` need not load PyTorch.
@@ -34,6 +36,7 @@ app = typer.Typer(
     help="Export TC-LLaVA video-language models to engines that are checked against PyTorch.",
 )
 app.add_typer(build.app)
+app.add_typer(init.app)
 app.add_typer(ask.app)
 app.add_typer(finish.app)
 app.add_typer(parity.app)
@@ -72,11 +75,21 @@ def main(arguments: list[str] | None = None) -> None:
     printed its own there.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    with termination_as_interrupt() as was_terminated:
+        try:
+            code = _run(words)
+        except KeyboardInterrupt:  # it came while a failure was printed
+            code = INTERRUPTED
+    sys.exit(TERMINATED if was_terminated() else code)
+
+
+def _run(words: list[str]) -> int:
+    """Run the command line; return the exit code."""
     try:
         with missing_packages_named():
-            code = app(words, prog_name="tc-export", standalone_mode=False)
+            return app(words, prog_name="tc-export", standalone_mode=False) or 0
     except typer.Abort:
-        code = INTERRUPTED
+        return INTERRUPTED
     except Exception as error:
         if "--debug" in words and not is_of_parser(error):
             raise
@@ -85,5 +98,4 @@ def main(arguments: list[str] | None = None) -> None:
             failure.print_json()
         if failure.message:  # none where the help has been printed
             failure.print(console)
-        code = failure.exit_code
-    sys.exit(code or 0)
+        return failure.exit_code

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from tc_export.bundle.placement import Placement
+from tc_export.cli.settings.schema import option_help
+from tc_export.config import AfterClip, AttentionMask, PoolingMode, VisionFeatures
 
 
 def complete_target(incomplete: str) -> list[str]:
@@ -22,33 +26,47 @@ TargetOption = Annotated[
     typer.Option(help="Device, or the path of a target's file.", autocompletion=complete_target),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-PrecisionOption = Annotated[
-    str | None,
+ConfigOption = Annotated[
+    Path | None,
     typer.Option(
-        help="One format for both engines, or each: vision=fp16,decoder=bf16. By default the "
-        "target's first.",
+        "--config",
+        help="File of settings. By default the nearest tc-export.toml, here or in a folder above.",
         show_default=False,
     ),
 ]
-MemoryOption = Annotated[
-    float | None,
-    typer.Option(
-        "--memory",
-        min=0,
-        help="GB of memory that comparing with PyTorch may take. By default two thirds of what is "
-        "free.",
-        show_default=False,
-    ),
+
+
+def _setting(key: str, *names: str, **limits: Any) -> Any:
+    """The option of a setting: one that is not given leaves it to the file, or to the default."""
+    return typer.Option(*names, help=option_help(key), show_default=False, **limits)
+
+
+CheckpointOption = Annotated[Path | None, _setting("checkpoint")]
+OutputOption = Annotated[Path | None, _setting("output")]
+TargetsOption = Annotated[
+    list[str] | None, _setting("target", "--target", autocompletion=complete_target)
 ]
-MaxLengthOption = Annotated[
-    int | None,
-    typer.Option(
-        min=2,
-        help="Most tokens of a conversation: rows of the key/value cache. By default the frames' "
-        "tokens and 512 more, within the model's context.",
-        show_default=False,
-    ),
+OneTargetOption = Annotated[
+    str | None, _setting("target", "--target", autocompletion=complete_target)
 ]
+PrecisionOption = Annotated[str | None, _setting("precision")]
+ReleaseOption = Annotated[str | None, _setting("release")]
+MaxFramesOption = Annotated[int | None, _setting("profile.max_frames", min=1)]
+FramesOption = Annotated[int | None, _setting("profile.max_frames", "--frames", min=1)]
+MaxLengthOption = Annotated[int | None, _setting("profile.max_length", min=2)]
+GammaOption = Annotated[float | None, _setting("temporal.gamma", min=0)]
+MaskOption = Annotated[AttentionMask | None, _setting("temporal.mask")]
+AfterClipOption = Annotated[AfterClip | None, _setting("temporal.after_clip")]
+PoolingStrideOption = Annotated[int | None, _setting("pooling.stride", "--pooling-stride", min=1)]
+PoolingModeOption = Annotated[PoolingMode | None, _setting("pooling.mode", "--pooling-mode")]
+VisionFeaturesOption = Annotated[
+    VisionFeatures | None, _setting("vision.features", "--vision-features")
+]
+WeightsOption = Annotated[Placement | None, _setting("build.weights", "--weights")]
+ParityOption = Annotated[bool | None, _setting("build.parity", "--parity/--no-parity")]
+MemoryOption = Annotated[float | None, _setting("build.memory", "--memory", min=0)]
+JobsOption = Annotated[int | None, _setting("build.jobs", min=1)]
+
 NativeOption = Annotated[
     bool | None,
     typer.Option(

@@ -4,12 +4,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tc_export.cli.options import JsonOption, MaxLengthOption, PrecisionOption, TargetOption
+from tc_export.cli.options import (
+    CheckpointOption,
+    ConfigOption,
+    FramesOption,
+    JsonOption,
+    MaxLengthOption,
+    OneTargetOption,
+    PoolingStrideOption,
+    PrecisionOption,
+    VisionFeaturesOption,
+)
 from tc_export.cli.terminal import print_json, show
+from tc_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from tc_export.cli.settings.choose import ChosenSettings
+    from tc_export.plan.planner import Plan
 
 app = typer.Typer()
 
@@ -18,13 +33,18 @@ app = typer.Typer()
     epilog="Example: tc-export plan --checkpoint llava-1.5-7b-hf --target orin --frames 16"
 )
 def plan(
-    checkpoint: Annotated[
-        Path, typer.Option(help="Hugging Face folder, or its config.json alone.")
-    ],
-    target: TargetOption = "cpu",
+    checkpoint: CheckpointOption = None,
+    target: OneTargetOption = None,
+    config: ConfigOption = None,
     precision: PrecisionOption = None,
-    frames: Annotated[int, typer.Option(min=1, help="Frames of a question.")] = 16,
+    frames: FramesOption = None,
     max_length: MaxLengthOption = None,
+    question_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of a question, its template included.")
+    ] = 64,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 128,
+    pooling_stride: PoolingStrideOption = None,
+    vision_features: VisionFeaturesOption = None,
     chart: Annotated[
         Path | None, typer.Option(help="Draw memory over frames to this PNG.", show_default=False)
     ] = None,
@@ -32,23 +52,58 @@ def plan(
 ) -> None:
     """Predict whether a model fits a device, how many frames do, and how fast it would be.
 
-    Nothing is built, and no weight is read. Exit code 0 says that the plan was made, not that the
-    model fits.
+    The checkpoint may be its config.json alone. Nothing is built, and no weight is read. Exit code
+    0 says that the plan was made, not that the model fits.
     """
-    from tc_export.checkpoint.hf_config import read_config
-    from tc_export.plan.planner import make_plan
-    from tc_export.plan.report import plan_as_json, plan_as_tables
-    from tc_export.targets import load_target, read_precisions
+    from tc_export.cli.settings.choose import choose_settings
 
-    device = load_target(target)
-    precisions = read_precisions(precision, device)
-    folder = checkpoint.parent if checkpoint.name == "config.json" else checkpoint
-    made = make_plan(read_config(folder).model, device, precisions, frames, max_length)
+    flags = {
+        "checkpoint": checkpoint,
+        "target": target,
+        "precision": precision,
+        "profile.max_frames": frames,
+        "profile.max_length": max_length,
+        "pooling.stride": pooling_stride,
+        "vision.features": vision_features,
+    }
+    chosen = choose_settings(flags, config)
+    with chosen.named_in_errors():
+        made = _make_plan(chosen, question_tokens + answer_tokens)
     if chart is not None:
         from tc_export.plan.chart import draw_chart
 
         draw_chart(made, chart)
     if as_json:
+        from tc_export.plan.report import plan_as_json
+
         print_json(plan_as_json(made))
     else:
+        from tc_export.plan.report import plan_as_tables
+
         show(plan_as_tables(made))
+
+
+def _make_plan(chosen: ChosenSettings, text_tokens: int) -> Plan:
+    from tc_export.checkpoint.hf_config import CONFIG, read_config
+    from tc_export.plan.planner import make_plan
+    from tc_export.targets import load_target, read_precisions
+
+    values = chosen.values
+    if len(values.target) > 1:
+        raise UsageError(
+            f"a plan is for one target, and {chosen.file} names {', '.join(values.target)}",
+            hint=f"name one of them: --target {values.target[0]}",
+        )
+    device = load_target(values.target[0])
+    precisions = read_precisions(values.precision, device)
+    place = chosen.checkpoint
+    model = read_config(place.parent if place.name == CONFIG else place, chosen.model).model
+    profile = values.profile
+    return make_plan(
+        model,
+        device,
+        precisions,
+        profile.max_frames,
+        profile.max_length,
+        text_tokens=text_tokens,
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables that only the command line prints: targets, a checkpoint's settings, a bundle."""
+"""Tables that only the command line prints: targets, a bundle."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from rich.console import Group
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from tc_export.bundle import Profile
-    from tc_export.checkpoint.reader import Checkpoint
     from tc_export.targets import Target
 
 _SIGNS = {"derived": "†", "uncertain": "?", "assumed": "*"}
@@ -52,21 +50,6 @@ def _target_cells(target: Target) -> list[str]:
         *(cell(f"rates.{name}", getattr(rates, name)) for name in _RATES),
         target.toolchain.engine,
     ]
-
-
-def settings_table(checkpoint: Checkpoint, profile: Profile) -> Table:
-    """What was read of a checkpoint, and where each temporal setting came from."""
-    model = checkpoint.config.model
-    table = Table(title=f"{checkpoint.folder.name} ({checkpoint.config.family})")
-    for heading in ("setting", "value", "from"):
-        table.add_column(heading)
-    for part, config in (("temporal", model.temporal), ("pooling", model.pooling)):
-        for name, value in config.model_dump(mode="json").items():
-            key = f"{part}.{name}"
-            table.add_row(key, str(value), str(checkpoint.config.origins[key]))
-    table.add_row("tokens per frame", str(model.tokens_per_frame), "computed")
-    table.add_row("frames, tokens at most", f"{profile.max_frames}, {profile.max_length}", "flags")
-    return table
 
 
 def bundle_tables(facts: Mapping[str, Any]) -> Group:

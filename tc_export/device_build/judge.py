@@ -20,11 +20,11 @@ def judge(bundle: Path, graph: str, spec: EngineSpec, engine: Engine) -> dict[st
         CheckFailed: an output is not what it should be; says where and by how much.
         BundleError: a golden file is missing or damaged.
     """
-    feeds = {tensor: golden.load(bundle) for tensor, golden in spec.golden_inputs.items()}
+    feeds = {tensor: golden.load(bundle) for tensor, golden in spec.golden.inputs.items()}
     rows = [spec.call_shape(tensor)[2] for tensor in spec.shapes if is_past(tensor)]
     results = engine.run(feeds, engine.new_cache(max(rows)) if rows else None)
     shares = {}
-    for tensor, golden in spec.golden_outputs.items():
+    for tensor, golden in spec.golden.outputs.items():
         expected = golden.load(bundle).astype(np.float64)
         if results[tensor].shape != expected.shape:
             raise CheckFailed(

@@ -8,61 +8,31 @@ In the folder `finish/` of a bundle:
 
     finish.json        this spec
     finish.sh          builds and judges with trtexec alone
+    compile_plugins.sh compiles the plugin library, where the bundle has its sources
+    exports.map        the symbols that it exports
     compare.awk        its comparison
     machine.settings, vision.settings, decoder.settings
     SHA256SUMS         every file that the script relies on
-    golden/GRAPH/      an input or an output a file: raw, little-endian, in C order
+
+What the engines are judged by is in the bundle's `golden/`.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 from pydantic import Field, ValidationError
 
 from tc_export.bundle import BundlePath, locate
 from tc_export.config import Config
 from tc_export.contracts.shapes import ShapeRange
-from tc_export.dtypes import DType, widen
 from tc_export.errors import BundleError
+from tc_export.golden.files import GoldenCall
 
 FOLDER = "finish"
 SPEC_FILE = f"{FOLDER}/finish.json"
 SUMS = f"{FOLDER}/SHA256SUMS"
-
-GoldenType = Literal["float32", "float16", "bfloat16", "int32", "int64"]
-
-
-class GoldenTensor(Config):
-    """A tensor in a file of its own: its numbers in order, little-endian, and nothing else."""
-
-    file: BundlePath
-    dtype: GoldenType
-    shape: tuple[int, ...]
-
-    def load(self, bundle: Path) -> np.ndarray:
-        """The tensor; bfloat16 as float32, which holds every one of its numbers.
-
-        Raises:
-            BundleError: the file is missing or of another size.
-        """
-        path = locate(bundle, self.file)
-        try:
-            return widen(np.fromfile(path, DType(self.dtype).numpy).reshape(self.shape))
-        except (OSError, ValueError) as error:
-            raise BundleError(
-                f"{path} does not hold {self.dtype} {list(self.shape)}: {error}",
-                hint="tc-export verify BUNDLE names every file that is changed or missing",
-            ) from error
-
-
-class GoldenOutput(GoldenTensor):
-    """What the engine shall give, in float32; and how far it may be from it, in absolute terms."""
-
-    tolerance: float = Field(gt=0)
 
 
 class Range(Config):
@@ -74,19 +44,14 @@ class Range(Config):
 
 
 class EngineSpec(Config):
-    """One engine: what it is built from, and what it is judged by.
-
-    Inputs without golden values are the cache: no golden query sees a row that the call itself
-    does not write, so any finite numbers will do.
-    """
+    """One engine: what it is built from, and what it is judged by."""
 
     graph: BundlePath
     engine: BundlePath
     precision: str
     custom_nodes: dict[str, int]
     shapes: dict[str, Range]
-    golden_inputs: dict[str, GoldenTensor]
-    golden_outputs: dict[str, GoldenOutput] = Field(min_length=1)
+    golden: GoldenCall
 
     @property
     def shape_ranges(self) -> dict[str, ShapeRange]:
@@ -98,7 +63,7 @@ class EngineSpec(Config):
 
     def call_shape(self, name: str) -> tuple[int, ...]:
         """The shape of an input in the golden call."""
-        golden = self.golden_inputs.get(name)
+        golden = self.golden.inputs.get(name)
         return golden.shape if golden is not None else self.shapes[name].usual
 
 
@@ -106,10 +71,15 @@ class DeviceBuildSpec(Config):
     """What is to be done on the device, and which device that is."""
 
     target: str
+    release: str  # the device's software, by name
+    cuda: str
     tensorrt: str = Field(pattern=r"^\d+\.\d+$")  # that the graphs were made for
     architecture: str
     sm: int
     plugin_library: BundlePath
+    plugin_sources: (
+        BundlePath | None
+    )  # folder that the device compiles the library from, if it does
     graphs: dict[str, EngineSpec] = Field(min_length=1)  # by graph
 
     def write(self, folder: Path) -> None:

@@ -15,6 +15,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -124,6 +125,14 @@ class Engine(ABC):
             self._bind(f"{PAST}.{name}", buffer)
             self._bind(f"{PRESENT}.{name}", buffer)
         self._active = weakref.ref(cache)
+
+    def pass_on(self, feeds: Mapping[str, Any], output: str) -> Any:
+        """Run once, and return one output for another engine of the same backend to be fed with.
+
+        It need not leave the device; then it holds until this engine runs again. Here it does.
+        """
+        with self._lock:
+            return self._run(feeds)[output]
 
     @abstractmethod
     def allocate(self, name: str, shape: Sequence[int]) -> Buffer:

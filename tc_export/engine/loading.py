@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tc_export.bundle import EngineBuild
-from tc_export.bundle.layout import MODEL_FILE
+from tc_export.bundle.layout import graph_path
 from tc_export.contracts.graph_io import DECODER, VISION
 from tc_export.engine.interface import Engine
 from tc_export.engine.onnxruntime import OrtEngine
@@ -92,7 +92,7 @@ def _load_graphs(
     library = _native_library(native)
 
     def load(graph: str) -> Engine:
-        engine = OrtEngine(folder / graph / MODEL_FILE, native_library=library, threads=threads)
+        engine = OrtEngine(folder / graph_path(graph), native_library=library, threads=threads)
         if library is not None:
             _check_served(graph, engine.native_nodes, custom_nodes.get(graph, {}))
         return engine

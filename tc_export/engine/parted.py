@@ -2,13 +2,14 @@
 """A decoder whose parts are engines of their own, run one after the other as if they were one.
 
 Each part holds its layers' share of the cache; hidden states go from each to the next. Where a
-backend can, they stay on the device (`Engine.hand_over`); else they pass through the host.
+backend can, they stay on the device (`Engine.pass_on`); else they pass through the host.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -56,8 +57,13 @@ class PartedEngine(Engine):
             part.bind(name, buffer)
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        results: dict[str, np.ndarray] = {}
-        for part in self._parts:
-            given = {name: x for name, x in feeds.items() if name in part.inputs} | results
-            results = part.run(given)
-        return results
+        hidden: dict[str, Any] = {}
+        for part in self._parts[:-1]:
+            (output,) = (name for name in part.outputs if is_hidden(name))
+            hidden = {output: part.pass_on(_given(part, feeds) | hidden, output)}
+        last = self._parts[-1]
+        return last.run(_given(last, feeds) | hidden)
+
+
+def _given(part: Engine, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return {name: values for name, values in feeds.items() if name in part.inputs}

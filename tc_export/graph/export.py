@@ -9,6 +9,7 @@ on the way (a custom op, a dynamic axis) is an error here, not a surprise later.
 from __future__ import annotations
 
 import logging
+import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from torch.export import ExportedProgram
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.config import ModelConfig
 from tc_export.contracts.graph_io import (
+    DECODER,
+    VISION,
     GraphTensor,
     decoder_inputs,
     decoder_outputs,
@@ -42,10 +45,10 @@ from tc_export.graph.onnx_ops import (
 from tc_export.graph.passes.fold_reshaped_constants import fold_reshaped_constants
 from tc_export.graph.trace import trace_decoder, trace_vision
 from tc_export.graph.weights import WeightsReport, attach_weights
+from tc_export.graph.weights_plan import own_weights, plan_weights
 from tc_export.model.rope import inverse_frequencies
 
 OPSET = 23
-MODEL_FILE = "model.onnx"
 MODULE_NOTE = "pkg.torch.onnx.name_scopes"
 EMBEDDING_TENSOR = "embed_tokens.weight"
 
@@ -63,35 +66,37 @@ class GraphReport:
 
 
 def export_vision(
-    checkpoint: Checkpoint, dtype: DType, folder: Path, advance: Advance
+    checkpoint: Checkpoint, dtype: DType, path: Path, advance: Advance
 ) -> GraphReport:
-    """Write the graph `pixel_values` -> `visual_features` to `folder`/model.onnx."""
+    """Write the graph `pixel_values` -> `visual_features` to `path`.
+
+    Its weights lie beside it: see `plan_weights`. Shards are not brought there.
+    """
     config = checkpoint.config.model
     model = _to_onnx(
         trace_vision(config, dtype.torch), vision_inputs(config), vision_outputs(config)
     )
-    report = attach_weights(model, checkpoint.tensors, {}, dtype, folder, advance)
-    return _save(model, folder, report, expected={})
+    plan = plan_weights(checkpoint, VISION, dtype)
+    report = attach_weights(model, plan, {}, own_weights(path), advance)
+    return _save(model, path, report, expected={})
 
 
 def export_decoder(
-    checkpoint: Checkpoint, dtype: DType, folder: Path, advance: Advance
+    checkpoint: Checkpoint, dtype: DType, path: Path, advance: Advance
 ) -> GraphReport:
-    """Write the graph from embeddings and cache to logits and cache to `folder`/model.onnx."""
+    """Write the graph from embeddings and cache to logits and cache to `path`.
+
+    Its weights lie beside it, as those of `export_vision` do.
+    """
     config = checkpoint.config.model
     model = _to_onnx(
         trace_decoder(config, dtype.torch), decoder_inputs(config), decoder_outputs(config)
     )
     inv_freq, _ = inverse_frequencies(config.text)
-    report = attach_weights(
-        model,
-        checkpoint.tensors,
-        {"decoder.inv_freq": inv_freq.numpy()},
-        dtype,
-        folder,
-        advance,
-    )
-    return _save(model, folder, report, expected=_expected_custom_nodes(config))
+    plan = plan_weights(checkpoint, DECODER, dtype)
+    constants = {"decoder.inv_freq": inv_freq.numpy()}
+    report = attach_weights(model, plan, constants, own_weights(path), advance)
+    return _save(model, path, report, expected=_expected_custom_nodes(config))
 
 
 def export_embedding(checkpoint: Checkpoint, dtype: DType, path: Path) -> int:
@@ -100,7 +105,10 @@ def export_embedding(checkpoint: Checkpoint, dtype: DType, path: Path) -> int:
     Tokens are embedded outside the graphs, so that visual features can take their places.
     """
     table = checkpoint.tensors[EMBEDDING_TENSOR].as_tensor().to(dtype.torch)
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)  # what the umask gives to a new file
     save_file({EMBEDDING_TENSOR: table.contiguous()}, path)
+    path.chmod(mode)  # the library lets nobody but the owner read what it writes
     return table.nbytes
 
 
@@ -192,12 +200,11 @@ def _name_axes(model: ir.Model, inputs: Sequence[GraphTensor]) -> None:
 
 
 def _save(
-    model: ir.Model, folder: Path, weights: WeightsReport, *, expected: dict[str, int]
+    model: ir.Model, path: Path, weights: WeightsReport, *, expected: dict[str, int]
 ) -> GraphReport:
     counts = custom_node_counts(model)
     if counts != expected:
         raise TcExportError(f"the graph has custom nodes {counts}, and should have {expected}")
-    path = folder / MODEL_FILE
     ir.save(model, path)
     check_graph(path)
     return GraphReport(

@@ -2,16 +2,15 @@
 """Attach weights to a traced graph from where they lie, without reading them into memory.
 
 An ONNX external tensor is a file, an offset and a length, and so is a tensor of a safetensors
-shard. Where the stored type is the wanted one, the shard is hard-linked beside the graph and
-referenced; otherwise, or where the file system cannot link, the tensor is converted or copied into
-`weights.bin`, one at a time.
+shard. Where the stored type is the wanted one, the tensor stays in its shard, which must come to
+lie beside the graph: both graphs share it. Otherwise it is converted into a file of the graph's
+own, one tensor at a time.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,8 +21,8 @@ import torch
 from tc_export.checkpoint.safetensors_file import TensorLocation
 from tc_export.dtypes import DType
 from tc_export.errors import TcExportError
+from tc_export.graph.weights_plan import WeightsPlan
 
-OWN_WEIGHTS_FILE = "weights.bin"
 _ALIGNMENT_BYTES = 64
 
 
@@ -31,50 +30,59 @@ _ALIGNMENT_BYTES = 64
 class WeightsReport:
     """What attaching cost on disk."""
 
-    linked_files: set[str] = field(default_factory=set)
     bytes_referenced: int = 0
     bytes_written: int = 0
 
 
 def attach_weights(
     model: ir.Model,
-    weights: Mapping[str, TensorLocation],
+    plan: WeightsPlan,
     constants: Mapping[str, np.ndarray],
-    dtype: DType,
-    folder: Path,
+    own_file: Path,
     advance: Callable[[int], None],
 ) -> WeightsReport:
     """Give every initialiser of `model` its data.
 
     Args:
         model: a graph traced with fake weights; changed in place.
-        weights: where each initialiser lies, by name.
+        plan: where each weight lies, and where it shall be.
         constants: initialisers that are computed, not loaded; stored inside the graph.
-        dtype: floating-point type of the graph's weights.
-        folder: where the graph will be saved; shards are linked into it.
+        own_file: written beside the graph, where `plan` converts weights.
         advance: called with the bytes of each tensor when it is done.
     """
+    if not plan.converts:
+        return _attach(model, plan, constants, None, own_file.name, advance)
+    with own_file.open("wb") as own:
+        return _attach(model, plan, constants, own, own_file.name, advance)
+
+
+def _attach(
+    model: ir.Model,
+    plan: WeightsPlan,
+    constants: Mapping[str, np.ndarray],
+    own: BinaryIO | None,
+    own_name: str,
+    advance: Callable[[int], None],
+) -> WeightsReport:
     report = WeightsReport()
-    own_path = folder / OWN_WEIGHTS_FILE
-    with own_path.open("wb") as own:
-        for name, initializer in model.graph.initializers.items():
-            if name in constants:
-                initializer.const_value = ir.tensor(constants[name], name=name)
-                continue
-            if name not in weights:
-                raise TcExportError(f"the traced graph has a weight {name!r} that no one provides")
-            location = weights[name]
-            if location.dtype == dtype and _link(location, folder, report):
-                tensor = _external(name, dtype, location, location.file.name, location.offset)
-                report.bytes_referenced += location.nbytes
-            else:
-                offset, length = _append(own, location.as_tensor().to(dtype.torch))
-                tensor = _external(name, dtype, location, OWN_WEIGHTS_FILE, offset, length)
-                report.bytes_written += length
-            initializer.const_value = tensor
-            advance(location.nbytes)
-    if report.bytes_written == 0:
-        own_path.unlink()
+    for name, initializer in model.graph.initializers.items():
+        if name in constants:
+            initializer.const_value = ir.tensor(constants[name], name=name)
+            continue
+        if name not in plan.tensors:
+            raise TcExportError(f"the traced graph has a weight {name!r} that no one provides")
+        location = plan.tensors[name]
+        if plan.stays(location):
+            shard = plan.names[location.file]
+            tensor = _external(name, plan.dtype, location, shard, location.offset, location.nbytes)
+            report.bytes_referenced += location.nbytes
+        else:
+            assert own is not None
+            offset, length = _append(own, location.as_tensor().to(plan.dtype.torch))
+            tensor = _external(name, plan.dtype, location, own_name, offset, length)
+            report.bytes_written += length
+        initializer.const_value = tensor
+        advance(location.nbytes)
     return report
 
 
@@ -84,28 +92,16 @@ def _external(
     location: TensorLocation,
     file_name: str,
     offset: int,
-    length: int | None = None,
+    length: int,
 ) -> ir.ExternalTensor:
     return ir.ExternalTensor(
         file_name,
         offset,
-        location.nbytes if length is None else length,
+        length,
         ir.DataType(dtype.onnx),
         shape=ir.Shape(location.shape),
         name=name,
     )
-
-
-def _link(location: TensorLocation, folder: Path, report: WeightsReport) -> bool:
-    """Hard-link the tensor's shard into `folder`; False where the file system cannot."""
-    if location.file.name in report.linked_files:
-        return True
-    try:
-        os.link(location.file, folder / location.file.name)
-    except OSError:
-        return False
-    report.linked_files.add(location.file.name)
-    return True
 
 
 def _append(file: BinaryIO, tensor: torch.Tensor) -> tuple[int, int]:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from tc_export.bundle.layout import MODEL_FILE
+from tc_export.bundle.layout import graph_path
 from tc_export.config import ModelConfig
 from tc_export.contracts.graph_io import DECODER, INPUTS_EMBEDS, LOGITS, VISION, is_hidden
 from tc_export.contracts.parts import Part
@@ -39,8 +39,8 @@ def load_graphs(folder: Path, precisions: Precisions, *, threads: int | None = N
         BundleError: a graph cannot be loaded.
     """
     return Engines(
-        vision=_open(folder / VISION / MODEL_FILE, precisions.vision, threads),
-        decoder=_open(folder / DECODER / MODEL_FILE, precisions.decoder, threads),
+        vision=_open(folder / graph_path(VISION), precisions.vision, threads),
+        decoder=_open(folder / graph_path(DECODER), precisions.decoder, threads),
     )
 
 
@@ -91,12 +91,12 @@ class GraphsInTurn:
 
     def features(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
         """See `Side.features`."""
-        path = self._folder / VISION / MODEL_FILE
+        path = self._folder / graph_path(VISION)
         return features_of(_open(path, self._precisions.vision, self._threads), clips)
 
     def logits(self, calls: Sequence[Calls]) -> list[list[np.ndarray]]:
         """See `Side.logits`."""
-        path = self._folder / DECODER / MODEL_FILE
+        path = self._folder / graph_path(DECODER)
         hidden = [[feed[INPUTS_EMBEDS] for feed in x.feeds] for x in calls]
         whole = len(self._parts) == 1
         models = [None] if whole else cut_decoder(path, self._config, self._parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tc_export.bundle import Manifest, read_manifest
+from tc_export.bundle import Manifest, open_bundle, read_manifest
 from tc_export.checkpoint.hf_config import read_config
 from tc_export.errors import CheckpointError, UsageError
 from tc_export.targets import Precisions
@@ -27,7 +27,7 @@ def find_checkpoint(bundle: Path, checkpoint: Path | None = None) -> Path:
         BundleError: the bundle cannot be used.
         CheckpointError: the checkpoint is gone.
     """
-    read_manifest(bundle)
+    open_bundle(bundle)
     source = checkpoint or Path(read_config(bundle).document["builder_config"]["checkpoint"])
     if not source.is_dir():
         raise CheckpointError(
@@ -48,7 +48,7 @@ def open_with_checkpoint(bundle: Path, checkpoint: Path | None) -> tuple[Manifes
 
     source = find_checkpoint(bundle, checkpoint)
     manifest = read_manifest(bundle)
-    opened = open_checkpoint(source, read_config(bundle).model.temporal.model_dump())
+    opened = open_checkpoint(source, read_config(bundle).model.settings)
     if opened.digest() != manifest.checkpoint_digest:
         raise CheckpointError(
             f"{source} is not the checkpoint that {bundle} was built from, or it has changed since",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tc_export.config import ModelConfig
 from tc_export.errors import EnvironmentLacks
-from tc_export.plan.build_memory import least_bytes, truth_bytes
+from tc_export.plan.build_memory import least_bytes, memory_limits, truth_bytes
 from tc_export.plan.host import host_memory
 from tc_export.plan.memory import BYTES, RUNTIME_BYTES
 from tc_export.plan.parameters import decoder_count, vision_count
@@ -51,7 +51,7 @@ def build_cost(config: ModelConfig, target: Target, precisions: Precisions) -> B
     engines = vision * _loaded(precisions.vision) + decoder * _loaded(precisions.decoder)
     peaks: dict[str, float] = {
         "export": EXPORTER_BYTES,  # weights stay on the disk
-        "parity": least_bytes(config, precisions),
+        "parity": _comparison_bytes(config, precisions),
     }
     if target.toolchain.engine == "tensorrt":
         peaks["golden data"] = truth_bytes(config)
@@ -64,6 +64,14 @@ def build_cost(config: ModelConfig, target: Target, precisions: Precisions) -> B
         peak_by_step={step: round(nbytes) for step, nbytes in peaks.items()},
         host_bytes=_host_bytes(),
     )
+
+
+def _comparison_bytes(config: ModelConfig, precisions: Precisions) -> int:
+    """With this host's memory as it is free now; where that is too little, the least it takes."""
+    try:
+        return memory_limits(config, precisions).peak_bytes
+    except EnvironmentLacks:
+        return least_bytes(config, precisions)
 
 
 def _host_bytes() -> int | None:

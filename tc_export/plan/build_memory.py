@@ -16,6 +16,7 @@ from tc_export.errors import EnvironmentLacks
 from tc_export.plan.host import host_memory
 from tc_export.plan.memory import BYTES
 from tc_export.plan.parameters import decoder_count, head_matrix, vision_count
+from tc_export.plan.units import spell_bytes
 from tc_export.targets import Precision, Precisions
 
 BASE_BYTES = 500_000_000
@@ -66,8 +67,8 @@ def memory_limits(
     needed = least_bytes(config, precisions)
     if limit < needed:
         raise EnvironmentLacks(
-            f"comparing with PyTorch takes {needed / 1e9:.2g} GB of memory for one layer at a "
-            f"time, and may take {limit / 1e9:.2g} GB",
+            f"comparing with PyTorch takes {spell_bytes(needed)} of memory for one layer at a "
+            f"time, and may take {spell_bytes(limit)}",
             hint="give it more with --memory, close other programs, or use --no-parity",
         )
     layers = config.text.num_hidden_layers
@@ -82,7 +83,7 @@ def memory_limits(
     )
     truth = truth_bytes(config)
     answer_bytes = max(0, min(ANSWER_BYTES, limit - truth))
-    engine = BASE_BYTES + _part_bytes(config, precisions.decoder, -(-layers // parts))
+    engine = opened_part_bytes(config, precisions.decoder, -(-layers // parts))
     return MemoryLimits(
         parts=even_parts(layers, parts),
         answer_bytes=answer_bytes,
@@ -95,6 +96,11 @@ def memory_limits(
 def truth_bytes(config: ModelConfig) -> int:
     """What making golden data takes: one layer of the truth."""
     return BASE_BYTES + _truth_bytes(config)
+
+
+def opened_part_bytes(config: ModelConfig, precision: Precision, layers: int) -> int:
+    """The peak while a part of so many layers is opened: the last one, which has the head."""
+    return BASE_BYTES + _part_bytes(config, precision, layers)
 
 
 def least_bytes(config: ModelConfig, precisions: Precisions) -> int:
@@ -113,7 +119,6 @@ def _layer_weights(config: ModelConfig) -> int:
 
 
 def _part_bytes(config: ModelConfig, precision: Precision, layers: int) -> int:
-    """A part of so many layers, opened; the last one, which has the head."""
     weights = layers * _layer_weights(config) + head_matrix(config)
     return round(weights * BYTES[precision] * OPENED[precision])
 

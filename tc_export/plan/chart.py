@@ -27,14 +27,15 @@ def draw_chart(plan: Plan, path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     names = list(plan.bytes_by_part)
-    gigabytes = [[part[name] / 1e9 for part in parts] for name in names]
-    axes.stackplot(frames, gigabytes, labels=[name.replace("_", " ") for name in names])
-    axes.axhline(plan.limit_bytes / 1e9, color="black", label="memory of the device")
+    unit = 1e9 if plan.limit_bytes >= 1e9 else 1e6
+    sizes = [[part[name] / unit for part in parts] for name in names]
+    axes.stackplot(frames, sizes, labels=[name.replace("_", " ") for name in names])
+    axes.axhline(plan.limit_bytes / unit, color="black", label="memory of the device")
     axes.axvline(plan.workload.frames, color="black", linestyle=":", label="frames asked for")
     axes.set(
         title=f"{plan.target.description}: memory while answering (predicted)",
         xlabel="frames",
-        ylabel="GB",
+        ylabel="GB" if unit == 1e9 else "MB",
         xlim=(frames[0], max(frames[-1], frames[0] + 1)),
     )
     handles, labels = axes.get_legend_handles_labels()

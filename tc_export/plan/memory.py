@@ -18,11 +18,9 @@ from tc_export.contracts.graph_io import FRAMES_A_CALL, PREFILL_TOKENS
 from tc_export.plan.parameters import Count, decoder_count, vision_count
 from tc_export.targets import Precision, Precisions, Target
 
-FLOATS = (Precision.FLOAT32, Precision.FLOAT16, Precision.BFLOAT16)
-
 BYTES = {
-    **{p: p.dtype.bits / 8 for p in (*FLOATS, Precision.INT8)},
-    Precision.INT4: 0.5 + 2 / 128,  # a float16 scale for every 128 weights
+    precision: precision.dtype.bits / 8
+    for precision in (Precision.FLOAT32, Precision.FLOAT16, Precision.BFLOAT16)
 }
 """Bytes of one weight."""
 
@@ -53,20 +51,15 @@ class Workload:
     frames: int
     length: int
     precisions: Precisions
-    kv_bytes: float | None = None  # of one number in the cache; None: the decoder's format
-    decoder_weights: Precision | None = None  # of its matrices; None: the decoder's format
 
 
 def memory_by_part(config: ModelConfig, target: Target, workload: Workload) -> dict[str, int]:
     """Peak bytes on the device, by part; their sum is the peak."""
     on_cpu = target.toolchain.engine == "onnxruntime"
     precisions = workload.precisions
-    matrices = workload.decoder_weights or precisions.decoder
     parts = {
         "vision_weights": _weights(vision_count(config), precisions.vision, on_cpu=on_cpu),
-        "decoder_weights": _weights(
-            decoder_count(config), precisions.decoder, matrices, on_cpu=on_cpu
-        ),
+        "decoder_weights": _weights(decoder_count(config), precisions.decoder, on_cpu=on_cpu),
         "kv_cache": kv_cache_bytes(config, workload),
         "vision_activations": vision_activations(config, workload, on_cpu=on_cpu),
         "decoder_activations": decoder_activations(config, workload, on_cpu=on_cpu),
@@ -79,10 +72,8 @@ def memory_by_part(config: ModelConfig, target: Target, workload: Workload) -> d
     return parts
 
 
-def _weights(
-    count: Count, precision: Precision, matrices: Precision | None = None, *, on_cpu: bool
-) -> int:
-    matrix_bytes = BYTES[matrices or precision]
+def _weights(count: Count, precision: Precision, *, on_cpu: bool) -> int:
+    matrix_bytes = BYTES[precision]
     if on_cpu and precision is Precision.FLOAT16:
         # ONNX Runtime's processor kernels multiply float32: it keeps a widened copy.
         matrix_bytes += BYTES[Precision.FLOAT32]
@@ -95,7 +86,7 @@ def _weights(
 def kv_cache_bytes(config: ModelConfig, workload: Workload) -> int:
     """Keys and values of every layer, for all rows of the profile: allocated at once."""
     text = config.text
-    number = workload.kv_bytes or BYTES[workload.precisions.decoder]
+    number = BYTES[workload.precisions.decoder]
     per_row = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
     return round(per_row * workload.length * number)
 

@@ -12,15 +12,19 @@ from tc_export.plan.build_cost import BuildCost, build_cost
 from tc_export.plan.host import host_memory
 from tc_export.plan.memory import Workload, memory_by_part
 from tc_export.plan.roofline import Times, predict_times
-from tc_export.targets import Precision, Precisions, Target
+from tc_export.targets import Precisions, Target, list_targets
 
 TEXT_ROOM_TOKENS = 512
 """Tokens that a profile leaves for text where no length is asked for, as the build does."""
 
+QUESTION_TOKENS, ANSWER_TOKENS = 64, 128
+"""What the most frames leave room for: a short question in its template, and an answer of the
+length that `tc-export ask` allows."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
-    """A change, and what it would give: computed, and no promise that a build offers it."""
+    """A change that a build can make, and what it would give."""
 
     change: str
     total_bytes: int  # at the frames asked for, or at `max_frames` where those do not fit
@@ -36,6 +40,7 @@ class Plan:
     config: ModelConfig
     workload: Workload
     max_length: int | None  # as it was asked for
+    text_tokens: int  # that question and answer need
     limit_bytes: int
     bytes_by_part: dict[str, int]
     max_frames: int
@@ -54,6 +59,11 @@ class Plan:
         """True where the device has room for all of it."""
         return self.total_bytes <= self.limit_bytes
 
+    @property
+    def text_room(self) -> int:
+        """Tokens that the frames asked for leave for text."""
+        return self.workload.length - self.workload.frames * self.config.tokens_per_frame
+
 
 def make_plan(
     config: ModelConfig,
@@ -61,8 +71,12 @@ def make_plan(
     precisions: Precisions,
     frames: int,
     max_length: int | None = None,
+    *,
+    text_tokens: int = QUESTION_TOKENS + ANSWER_TOKENS,
 ) -> Plan:
     """Plan for `frames` frames and `max_length` tokens; None leaves room for text.
+
+    The most frames are those that leave room for `text_tokens` of question and answer.
 
     Raises:
         UsageError: the frames do not fit the length, or the length exceeds the model's context.
@@ -75,12 +89,14 @@ def make_plan(
     )
     limit = memory_limit(target)
     bytes_by_part = memory_by_part(config, target, workload)
-    most, limited_by = most_frames(config, target, workload, max_length, limit)
+    asked = FramesAsked(config, target, workload, max_length, text_tokens)
+    most, limited_by = most_frames(asked, limit)
     return Plan(
         target=target,
         config=config,
         workload=workload,
         max_length=max_length,
+        text_tokens=text_tokens,
         limit_bytes=limit,
         bytes_by_part=bytes_by_part,
         max_frames=most,
@@ -89,7 +105,7 @@ def make_plan(
         build=build_cost(config, target, precisions),
         suggestions=()
         if sum(bytes_by_part.values()) <= limit
-        else tuple(_suggestions(config, target, workload, max_length, limit)),
+        else tuple(_suggestions(asked, limit)),
     )
 
 
@@ -122,23 +138,33 @@ def profile_length(config: ModelConfig, frames: int, max_length: int | None) -> 
     return length
 
 
-def most_frames(
-    config: ModelConfig,
-    target: Target,
-    workload: Workload,
-    max_length: int | None,
-    limit_bytes: int,
-) -> tuple[int, str]:
+@dataclass(frozen=True)
+class FramesAsked:
+    """What the most frames are looked for with."""
+
+    config: ModelConfig
+    target: Target
+    workload: Workload
+    max_length: int | None  # None: as long as the frames need, within the context
+    text_tokens: int  # that must be left
+
+    @property
+    def most_in_context(self) -> int:
+        """The most frames that leave room for question and answer in the cache or the context."""
+        room = self.max_length or self.config.text.max_position_embeddings
+        return max(0, room - self.text_tokens) // self.config.tokens_per_frame
+
+    def total_bytes(self, frames: int) -> int:
+        """What so many frames take on the device."""
+        length = profile_length(self.config, frames, self.max_length)
+        changed = replace(self.workload, frames=frames, length=length)
+        return sum(memory_by_part(self.config, self.target, changed).values())
+
+
+def most_frames(asked: FramesAsked, limit_bytes: int) -> tuple[int, str]:
     """The most frames that fit, from 0, and what stops there: `memory` or `context`."""
-    room = max_length or config.text.max_position_embeddings
-    possible = (room - 1) // config.tokens_per_frame
-
-    def fits(frames: int) -> bool:
-        length = profile_length(config, frames, max_length)
-        asked = replace(workload, frames=frames, length=length)
-        return sum(memory_by_part(config, target, asked).values()) <= limit_bytes
-
-    most = _largest(fits, possible)
+    possible = asked.most_in_context
+    most = _largest(lambda frames: asked.total_bytes(frames) <= limit_bytes, possible)
     return most, "context" if most == possible else "memory"
 
 
@@ -154,32 +180,38 @@ def _largest(holds: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def _suggestions(
-    config: ModelConfig,
-    target: Target,
-    workload: Workload,
-    max_length: int | None,
-    limit: int,
-) -> Iterator[Suggestion]:
-    """Changes with which at least one frame fits, computed one by one."""
-    int4 = replace(workload, decoder_weights=Precision.INT4)
-    changes = [("fewer frames", workload)]
-    changes += [("KV cache in 8 bits", replace(workload, kv_bytes=1.0))]
-    if Precision.INT4 in target.precisions:
-        changes += [
-            ("INT4 weights in the decoder", int4),
-            ("INT4 weights and KV cache in 8 bits", replace(int4, kv_bytes=1.0)),
-        ]
-    for change, changed in changes:
-        most, _ = most_frames(config, target, changed, max_length, limit)
-        if not most:
-            continue
-        frames = min(most, workload.frames)
-        length = profile_length(config, frames, max_length)
-        reached = replace(changed, frames=frames, length=length)
+def _suggestions(asked: FramesAsked, limit: int) -> Iterator[Suggestion]:
+    """Changes that a build can make and with which at least one frame fits, one by one."""
+    yield from _suggestion("fewer frames", asked, limit)
+    if asked.max_length is not None:
+        shorter = replace(asked, max_length=None)
+        if profile_length(asked.config, asked.workload.frames, None) < asked.max_length:
+            yield from _suggestion("no --max-length: as long as the frames need", shorter, limit)
+    for device in _larger_devices(asked.target):
+        there = replace(asked, target=device)
+        yield from _suggestion(f"--target {device.name}", there, memory_limit(device))
+
+
+def _suggestion(change: str, asked: FramesAsked, limit: int) -> Iterator[Suggestion]:
+    most, _ = most_frames(asked, limit)
+    if most:
+        fits = asked.total_bytes(asked.workload.frames) <= limit
+        frames = asked.workload.frames if fits else most
         yield Suggestion(
-            change=change,
-            total_bytes=sum(memory_by_part(config, target, reached).values()),
-            max_frames=most,
-            fits=most >= workload.frames,
+            change=change, total_bytes=asked.total_bytes(frames), max_frames=most, fits=fits
         )
+
+
+def _larger_devices(target: Target) -> list[Target]:
+    """Shipped targets whose engines the same TensorRT builds, with more memory, smallest first."""
+    if target.toolchain.engine == "onnxruntime":
+        return []
+    here = memory_limit(target)
+    others = [
+        other
+        for other in list_targets()
+        if other.toolchain.engine == target.toolchain.engine
+        and other.toolchain.architecture == target.toolchain.architecture
+        and memory_limit(other) > here
+    ]
+    return sorted(others, key=memory_limit)

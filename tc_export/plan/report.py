@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from tc_export.plan.planner import Plan
+from tc_export.plan.units import spell_bytes, spell_number
 from tc_export.targets import Doubt
 
 
@@ -25,6 +26,8 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "max_frames": plan.max_frames,
         "max_frames_limited_by": plan.limited_by,
+        "text_tokens": plan.text_tokens,
+        "text_room": plan.text_room,
         "bytes": plan.bytes_by_part,
         "total_bytes": plan.total_bytes,
         "limit_bytes": plan.limit_bytes,
@@ -49,6 +52,7 @@ def _predicted(plan: Plan) -> dict[str, Any] | None:
         "vision_s": times.vision_s,
         "prefill_s": times.prefill_s,
         "time_to_first_token_s": times.time_to_first_token_s,
+        "bounds": times.bounds,
         "decode_tokens_per_s": times.decode_tokens_per_s,
         "figures": [
             {
@@ -95,10 +99,10 @@ def _memory_table(plan: Plan) -> Table:
     table.add_column("part")
     table.add_column("memory", justify="right")
     for part, nbytes in plan.bytes_by_part.items():
-        table.add_row(part.replace("_", " "), _gb(nbytes))
+        table.add_row(part.replace("_", " "), spell_bytes(nbytes))
     table.add_section()
-    table.add_row("total", _gb(plan.total_bytes))
-    table.add_row("available", _gb(plan.limit_bytes))
+    table.add_row("total", spell_bytes(plan.total_bytes))
+    table.add_row("available", spell_bytes(plan.limit_bytes))
     return table
 
 
@@ -106,7 +110,13 @@ def _verdict(plan: Plan) -> str:
     verdict = "it fits" if plan.fits else "it does not fit"
     if not plan.max_frames:
         return f"{verdict}, not even with one frame"
-    return f"{verdict}; the most frames: {plan.max_frames} (limited by the {plan.limited_by})"
+    most = (
+        f"{verdict}; the most frames, with {plan.text_tokens} tokens left for question and answer: "
+        f"{plan.max_frames} (limited by the {plan.limited_by})"
+    )
+    if plan.text_room < plan.text_tokens:
+        most += f"\nthe {plan.workload.frames} frames asked for leave {plan.text_room} tokens"
+    return most
 
 
 def _times_table(plan: Plan) -> Table:
@@ -114,10 +124,12 @@ def _times_table(plan: Plan) -> Table:
     table = Table(title="predicted from the figures below; not measured")
     for heading in ("figure", "value", "in doubt"):
         table.add_column(heading)
-    table.add_row("time to first token", f"{plan.times.time_to_first_token_s:.2f} s")
-    table.add_row("  frames", f"{plan.times.vision_s:.2f} s")
-    table.add_row("  prompt", f"{plan.times.prefill_s:.2f} s")
-    table.add_row("decode", f"{plan.times.decode_tokens_per_s:.1f} tokens/s")
+    times = plan.times
+    table.add_row("time to first token", f"{spell_number(times.time_to_first_token_s)} s")
+    table.add_row("  frames", f"{spell_number(times.vision_s)} s", _bound(plan, "vision"))
+    table.add_row("  prompt", f"{spell_number(times.prefill_s)} s", _bound(plan, "prefill"))
+    rate = spell_number(times.decode_tokens_per_s)
+    table.add_row("decode", f"{rate} tokens/s", _bound(plan, "decode"))
     table.add_section()
     for figure in plan.times.figures:
         doubts = "; ".join(f"{doubt.mark}: {doubt.reason}" for doubt in figure.doubts)
@@ -125,12 +137,17 @@ def _times_table(plan: Plan) -> Table:
     return table
 
 
+def _bound(plan: Plan, step: str) -> str:
+    assert plan.times is not None
+    return f"bound by {plan.times.bounds[step]}"
+
+
 def _build_line(plan: Plan) -> str:
     build = plan.build
-    has = "" if build.host_bytes is None else f"; this host has {_gb(build.host_bytes)}"
+    has = "" if build.host_bytes is None else f"; this host has {spell_bytes(build.host_bytes)}"
     return (
-        f"building here peaks at about {_gb(build.peak_bytes)}, or "
-        f"{_gb(build.without_parity_bytes)} with --no-parity{has}"
+        f"building here peaks at about {spell_bytes(build.peak_bytes)}, or "
+        f"{spell_bytes(build.without_parity_bytes)} with --no-parity{has}"
     )
 
 
@@ -139,9 +156,7 @@ def _suggestions_table(plan: Plan) -> Table:
     for heading in ("change", "memory", "most frames"):
         table.add_column(heading)
     for suggestion in plan.suggestions:
-        table.add_row(suggestion.change, _gb(suggestion.total_bytes), str(suggestion.max_frames))
+        table.add_row(
+            suggestion.change, spell_bytes(suggestion.total_bytes), str(suggestion.max_frames)
+        )
     return table
-
-
-def _gb(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB"

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long answering takes, predicted: bytes and operations against bandwidth and rate.
 
-A step takes as long as the slower of moving its bytes and doing its operations, each at a share of
-what the device's makers state. Nothing here was measured on a device.
+A step takes as long as the slowest of moving its bytes, doing its operations, each at a share of
+what the device's makers state, and launching its kernels. Attention multiplies in the decoder's own
+format. Nothing here was measured on a device.
 """
 
 from __future__ import annotations
@@ -22,8 +23,20 @@ from tc_export.targets import Doubt, Mark, Precision, Target
 
 BANDWIDTH_SHARE, RATE_SHARE = 0.7, 0.5
 
+LAUNCH_S = 4e-6
+"""Assumed: from one kernel of a CUDA graph to the next, however little it does."""
+
+DECODER_LAUNCHES_A_LAYER, VISION_LAUNCHES_A_LAYER, OTHER_LAUNCHES = 14, 12, 4
+"""Kernels: two norms with their sums, the products, two rotations, attention with its merging of
+splits, and the gate; a builder that fuses more launches fewer. Then sampling's logits, the norm and
+what gathers the tokens that are asked for."""
+
 _SHARE_DOUBT = (
     Doubt(field="share", mark=Mark.ASSUMED, reason="what good kernels reach; not measured here"),
+)
+
+_LAUNCH_DOUBT = (
+    Doubt(field="launch", mark=Mark.ASSUMED, reason="and so is the number of them; not measured"),
 )
 
 
@@ -44,6 +57,7 @@ class Times:
     vision_s: float
     prefill_s: float
     decode_tokens_per_s: float
+    bounds: dict[str, str]  # by step: `bandwidth`, `rate` or `launches`
     figures: tuple[Figure, ...]
 
     @property
@@ -58,6 +72,7 @@ class Work:
 
     nbytes: float
     operations: float
+    launches: int
 
 
 def vision_work(config: ModelConfig, workload: Workload) -> Work:
@@ -69,6 +84,7 @@ def vision_work(config: ModelConfig, workload: Workload) -> Work:
     return Work(
         nbytes=calls * count.total * BYTES[workload.precisions.vision],
         operations=workload.frames * (2 * count.matrices * patches + 4 * pairs),
+        launches=calls * (vision.layers_used * VISION_LAUNCHES_A_LAYER + OTHER_LAUNCHES),
     )
 
 
@@ -83,6 +99,7 @@ def prefill_work(config: ModelConfig, workload: Workload) -> Work:
     return Work(
         nbytes=len(calls) * decoder_weight_bytes(config, workload),
         operations=workload.length * per_token + len(calls) * 2 * head + 4 * channels * pairs,
+        launches=len(calls) * _decoder_launches(config),
     )
 
 
@@ -93,7 +110,12 @@ def decode_work(config: ModelConfig, workload: Workload) -> Work:
     return Work(
         nbytes=decoder_weight_bytes(config, workload) + kv_cache_bytes(config, workload),
         operations=2 * decoder_count(config).matrices + 4 * channels * workload.length,
+        launches=_decoder_launches(config),
     )
+
+
+def _decoder_launches(config: ModelConfig) -> int:
+    return config.text.num_hidden_layers * DECODER_LAUNCHES_A_LAYER + OTHER_LAUNCHES
 
 
 def visible_pairs(config: ModelConfig, frames: int, length: int) -> int:
@@ -116,8 +138,7 @@ def visible_pairs(config: ModelConfig, frames: int, length: int) -> int:
 def decoder_weight_bytes(config: ModelConfig, workload: Workload) -> float:
     """What one pass over the decoder's weights reads."""
     count = decoder_count(config)
-    matrices = workload.decoder_weights or workload.precisions.decoder
-    return count.matrices * BYTES[matrices] + count.rest * BYTES[workload.precisions.decoder]
+    return count.total * BYTES[workload.precisions.decoder]
 
 
 def predict_times(config: ModelConfig, target: Target, workload: Workload) -> Times | None:
@@ -129,15 +150,25 @@ def predict_times(config: ModelConfig, target: Target, workload: Workload) -> Ti
         return None
     rates: dict[Precision, float] = {name: stated[name] for name in (vision, decoder)}
 
-    def seconds(work: Work, precision: Precision) -> float:
-        moving = work.nbytes / (bandwidth * 1e9 * BANDWIDTH_SHARE)
-        computing = work.operations / (rates[precision] * 1e12 * RATE_SHARE)
-        return max(moving, computing)
+    def slowest(work: Work, precision: Precision) -> tuple[float, str]:
+        terms = {
+            "bandwidth": work.nbytes / (bandwidth * 1e9 * BANDWIDTH_SHARE),
+            "rate": work.operations / (rates[precision] * 1e12 * RATE_SHARE),
+            "launches": work.launches * LAUNCH_S,
+        }
+        bound = max(terms, key=lambda name: terms[name])
+        return terms[bound], bound
 
+    steps = {
+        "vision": slowest(vision_work(config, workload), vision),
+        "prefill": slowest(prefill_work(config, workload), decoder),
+        "decode": slowest(decode_work(config, workload), decoder),
+    }
     return Times(
-        vision_s=seconds(vision_work(config, workload), vision),
-        prefill_s=seconds(prefill_work(config, workload), decoder),
-        decode_tokens_per_s=1 / seconds(decode_work(config, workload), decoder),
+        vision_s=steps["vision"][0],
+        prefill_s=steps["prefill"][0],
+        decode_tokens_per_s=1 / steps["decode"][0],
+        bounds={name: bound for name, (_, bound) in steps.items()},
         figures=_figures(target, bandwidth, rates),
     )
 
@@ -159,4 +190,5 @@ def _figures(target: Target, bandwidth: float, rates: dict[Precision, float]) ->
         ),
         Figure(name="share of the bandwidth", value=BANDWIDTH_SHARE, unit="", doubts=_SHARE_DOUBT),
         Figure(name="share of the rate", value=RATE_SHARE, unit="", doubts=_SHARE_DOUBT),
+        Figure(name="a launch", value=LAUNCH_S * 1e6, unit="us", doubts=_LAUNCH_DOUBT),
     )

@@ -20,6 +20,8 @@ from tc_export.errors import TcExportError
 from tc_export.runner.reporter import Reporter
 from tc_export.runner.stage import Stage, StageContext
 
+_Handler = Callable[[int, FrameType | None], object]  # of a signal
+
 
 def run_stages(
     staging: Staging,
@@ -105,7 +107,7 @@ class _Build:
         return self._ended
 
     def _is_ready(self, stage: Stage) -> bool:
-        return all(name in self._ended for name in stage.needs)
+        return all(name in self._ended for name in (*stage.needs, *stage.after))
 
     def _start_in_subprocess(self, waiting: list[Stage], pool: ThreadPoolExecutor) -> None:
         """Start what may run beside this thread, as far as there is room."""
@@ -167,6 +169,7 @@ class _Build:
         return StageContext(
             folder=self._staging.bundle,
             digests=self._staging.digests,
+            placement=self._staging.placement,
             results=StageResults.merge(record.results for record in self._ended.values()),
             on_progress=progress,
         )
@@ -214,25 +217,34 @@ def _execute(stage: Stage, context: StageContext) -> _Run:
 
 @contextmanager
 def _interrupts_remembered() -> Iterator[Callable[[], bool]]:
-    """Remember that the user interrupted: a library may swallow the exception on its way.
+    """Remember that a build was interrupted: a library may swallow the exception on its way.
 
-    PyTorch's exporter does. Only the main thread may handle signals; elsewhere nothing changes.
+    PyTorch's exporter does. A signal that nobody handles is left alone; the command line handles
+    SIGTERM too. Only the main thread may handle signals; elsewhere nothing changes.
     """
     interrupted = False
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
-        interrupted = True
-        raise KeyboardInterrupt
+    def remembering(handler: _Handler) -> _Handler:
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            nonlocal interrupted
+            interrupted = True
+            handler(number, frame)
+            raise KeyboardInterrupt
+
+        return interrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = signal.signal(signal.SIGINT, interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = {number: handler for number, handler in before.items() if callable(handler)}
+    for number, handler in handled.items():
+        signal.signal(number, remembering(handler))
     try:
         yield lambda: interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in handled.items():
+            signal.signal(number, handler)
 
 
 def _raise_disk_full(error: BaseException) -> None:
@@ -249,7 +261,7 @@ def _check_order(stages: Sequence[Stage]) -> None:
     for stage in stages:
         if stage.name in names:
             raise TcExportError(f"two stages are called {stage.name!r}")
-        unknown = set(stage.needs) - names
+        unknown = {*stage.needs, *stage.after} - names
         if unknown:
             raise TcExportError(
                 f"stage {stage.name!r} needs {sorted(unknown)}, none of the stages before it: "

@@ -10,8 +10,16 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from tc_export.bundle import BundlePath, Digests, StageRecord, StageResults, link_or_copy
+from tc_export.bundle import (
+    BundlePath,
+    Placement,
+    StageRecord,
+    StageResults,
+    place_file,
+)
 from tc_export.bundle.manifest import digest_of
+from tc_export.bundle.placement import OnCopied
+from tc_export.digests import Digests
 
 _PATHS: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[BundlePath, ...])
 
@@ -23,11 +31,13 @@ class StageContext:
     Attributes:
         folder: the bundle under construction; outputs of the stages that ended are there to read.
         digests: hashes of files, each computed once.
+        placement: how files from outside come into the bundle.
         results: what the stages that ended before this one found out.
     """
 
     folder: Path
     digests: Digests
+    placement: Placement
     results: StageResults
     on_progress: Callable[[float, float | None], None]
 
@@ -37,12 +47,15 @@ class StageContext:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def link(self, source: Path, output: str) -> None:
-        """Take a large file into the bundle by a hard link where that is possible, else a copy.
+    def place(self, source: Path, output: str, on_copied: OnCopied = lambda size: None) -> None:
+        """Take a large file into the bundle in the way that this build was asked for.
 
         The bytes may then be shared: nobody may open the output for writing.
+
+        Raises:
+            EnvironmentLacks: it cannot be done in that way.
         """
-        link_or_copy(source, self.folder / output)
+        place_file(source, self.folder / output, self.placement, on_copied)
 
     def advance(self, done: float, total: float | None = None) -> None:
         """Say how far the stage is, in any unit; with a total, time left can be shown."""
@@ -62,6 +75,8 @@ class Stage:
             files only, and never into the outputs of another.
         run: writes them, and returns what it found out, if anything.
         needs: names of earlier stages whose results it reads.
+        after: names of earlier stages whose files it reads too, but whose bytes its key, or that of
+            a stage that it needs, tells already: so it does not run again where they do.
         in_subprocess: True where the work is done in processes of its own, so that the stage may
             run beside others.
     """
@@ -72,6 +87,7 @@ class Stage:
     outputs: tuple[str, ...]
     run: Callable[[StageContext], StageResults | None]
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     in_subprocess: bool = False
 
     def __post_init__(self) -> None:

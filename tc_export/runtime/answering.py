@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tc_export.bundle import EngineState, Manifest, read_manifest
+from tc_export.bundle import EngineState, Manifest, open_bundle
 from tc_export.bundle.layout import EMBEDDING_FILE
 from tc_export.checkpoint.hf_config import CheckpointConfig, read_config
 from tc_export.contracts.graph_io import FRAMES_A_CALL, PIXEL_VALUES, VISUAL_FEATURES
@@ -76,15 +76,22 @@ class VideoLanguageModel:
 
     @classmethod
     def open(
-        cls, bundle: Path, *, native: bool | None = None, threads: int | None = None
+        cls,
+        bundle: Path,
+        *,
+        native: bool | None = None,
+        threads: int | None = None,
+        on_read: Callable[[int, int], None] = lambda done, total: None,
     ) -> VideoLanguageModel:
-        """Open a bundle whose engine is built.
+        """Open a bundle whose engine is built, once its files are found to be whole.
+
+        `on_read` gets how many bytes are checked, and how many there are.
 
         Raises:
             BundleError: not a bundle, damaged, of another version, or without its engine.
             EnvironmentLacks: the native library is demanded and cannot serve.
         """
-        manifest = read_manifest(bundle)
+        manifest = open_bundle(bundle, on_read)
         return cls(
             manifest=manifest,
             config=read_config(bundle),

@@ -9,32 +9,24 @@ and an index always counts the frames that a player would show.
 Time is counted from the first frame, so a clip whose time stamps start late loses nothing. The
 pixels are taken as square, as LLaVA's own loaders take them. An image is a clip of one frame.
 
-The content of the file decides what it is, not its name, and it cannot make FFmpeg open anything
-else: playlists that name other files are refused.
+`media` says which files are opened, and bounds what they cost.
 
 Axes: H rows, W columns, 3 channels (red, green, blue).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from io import FileIO
 from math import floor, isfinite, log10
 from pathlib import Path
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.sidedata.sidedata import SideData
-from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from tc_export.errors import UsageError, VideoError
+from tc_export.runtime.media import DecodingError, Media, open_media, upright_rgb
 
 _FRAME_S_WHEN_UNSAID = 1 / 25
 _CUT_SHORT_S = 0.5  # sound often outlasts the pictures by less than this
@@ -80,7 +72,8 @@ class SampledVideo:
     """The sampled frames, and what the user is told about them.
 
     `frames` are [H, W, 3] and upright; `width` and `height` are the first one's. `notes` are
-    sentences about anything that the user did not ask for: fewer frames, damage.
+    sentences about anything that the user did not ask for: fewer frames, damage. `is_picture` is
+    True for a still image, of which one frame is all that there is.
     """
 
     frames: tuple[NDArray[np.uint8], ...]
@@ -91,6 +84,7 @@ class SampledVideo:
     width: int
     height: int
     codec: str
+    is_picture: bool
     notes: tuple[str, ...]
 
 
@@ -101,6 +95,7 @@ class _Timeline:
     times_s: list[float]
     duration_s: float
     codec: str
+    is_picture: bool
     notes: list[str]
 
 
@@ -115,6 +110,8 @@ def sample_video(path: Path, sampling: Sampling) -> SampledVideo:
     """
     timeline = _scan(path)
     indices, notes = choose_frames(timeline.times_s, timeline.duration_s, sampling)
+    if timeline.is_picture:
+        notes = []  # one frame is all that was to be expected
     frames = _pick(path, indices)
     height, width, _ = frames[0].shape
     return SampledVideo(
@@ -126,6 +123,7 @@ def sample_video(path: Path, sampling: Sampling) -> SampledVideo:
         width=width,
         height=height,
         codec=timeline.codec,
+        is_picture=timeline.is_picture,
         notes=(*timeline.notes, *notes),
     )
 
@@ -183,36 +181,49 @@ def _rounded_down(value: float) -> str:
 
 def _scan(path: Path) -> _Timeline:
     """Decode the whole clip for its time stamps."""
-    stamps_s: list[float] = []
+    with open_media(path) as media:
+        stamps_s, frame_s, damage = _read_stamps(media)
+        is_picture = media.is_picture and len(stamps_s) == 1
+        said_s, codec = media.duration_s, media.codec
+    if not stamps_s:
+        raise VideoError(
+            f"{path}: not one frame can be decoded: {damage}"
+            if damage
+            else f"{path}: its video stream has no frame that can be decoded"
+        )
+    # A stamp that goes back is broken: such a frame gets its predecessor's.
+    times_s = np.maximum.accumulate(np.array(stamps_s) - stamps_s[0]).round(9)
+    duration_s = round(float(times_s[-1]) + frame_s, 9)
     notes = []
-    with _open(path) as (container, stream):
-        tick_s = stream.time_base or Fraction(1, av.time_base)
-        frame_s = float(1 / stream.average_rate) if stream.average_rate else _FRAME_S_WHEN_UNSAID
-        try:
-            for frame in _decode(container, stream):
-                follows_s = stamps_s[-1] + frame_s if stamps_s else 0.0
-                stamps_s.append(follows_s if frame.pts is None else float(frame.pts * tick_s))
-                frame_s = float(frame.duration * tick_s) or frame_s
-        except av.FFmpegError as error:
-            if not stamps_s:
-                raise VideoError(
-                    f"{path}: not one frame can be decoded: {_reason(error)}"
-                ) from error
-            notes.append(
-                f"the clip is damaged after frame {len(stamps_s) - 1} ({_reason(error)}): only "
-                "what comes before is used"
-            )
-        if not stamps_s:
-            raise VideoError(f"{path}: its video stream has no frame that can be decoded")
-        # A stamp that goes back is broken: such a frame gets its predecessor's.
-        times_s = np.maximum.accumulate(np.array(stamps_s) - stamps_s[0]).round(9)
-        duration_s = round(float(times_s[-1]) + frame_s, 9)
-        if not notes and container.duration is not None:
-            # Some containers count their duration from time 0, others from the first frame.
-            end_s = max(duration_s, stamps_s[0] + duration_s)
-            notes += _note_if_cut_short(container.duration / av.time_base, end_s)
-        codec = stream.codec_context.codec.canonical_name
-    return _Timeline(times_s=times_s.tolist(), duration_s=duration_s, codec=codec, notes=notes)
+    if damage:
+        notes.append(
+            f"the clip is damaged after frame {len(stamps_s) - 1} ({damage}): only what comes "
+            "before is used"
+        )
+    elif said_s is not None:
+        # Some containers count their duration from time 0, others from the first frame.
+        notes += _note_if_cut_short(said_s, max(duration_s, stamps_s[0] + duration_s))
+    return _Timeline(
+        times_s=times_s.tolist(),
+        duration_s=duration_s,
+        codec=codec,
+        is_picture=is_picture,
+        notes=notes,
+    )
+
+
+def _read_stamps(media: Media) -> tuple[list[float], float, str]:
+    """When each frame is shown, how long the last one is, in seconds; and what damage there is."""
+    stamps_s: list[float] = []
+    frame_s = media.frame_s or _FRAME_S_WHEN_UNSAID
+    try:
+        for frame in media.frames():
+            follows_s = stamps_s[-1] + frame_s if stamps_s else 0.0
+            stamps_s.append(follows_s if frame.pts is None else float(frame.pts * media.tick_s))
+            frame_s = float(frame.duration * media.tick_s) or frame_s
+    except DecodingError as error:
+        return stamps_s, frame_s, str(error)
+    return stamps_s, frame_s, ""
 
 
 def _note_if_cut_short(said_s: float, end_s: float) -> list[str]:
@@ -228,94 +239,20 @@ def _pick(path: Path, indices: list[int]) -> tuple[NDArray[np.uint8], ...]:
     """Decode up to the last wanted frame, and keep the wanted ones."""
     wanted = set(indices)
     frames: list[NDArray[np.uint8]] = []
-    # An error here is the one that the scan met, after the frames that it counted.
-    with _open(path) as (container, stream), suppress(av.FFmpegError):
-        for index, frame in enumerate(_decode(container, stream)):
+    with open_media(path) as media:
+        decoded = enumerate(media.frames())
+        while len(frames) < len(indices):
+            try:
+                index, frame = next(decoded)
+            except (StopIteration, DecodingError) as error:  # the scan came further
+                raise VideoError(f"{path} changed while it was read", hint="try again") from error
             if index in wanted:
-                frames.append(_upright_rgb(frame))
-            if index == indices[-1]:
-                break
-    if len(frames) != len(indices):
-        raise VideoError(f"{path} changed while it was read", hint="try again")
+                frames.append(_converted(path, index, frame))
     return tuple(frames)
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open the file, and find its video stream.
-
-    FFmpeg gets an open file without a name, so that it goes by content (by name it would render
-    any .txt as a video), and may use no protocol, so that nothing else is opened.
-    """
-    if not path.exists():
-        raise VideoError(f"{path}: no such file")
-    if not path.is_file():
-        raise VideoError(f"{path} is not a file", hint="give a video file")
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path} is empty (0 bytes)")
+def _converted(path: Path, index: int, frame: VideoFrame) -> NDArray[np.uint8]:
     try:
-        file = path.open("rb")
-    except OSError as error:
-        raise VideoError(f"{path} cannot be read: {error.strerror}") from error
-    with file, FileIO(file.fileno(), closefd=False) as nameless:
-        try:
-            container = av.open(nameless, "r", options={"protocol_whitelist": "none"})
-        except av.FFmpegError as error:
-            raise VideoError(
-                f"{path} is not a video, or is damaged: {_reason(error)}",
-                hint="videos that players can open are expected: mp4, mkv, webm, mov, avi, gif",
-            ) from error
-        with container:
-            yield container, _video_stream(container, path)
-
-
-def _video_stream(container: InputContainer, path: Path) -> VideoStream:
-    stream = container.streams.best("video")
-    if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
-        kinds = {
-            "cover picture" if stream.disposition & Disposition.attached_pic else stream.type
-            for stream in container.streams
-        }
-        raise VideoError(f"{path} has no video stream; it has: {', '.join(sorted(kinds))}")
-    if stream.codec_context is None:
-        raise VideoError(
-            f"{path}: there is no decoder for its video codec",
-            hint="convert it to H.264 or VP9 first",
-        )
-    stream.thread_type = "AUTO"
-    return stream
-
-
-def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Yield the frames as they are shown.
-
-    Raises:
-        FFmpegError: at damage, after the frames that the decoder's threads still held.
-    """
-    try:
-        for packet in container.demux(stream):
-            yield from packet.decode()
-    except av.FFmpegError:
-        with suppress(av.FFmpegError):
-            yield from stream.decode(None)
-        raise
-
-
-def _upright_rgb(frame: VideoFrame) -> NDArray[np.uint8]:
-    """Return the pixels [H, W, 3], turned and mirrored as the file's display matrix says."""
-    rgb_HWC: NDArray[np.uint8] = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-    try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV does not know every type of side data, Exif for one
-        return np.ascontiguousarray(np.rot90(rgb_HWC, round(frame.rotation / 90)))
-    if not isinstance(matrix, SideData):
-        return np.ascontiguousarray(rgb_HWC)
-    # A pixel (x, y) is shown at (a x + c y, b x + d y), up to a shift; fixed point 16.16.
-    (a, b), (c, d) = np.frombuffer(bytes(matrix), dtype=np.int32).reshape(3, 3)[:2, :2].tolist()
-    if abs(b) > abs(a):
-        rgb_HWC, (a, d) = rgb_HWC.swapaxes(0, 1), (c, b)
-    return np.ascontiguousarray(rgb_HWC[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
-
-
-def _reason(error: av.FFmpegError) -> str:
-    return error.strerror or "FFmpeg gives no reason"
+        return upright_rgb(frame)
+    except DecodingError as error:
+        raise VideoError(f"{path}: frame {index} cannot be made RGB: {error}") from error

@@ -84,6 +84,7 @@ def _config(inputs: BuildInputs) -> dict[str, Any]:
     model = checkpoint.config.model
     return {
         **checkpoint.config.document,
+        "vision_feature_select_strategy": model.vision.features,
         "temporal": model.temporal.model_dump(mode="json"),
         "pooling": model.pooling.model_dump(mode="json"),
         "builder_config": {

@@ -5,51 +5,65 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
-from tc_export.bundle import EngineRecord, EngineState, Manifest, StageResults, Staging, verify
-from tc_export.bundle.layout import engine_path, engine_stage, tensorrt_graph, tensorrt_stage
+from tc_export.bundle import EngineRecord, EngineState, Manifest, StageResults, Staging, find_damage
+from tc_export.bundle.layout import (
+    PLUGIN_SOURCES,
+    engine_path,
+    engine_stage,
+    tensorrt_graph_path,
+    tensorrt_stage,
+)
 from tc_export.contracts.graph_io import GRAPHS
-from tc_export.device_build.golden import make_golden
-from tc_export.device_build.write import PendingBuild, PendingEngine, write_finish
-from tc_export.parity.tensors.check_bundle import references
 from tc_export.runner import Reporter, Stage, StageContext, is_up_to_date
+from tc_export.stages import golden, shards
 from tc_export.stages.inputs import BuildInputs
-from tc_export.stages.tools import EXPORTERS, versions
+from tc_export.stages.tools import versions
+
+if TYPE_CHECKING:
+    from tc_export.device_build.write import PendingEngine
 
 STAGE = "finish"
 NEXT_STEP = "on the device: tc-export finish BUNDLE, or without Python: sh BUNDLE/finish/finish.sh"
 
 
 def stage(inputs: BuildInputs) -> Stage:
-    """Write golden data and the script; the engine is pending from then on."""
+    """Write what is to be done there; the engine is pending from then on."""
     assert inputs.release is not None
     return Stage(
         name=STAGE,
-        description="write golden data, and the script for the device",
+        description="write the script for the device",
         key={
             "target": inputs.target.name,
-            "tensorrt": inputs.release.tensorrt,
+            "release": inputs.release.model_dump(),
             "precision": inputs.spec.precision_asked,
             "profile": inputs.spec.profile.model_dump(),
-            "tools": versions(EXPORTERS),
+            "tools": versions(("tc-export",)),
         },
         outputs=("finish",),
-        needs=("plugins", *map(tensorrt_stage, GRAPHS)),
+        needs=("plugins", golden.STAGE, *map(tensorrt_stage, GRAPHS)),
+        after=(shards.STAGE,),
         run=partial(_run, inputs=inputs),
     )
 
 
 def _run(context: StageContext, *, inputs: BuildInputs) -> StageResults:
+    from tc_export.device_build.write import PendingBuild, write_finish
+
     target, release = inputs.target, inputs.release
     assert release is not None
     assert target.sm is not None
     assert target.toolchain.architecture is not None
     pending = PendingBuild(
         target=target.name,
+        release=release.name,
+        cuda=release.cuda,
         tensorrt=release.tensorrt,
         architecture=target.toolchain.architecture,
         sm=target.sm,
         plugin_library=inputs.plugin_library,
+        plugin_sources=PLUGIN_SOURCES if (context.folder / PLUGIN_SOURCES).is_dir() else None,
         engines=_pending_engines(context, inputs),
     )
     write_finish(context.folder, pending, context.digests)
@@ -60,22 +74,19 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> StageResults:
 
 
 def _pending_engines(context: StageContext, inputs: BuildInputs) -> dict[str, PendingEngine]:
-    """Both engines, each with a call of the PyTorch model to judge it by."""
-    profile = inputs.spec.profile
-    golden = make_golden(
-        references(inputs.checkpoint, inputs.precisions),
-        inputs.precisions,
-        max_frames=profile.max_frames,
-        max_length=profile.max_length,
-    )
+    """Both engines, each with a call to judge it by."""
+    from tc_export.device_build.write import PendingEngine
+    from tc_export.golden.files import read_golden
+
+    calls = read_golden(context.folder)
     return {
         graph: PendingEngine(
-            graph=tensorrt_graph(graph),
+            graph=tensorrt_graph_path(graph),
             engine=engine_path(graph),
             precision=inputs.precision(graph),
             custom_nodes=context.results.custom_nodes[graph],
             shapes=inputs.shapes(graph),
-            golden=golden[graph],
+            golden=calls[graph],
         )
         for graph in GRAPHS
     }
@@ -91,7 +102,7 @@ def finished_bundle(
     published = staging.published
     if published is None or not is_finished(published) or not is_up_to_date(published, stages):
         return None
-    if verify(staging.output, partial(reporter.read, "the bundle")):
+    if find_damage(staging.output, published, partial(reporter.read, "the bundle")):
         return None
     reporter.listed(stages)
     for each in stages:

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from tc_export.bundle.layout import tensorrt_folder, tensorrt_graph, tensorrt_stage
+from tc_export.bundle.layout import graph_path, tensorrt_graph_path, tensorrt_stage
 from tc_export.errors import TcExportError
-from tc_export.graph.tensorrt_form import to_tensorrt_form
 from tc_export.runner import Stage, StageContext
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import EXPORTERS, versions
@@ -21,17 +20,17 @@ def stage(inputs: BuildInputs, graph: str) -> Stage:
         name=tensorrt_stage(graph),
         description=f"write the {graph} graph for TensorRT {tensorrt}",
         key={"tensorrt": tensorrt, "tools": versions(EXPORTERS)},
-        outputs=(tensorrt_folder(graph),),
+        outputs=(tensorrt_graph_path(graph),),
         needs=(graph,),
         run=partial(_run, graph=graph, tensorrt=tensorrt),
     )
 
 
 def _run(context: StageContext, *, graph: str, tensorrt: str) -> None:
-    for file in sorted((context.folder / graph).iterdir()):  # the weights are the same files
-        context.link(file, f"{tensorrt_folder(graph)}/{file.name}")
-    path = context.folder / tensorrt_graph(graph)
-    form = to_tensorrt_form(path, path, tensorrt)
+    from tc_export.graph.tensorrt_form import to_tensorrt_form
+
+    source, path = context.folder / graph_path(graph), context.folder / tensorrt_graph_path(graph)
+    form = to_tensorrt_form(source, path, tensorrt)
     expected = context.results.custom_nodes[graph]
     if form.custom_nodes != expected:
         raise TcExportError(

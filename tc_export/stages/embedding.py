@@ -6,7 +6,6 @@ from __future__ import annotations
 from functools import partial
 
 from tc_export.bundle.layout import EMBEDDING_FILE
-from tc_export.graph.export import export_embedding
 from tc_export.runner import Stage, StageContext
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import EXPORTERS, versions
@@ -28,5 +27,7 @@ def stage(inputs: BuildInputs) -> Stage:
 
 
 def _run(context: StageContext, *, inputs: BuildInputs) -> None:
+    from tc_export.graph.export import export_embedding
+
     dtype = inputs.precisions.decoder.dtype
     export_embedding(inputs.checkpoint, dtype, context.path(EMBEDDING_FILE))

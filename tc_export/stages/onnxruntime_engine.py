@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from tc_export.bundle import EngineRecord, EngineState, StageResults
 from tc_export.contracts.graph_io import GRAPHS
-from tc_export.engine.loading import ONNX_RUNTIME, load_engines
 from tc_export.runner import Stage, StageContext
+from tc_export.stages import shards
 from tc_export.stages.tools import RUNNERS, versions
 
 
@@ -18,10 +18,13 @@ def stage() -> Stage:
         key={"tools": versions(RUNNERS)},
         outputs=(),
         needs=GRAPHS,
+        after=(shards.STAGE,),
         run=_run,
     )
 
 
 def _run(context: StageContext) -> StageResults:
+    from tc_export.engine.loading import ONNX_RUNTIME, load_engines
+
     load_engines(context.folder, {}, native=False)
     return StageResults(engine=EngineRecord(backend=ONNX_RUNTIME, state=EngineState.BUILT))

@@ -7,11 +7,9 @@ from functools import partial
 
 from tc_export.contracts.graph_io import GRAPHS
 from tc_export.errors import CheckFailed
-from tc_export.parity.graph_engines import GraphsInTurn
-from tc_export.parity.tensors.check_bundle import compare_with_pytorch
-from tc_export.parity.tensors.report import failures, write_report
 from tc_export.plan.build_memory import memory_limits
 from tc_export.runner import Stage, StageContext
+from tc_export.stages import shards
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import RUNNERS, versions
 
@@ -27,11 +25,16 @@ def stage(inputs: BuildInputs) -> Stage:
         },
         outputs=("parity",),
         needs=GRAPHS,
+        after=(shards.STAGE,),
         run=partial(_run, inputs=inputs),
     )
 
 
 def _run(context: StageContext, *, inputs: BuildInputs) -> None:
+    from tc_export.parity.graph_engines import GraphsInTurn
+    from tc_export.parity.tensors.check_bundle import compare_with_pytorch
+    from tc_export.parity.tensors.report import failures, write_report
+
     config = inputs.checkpoint.config.model
     limits = memory_limits(config, inputs.precisions, inputs.memory_bytes)
     result = compare_with_pytorch(

@@ -11,6 +11,7 @@ from tc_export.config import ModelConfig
 from tc_export.errors import EnvironmentLacks, UsageError
 from tc_export.plan.build_cost import build_cost
 from tc_export.plan.planner import profile_length
+from tc_export.plan.units import spell_bytes
 from tc_export.stages.tools import RTX_BUILDER, versions
 from tc_export.targets import Precisions, Target
 
@@ -88,8 +89,8 @@ def _check_memory(
     worst = max(steps, key=lambda step: steps[step])
     if cost.host_bytes is not None and steps[worst] > cost.host_bytes:
         raise EnvironmentLacks(
-            f"the build's step {worst!r} would take {steps[worst] / 1e9:.1f} GB of memory, and "
-            f"this machine has {cost.host_bytes / 1e9:.1f} GB",
+            f"the build's step {worst!r} would take {spell_bytes(steps[worst])} of memory, and "
+            f"this machine has {spell_bytes(cost.host_bytes)}",
             hint="--no-parity leaves the comparison with PyTorch out"
             if worst == "parity"
             else "build on a larger machine; tc-export plan shows every step",

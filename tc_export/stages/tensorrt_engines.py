@@ -6,10 +6,11 @@ from __future__ import annotations
 from functools import partial
 
 from tc_export.bundle import EngineBuild, EngineRecord, EngineState, StageResults
-from tc_export.bundle.layout import MODEL_FILE, engine_path, engine_stage
+from tc_export.bundle.layout import engine_path, engine_stage, graph_path
 from tc_export.contracts.graph_io import DECODER
 from tc_export.engine.tensorrt.build import EngineRequest, build_engine
 from tc_export.runner import Stage, StageContext
+from tc_export.stages import shards
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import RTX_BUILDER, versions
 
@@ -27,6 +28,7 @@ def stage(inputs: BuildInputs, graph: str) -> Stage:
         },
         outputs=(engine_path(graph),),
         needs=(graph, "plugins"),
+        after=(shards.STAGE,),
         run=partial(_run, inputs=inputs, graph=graph),
         in_subprocess=True,
     )
@@ -39,7 +41,7 @@ def _run(context: StageContext, *, inputs: BuildInputs, graph: str) -> StageResu
     report = build_engine(
         EngineRequest(
             flavour=target.toolchain.engine,
-            graph=context.folder / graph / MODEL_FILE,
+            graph=context.folder / graph_path(graph),
             engine=context.path(engine_path(graph)),
             plugin_library=context.folder / inputs.plugin_library if custom_nodes else None,
             shapes=inputs.shapes(graph),

@@ -2,7 +2,7 @@
 """Devices as data: what each one has, its software, and the number formats that it can run."""
 
 from tc_export.targets.precision import COMPONENTS, Precision, Precisions, read_precisions
-from tc_export.targets.release import Release, choose_release
+from tc_export.targets.release import Release, choose_release, other_releases
 from tc_export.targets.target import (
     SHIPPED_FOLDERS,
     Doubt,
@@ -12,6 +12,7 @@ from tc_export.targets.target import (
     Rates,
     Target,
     Toolchain,
+    is_path_of_target,
     list_targets,
     load_target,
     read_target,
@@ -31,8 +32,10 @@ __all__ = [
     "Target",
     "Toolchain",
     "choose_release",
+    "is_path_of_target",
     "list_targets",
     "load_target",
+    "other_releases",
     "read_precisions",
     "read_target",
 ]

@@ -133,6 +133,12 @@ def _value_at(values: Mapping[str, Any], field: str) -> Any:
     return found
 
 
+def is_path_of_target(name_or_path: str) -> bool:
+    """True for the path of a target's file, False for the name of a target."""
+    path = Path(name_or_path)
+    return path.suffix == ".toml" or len(path.parts) > 1
+
+
 def load_target(name_or_path: str) -> Target:
     """Read a shipped target by its name, or the user's own by the path of its file.
 
@@ -142,9 +148,8 @@ def load_target(name_or_path: str) -> Target:
         UsageError: no target of that name, or a file that is not a valid target.
         InputError: no such file, or one that cannot be read.
     """
-    path = Path(name_or_path)
-    if path.suffix == ".toml" or len(path.parts) > 1:
-        return read_target(path)
+    if is_path_of_target(name_or_path):
+        return read_target(Path(name_or_path))
     shipped = _shipped_files()
     if name_or_path not in shipped:
         near = difflib.get_close_matches(name_or_path.lower(), shipped, n=1, cutoff=0.5)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tc_export.bundle import open_staging, staging, verify
+from tc_export.bundle import Placement, open_staging, staging, verify
 from tc_export.errors import EnvironmentLacks, TcExportError, UsageError
 from tc_export.runner import Stage, StageContext
 from tests.runner.toy import Toy, exit_code, in_child
@@ -288,6 +288,8 @@ def _on_own_mount(toy: Toy, options: str, work: Callable[[], object]) -> object:
 
 
 def test_the_disk_is_full_and_then_it_is_not(toy: Toy) -> None:
+    toy.placement = Placement.AUTO  # the checkpoint is on another file system
+
     def work() -> object:
         stages = _padded(toy.stages(), "engine", 512)
         failure = _failure(lambda: toy.build(stages))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tc_export.bundle import staging, verify
+from tc_export.bundle import Placement, staging, verify
 from tests.runner.toy import NAMES, Toy
 
 
@@ -101,18 +101,18 @@ def test_a_sibling_may_change_while_it_is_taken_from(
     toy: Toy, second: Toy, monkeypatch: pytest.MonkeyPatch, fate: str
 ) -> None:
     """Its hashes held, and then another build came in between."""
-    link = staging.link_or_copy
+    place = staging.place_file
 
-    def late(source: Path, destination: Path) -> None:
-        monkeypatch.setattr(staging, "link_or_copy", link)
+    def late(source: Path, destination: Path, placement: Placement) -> None:
+        monkeypatch.setattr(staging, "place_file", place)
         if fate == "replaced":
             toy.build(seed=2)
             toy.runs()
         else:
             shutil.rmtree(toy.output)
-        link(source, destination)
+        place(source, destination, placement)
 
-    monkeypatch.setattr(staging, "link_or_copy", late)
+    monkeypatch.setattr(staging, "place_file", late)
     second.build()
     assert second.runs()["graph"] == 1
     assert (second.output / "graph" / "a.onnx").read_text() == "a 1"

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tc_export.bundle import Digests, files, inspect, locate, read_manifest, verify
+from tc_export import digests
+from tc_export.bundle import inspect, locate, read_manifest, verify
+from tc_export.digests import Digests
 from tc_export.errors import BundleError
 from tests.runner.toy import SPEC, Toy
 
@@ -25,7 +27,7 @@ def seal(values: dict[str, Any]) -> str:
     body = {k: v for k, v in values.items() if k not in ("format", "format_version", "seal")}
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(canonical.encode()).hexdigest()
-    header = {"format": "tc-export bundle", "format_version": 3, "seal": digest}
+    header = {"format": "tc-export bundle", "format_version": 4, "seal": digest}
     return json.dumps({**header, **body})
 
 
@@ -49,7 +51,7 @@ def test_a_whole_bundle_has_no_problem_even_elsewhere(bundle: Path, tmp_path: Pa
 
 
 def test_progress_ends_with_all_bytes(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_CHUNK_BYTES", 7)
+    monkeypatch.setattr(digests, "_CHUNK_BYTES", 7)
     sizes = [file.size_bytes for file in read_manifest(bundle).files.values()]
     told: list[tuple[int, int]] = []
     assert verify(bundle, lambda done, total: told.append((done, total))) == []
@@ -162,11 +164,11 @@ def test_a_hostile_path_is_the_only_reason(bundle: Path) -> None:
     assert [problem.path for problem in verify(bundle)] == ["none", "report.json"]
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, "3", None, True, 3.0, [3]])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, "4", None, True, 4.0, [4]])
 def test_a_bundle_of_another_version_is_refused(bundle: Path, version: object) -> None:
     values = _values(bundle) | {"format_version": version}
     (bundle / "manifest.json").write_text(json.dumps(values))
-    with pytest.raises(BundleError, match="writes version 3") as caught:
+    with pytest.raises(BundleError, match="writes version 4") as caught:
         read_manifest(bundle)
     assert f"version {version!r}" in str(caught.value)
     assert "build it again" in str(caught.value.hint)
@@ -285,9 +287,9 @@ def _only_bundle_errors(bundle: Path) -> None:
 @_quick
 @given(data=st.binary() | _json.map(lambda value: json.dumps(value).encode()))
 @example(data=b"[" * 100_000)
-@example(data=b'{"format": "tc-export bundle", "format_version": 3, "x": ' + b"9" * 5000 + b"}")
-@example(data=b'{"format": "tc-export bundle", "format_version": 3, "x": NaN}')
-@example(data=b'{"format": "tc-export bundle", "format_version": 3, "x": "\\ud800"}')
+@example(data=b'{"format": "tc-export bundle", "format_version": 4, "x": ' + b"9" * 5000 + b"}")
+@example(data=b'{"format": "tc-export bundle", "format_version": 4, "x": NaN}')
+@example(data=b'{"format": "tc-export bundle", "format_version": 4, "x": "\\ud800"}')
 @example(data=b'{"format": "tc-export bundle", "format_version": ' + b"9" * 5000 + b"}")
 @example(data=b'{"format": ' + b"9" * 5000 + b"}")
 def test_random_manifests_are_refused(tmp_path: Path, data: bytes) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, MistralConfi
 from tc_export.checkpoint.hf_config import Origin, read_config
 from tc_export.checkpoint.hf_schema import HfLlama, HfMistral, HfVision
 from tc_export.checkpoint.names import Family
-from tc_export.config import AfterClip, AttentionMask
+from tc_export.config import AfterClip, AttentionMask, ModelSettings, PoolingMode
 from tc_export.errors import CheckpointError, UsageError
 
 CLIP: dict[str, Any] = {
@@ -136,6 +136,10 @@ SOURCE_ONLY = {
 }
 
 
+def asked(where: str = "the command line", **parts: Any) -> ModelSettings:
+    return ModelSettings.read(parts, where=where)
+
+
 def write(folder: Path, values: Any) -> Path:
     (folder / "config.json").write_text(json.dumps(values))
     return folder
@@ -216,35 +220,127 @@ def test_the_generation_config_says_what_ends_an_answer(
     assert read_config(tmp_path).eos_token_ids == expected
 
 
-def test_temporal_settings_come_from_checkpoint_then_flag_then_default(tmp_path: Path) -> None:
+def test_settings_come_from_the_checkpoint_then_the_user_then_the_default(tmp_path: Path) -> None:
     values = document("llava", VICUNA, temporal={"gamma": 0.5}, pooling={"mode": "max"})
-    flags = {"mask": "full_visual", "gamma": 0.5}
+    flags = asked(
+        temporal={"mask": "full_visual", "gamma": 0.5}, pooling={"stride": 3, "mode": "max"}
+    )
     config = read_config(write(tmp_path, values), flags)
     assert config.model.temporal.gamma == 0.5
     assert config.model.temporal.mask is AttentionMask.FULL_VISUAL
     assert config.model.temporal.after_clip is AfterClip.RESTART
     assert config.model.pooling.mode == "max"
+    assert config.model.pooling.stride == 3
+    assert config.model.tokens_per_frame == 64
     assert config.origins == {
         "temporal.gamma": Origin.CHECKPOINT,
-        "temporal.mask": Origin.FLAG,
+        "temporal.mask": Origin.USER,
         "temporal.after_clip": Origin.DEFAULT,
-        "pooling.stride": Origin.DEFAULT,
+        "pooling.stride": Origin.USER,
         "pooling.mode": Origin.CHECKPOINT,
         "pooling.before_projector": Origin.DEFAULT,
+        "vision.features": Origin.DEFAULT,
     }
+
+
+STOCK = {"gamma": 0.0, "mask": "causal"}
+METHOD = {"stride": 2, "mode": "average", "before_projector": False}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "stated", "flags", "stride", "origin"),
+    [
+        ("llava", {}, {}, 2, Origin.DEFAULT),
+        ("llava", {}, {"temporal": STOCK}, 1, Origin.STOCK),
+        ("llava_next", {}, {"temporal": STOCK}, 1, Origin.STOCK),
+        ("llava", {"temporal": STOCK}, {}, 1, Origin.STOCK),
+        ("llava", {"temporal": {"gamma": 0}}, {"temporal": {"mask": "causal"}}, 1, Origin.STOCK),
+        ("llava", {}, {"temporal": {"gamma": 0}}, 2, Origin.DEFAULT),
+        ("llava", {}, {"temporal": {"mask": "causal"}}, 2, Origin.DEFAULT),
+        ("llava", {}, {"temporal": STOCK, "pooling": {"stride": 2}}, 2, Origin.USER),
+        ("llava", {}, {"temporal": STOCK, "pooling": {"mode": "max"}}, 2, Origin.DEFAULT),
+        ("llava", {"pooling": METHOD}, {"temporal": STOCK}, 2, Origin.CHECKPOINT),
+        ("llava_next_video", {}, {"temporal": STOCK}, 2, Origin.CHECKPOINT),
+        ("llava_next_video", {"pooling": {"stride": 1}}, {}, 1, Origin.CHECKPOINT),
+    ],
+)
+def test_stock_llava_is_not_pooled(
+    tmp_path: Path,
+    model_type: str,
+    stated: dict[str, Any],
+    flags: dict[str, Any],
+    stride: int,
+    origin: Origin,
+) -> None:
+    """The method's 2 x 2 is a default for the method: who asks for stock LLaVA gets that."""
+    config = read_config(write(tmp_path, document(model_type, VICUNA, **stated)), asked(**flags))
+    assert config.model.pooling.stride == stride
+    assert config.origins["pooling.stride"] is origin
+    before_projector = model_type == "llava_next_video"
+    assert config.model.pooling.before_projector is before_projector
+
+
+def test_vision_features_are_asked_for(tmp_path: Path) -> None:
+    write(tmp_path, document("llava", VICUNA))
+    config = read_config(tmp_path, asked(vision={"features": "full"}, pooling={"stride": 1}))
+    assert config.model.vision.keep_class_token
+    assert config.model.tokens_per_frame == 577
+    assert config.origins["vision.features"] is Origin.USER
+
+
+def test_the_settings_of_a_model_ask_for_that_model(tmp_path: Path) -> None:
+    write(tmp_path, document("llava", VICUNA))
+    flags = asked(temporal={"gamma": 0.5}, vision={"features": "full"}, pooling={"stride": 1})
+    model = read_config(tmp_path, flags).model
+    again = read_config(tmp_path, model.settings)
+    assert again.model == model
+    assert set(again.origins.values()) == {Origin.USER}
+    assert model.pooling.mode is PoolingMode.AVERAGE
+
+
+@pytest.mark.parametrize(
+    ("flags", "message", "hint"),
+    [
+        ({"pooling": {"stride": 25}}, "stride 25 exceeds the 24", "--pooling-stride 1"),
+        ({"vision": {"features": "full"}}, "class token cannot be", "--pooling-stride 1"),
+    ],
+)
+def test_a_pooling_that_cannot_be_is_the_users_fault(
+    tmp_path: Path, flags: dict[str, Any], message: str, hint: str
+) -> None:
+    write(tmp_path, document("llava", VICUNA))
+    with pytest.raises(UsageError, match=message) as caught:
+        read_config(tmp_path, asked(**flags))
+    assert hint in str(caught.value.hint)
 
 
 def test_a_flag_that_contradicts_the_checkpoint_is_an_error(tmp_path: Path) -> None:
     values = document("llava", VICUNA, temporal={"gamma": 0.5, "mask": "causal"})
     with pytest.raises(UsageError, match=r"gamma: 0\.25 asked for, 0\.5 in the check") as caught:
-        read_config(write(tmp_path, values), {"gamma": 0.25, "mask": "causal"})
+        read_config(write(tmp_path, values), asked(temporal={"gamma": 0.25, "mask": "causal"}))
     assert "mask" not in str(caught.value)
+
+
+def test_all_contradictions_are_named_at_once(tmp_path: Path) -> None:
+    """LLaVA-NeXT-Video states its pooling by its family, whether its file does or not."""
+    values = document("llava_next_video", VICUNA, vision_feature_select_strategy="default")
+    flags = asked(
+        temporal={"gamma": 0.5}, pooling={"stride": 4, "mode": "max"}, vision={"features": "full"}
+    )
+    with pytest.raises(UsageError) as caught:
+        read_config(write(tmp_path, values), flags)
+    _, *lines = str(caught.value).splitlines()
+    assert [line.strip() for line in lines] == [
+        "pooling.mode: max asked for, average in the checkpoint",
+        "pooling.stride: 4 asked for, 2 in the checkpoint",
+        "vision.features: full asked for, default in the checkpoint",
+    ]
 
 
 @pytest.mark.parametrize("flags", [{"gamma": -1}, {"mask": "round"}, {"gama": 1.0}])
 def test_a_wrong_flag_is_a_usage_error(tmp_path: Path, flags: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="the command line"):
-        read_config(write(tmp_path, DOCUMENTS["llava 1.5"]), flags)
+        read_config(write(tmp_path, DOCUMENTS["llava 1.5"]), asked(temporal=flags))
 
 
 UNSUPPORTED = {
@@ -296,10 +392,19 @@ WRONG = {
     "zero heads of keys": (document("llava", VICUNA | {"num_key_value_heads": 0}), "greater than"),
     "image size": ({"model_type": "llava", "vision_config": {"patch_size": 15}}, "not a multiple"),
     "layer": (document("llava", VICUNA, vision_feature_layer=-40), "outside the tower"),
-    "stride": (document("llava", VICUNA, pooling={"stride": 0}), "pooling.stride"),
+    "stride": (document("llava", VICUNA, pooling={"stride": 0}), r"`pooling` in .*\n.*stride"),
     "class token pooled": (
         document("llava", VICUNA, vision_feature_select_strategy="full"),
         "class token cannot be pooled",
+    ),
+    "pooling": (document("llava", VICUNA, pooling={"mode": "sum"}), r"`pooling` in .*\n.*mode"),
+    "stride of next video": (
+        document("llava_next_video", VICUNA, spatial_pool_stride=0),
+        r"`pooling` in .*\n.*stride",
+    ),
+    "stride beyond the grid": (
+        document("llava", VICUNA, pooling={"stride": 25}),
+        "exceeds the 24 patches",
     ),
     "temporal": (document("llava", VICUNA, temporal={"gama": 1}), r"`temporal` in .*\n.*gama"),
     "rope": (

@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from tc_export.checkpoint import reader
 from tc_export.checkpoint.reader import Checkpoint, empty_model, open_checkpoint
+from tc_export.config import (
+    AttentionMask,
+    ModelSettings,
+    TemporalConfig,
+    VisionFeatures,
+    VisionSettings,
+)
+from tc_export.digests import Remembered
 from tc_export.errors import CheckpointError
 from tc_export.model.positions import Clip, Text, lay_out
 from tc_export.model.tc_llava import TcLlava
@@ -28,7 +41,7 @@ from tests.checkpoint.families import (
     small_model,
 )
 
-STOCK = {"gamma": 0.0, "mask": "causal"}
+STOCK = ModelSettings(temporal=TemporalConfig(gamma=0.0, mask=AttentionMask.CAUSAL))
 
 
 def module_pairs(ours: TcLlava, theirs: PreTrainedModel) -> list[tuple[str, nn.Module, nn.Module]]:
@@ -157,17 +170,46 @@ def frames(count: int) -> torch.Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("options", [{}, {"vision_feature_layer": 1}, {"vision_feature_layer": -1}])
+def pooling_stated(document: dict[str, Any]) -> None:
+    document["pooling"] = {"stride": 1}
+
+
+def features_left_open(document: dict[str, Any]) -> None:
+    del document["vision_feature_select_strategy"]
+
+
+FULL = {"vision_feature_select_strategy": "full"}
+ASKED_FULL = STOCK.model_copy(update={"vision": VisionSettings(features=VisionFeatures.FULL)})
+
+
+@pytest.mark.parametrize(
+    ("options", "edit", "asked"),
+    [
+        ({}, pooling_stated, STOCK),
+        ({}, None, STOCK),
+        ({"vision_feature_layer": 1}, None, STOCK),
+        ({"vision_feature_layer": -1}, None, STOCK),
+        (FULL, None, STOCK),
+        (FULL, features_left_open, ASKED_FULL),
+    ],
+)
 @torch.no_grad()
-def test_stock_llava_gives_the_same_logits(tmp_path: Path, options: dict[str, Any]) -> None:
-    """gamma = 0 with the causal mask is transformers' LLaVA, image and all."""
+def test_stock_llava_gives_the_same_logits(
+    tmp_path: Path,
+    options: dict[str, Any],
+    edit: Callable[[dict[str, Any]], None] | None,
+    asked: ModelSettings,
+) -> None:
+    """gamma = 0 with the causal mask is transformers' LLaVA, image and all: it does not pool."""
     theirs = small_model("llava", **options)
     theirs.save_pretrained(tmp_path)
-    edit_config(tmp_path, lambda document: document.update(pooling={"stride": 1}))
-    ours = open_checkpoint(tmp_path, STOCK).load_model()
-    tokens = torch.tensor([[1, 5, *[IMAGE_TOKEN] * 16, 7, 8, 9]])
+    if edit:
+        edit_config(tmp_path, edit)
+    ours = open_checkpoint(tmp_path, asked).load_model()
+    visual = 16 + int(options == FULL)
+    tokens = torch.tensor([[1, 5, *[IMAGE_TOKEN] * visual, 7, 8, 9]])
     expected = theirs(input_ids=tokens, pixel_values=frames(1)).logits
-    layout, _ = lay_out([Text(2), Clip(1, 16), Text(3)], ours.config.temporal)
+    layout, _ = lay_out([Text(2), Clip(1, visual), Text(3)], ours.config.temporal)
     length = tokens.shape[1]
     actual, _ = ours.decoder(
         ours.embed(tokens, frames(1), IMAGE_TOKEN),
@@ -241,6 +283,72 @@ def test_the_digest_does_not_change_with_sharding_or_place(tmp_path: Path) -> No
     shutil.copytree(tmp_path / "b", tmp_path / "c")
     digests = {open_checkpoint(tmp_path / name).digest() for name in "abc"}
     assert len(digests) == 1
+
+
+class TestALargeCheckpoint:
+    """It is read once, and its digest then remembered as long as no file of it changes."""
+
+    @pytest.fixture(autouse=True)
+    def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setattr(reader, "LARGE_BYTES", 1000)
+
+    @pytest.fixture
+    def large(self, tmp_path: Path) -> Path:
+        small_model().save_pretrained(tmp_path / "large", max_shard_size="20KB")
+        for shard in (tmp_path / "large").glob("*.safetensors"):
+            os.utime(shard, (1_000_000_000, 1_000_000_000))
+        return tmp_path / "large"
+
+    def digest(self, folder: Path) -> tuple[str, bool]:
+        """The digest, and whether the weights were read for it."""
+        told: list[int] = []
+        found = open_checkpoint(folder).digest(lambda done, total: told.append(done))
+        return found, bool(told)
+
+    def test_it_is_read_once(self, large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        first, read = self.digest(large)
+        assert read
+        assert self.digest(large) == (first, False)
+        monkeypatch.setattr(reader, "recall", Remembered)
+        assert self.digest(large) == (first, True)
+
+    def test_a_changed_shard_is_not_believed(self, large: Path) -> None:
+        before, _ = self.digest(large)
+        shard = sorted(large.glob("*.safetensors"))[1]
+        data = bytearray(shard.read_bytes())
+        data[-1] ^= 1
+        shard.write_bytes(data)
+        after, read = self.digest(large)
+        assert read
+        assert after != before
+
+    def test_another_setting_is_not_believed(self, large: Path) -> None:
+        before, _ = self.digest(large)
+        edit_config(large, lambda document: document.update(temporal={"gamma": 0.25}))
+        after, read = self.digest(large)
+        assert read
+        assert after != before
+
+    def test_tensors_that_change_places_are_not_believed(self, large: Path) -> None:
+        """The files may be the same: what lies where in them is said by their headers."""
+        checkpoint = open_checkpoint(large)
+        names = [f"decoder.layers.{layer}.mlp.up_proj.weight" for layer in (0, 1)]
+        places = [checkpoint.tensors[name] for name in names]
+        swapped = checkpoint.tensors | dict(zip(names, reversed(places), strict=True))
+        assert replace(checkpoint, tensors=swapped).digest() != checkpoint.digest()
+
+    def test_a_file_that_was_written_just_now_is_not_remembered(self, large: Path) -> None:
+        shard = next(large.glob("*.safetensors"))
+        os.utime(shard, ns=(0, time.time_ns() + 10**18))
+        self.digest(large)
+        assert self.digest(large)[1]
+
+    def test_a_file_that_is_gone(self, large: Path) -> None:
+        checkpoint = open_checkpoint(large)
+        next(large.glob("*.safetensors")).unlink()
+        with pytest.raises(CheckpointError, match="can no longer be read"):
+            checkpoint.digest()
 
 
 @pytest.mark.parametrize("method", [Checkpoint.digest, Checkpoint.check_values])

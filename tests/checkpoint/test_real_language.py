@@ -11,12 +11,14 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from tc_export.checkpoint.reader import open_checkpoint
+from tc_export.config import AttentionMask, ModelSettings, TemporalConfig
 from tc_export.model.positions import Text, lay_out
 from tc_export.model.tc_llava import TcLlava
 from tests.checkpoint.real_language import real_language_checkpoint
 
 PROMPT = "The capital of France is"
 NEW_TOKENS = 12
+STOCK = ModelSettings(temporal=TemporalConfig(gamma=0.0, mask=AttentionMask.CAUSAL))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def logits_of(model: TcLlava, tokens: Tensor) -> Tensor:
 @torch.no_grad()
 def test_the_same_logits_and_the_same_greedy_text(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ours = open_checkpoint(folder, {"gamma": 0.0, "mask": "causal"}).load_model()
+    ours = open_checkpoint(folder, STOCK).load_model()
     theirs = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
 
     tokens = tokenizer(PROMPT, return_tensors="pt").input_ids

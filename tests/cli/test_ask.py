@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tc_export.bundle.layout import graph_path
 from tests.bundled import MAX_FRAMES, copy_bundle
 from tests.cli.running import run
 from tests.runtime.clips import write_clip, write_sound
@@ -139,7 +140,7 @@ class TestBadInput:
 
     def test_a_damaged_graph(self, bundle, tmp_path, clip, capsys) -> None:  # type: ignore[no-untyped-def]
         damaged = copy_bundle(bundle, tmp_path)
-        os.truncate(damaged / "decoder" / "model.onnx", 1000)
+        os.truncate(damaged / graph_path("decoder"), 1000)
         code, err = self.ask(capsys, damaged, clip)
         assert code == 3
         assert "tc-export verify" in err

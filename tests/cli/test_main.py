@@ -15,7 +15,18 @@ from tc_export import __version__
 from tests.cli.running import run
 from tests.repository import DEMO_CHECKPOINT
 
-VERBS = ("build", "finish", "ask", "parity", "inspect", "verify", "targets", "plan", "doctor")
+VERBS = (
+    "build",
+    "init",
+    "finish",
+    "ask",
+    "parity",
+    "inspect",
+    "verify",
+    "targets",
+    "plan",
+    "doctor",
+)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -52,7 +63,9 @@ def test_no_verb_prints_the_help(capsys: Capture) -> None:
     ("words", "message", "hint"),
     [
         (["nosuch"], "no such command 'nosuch'", "see tc-export --help"),
-        (["build"], "missing option '--checkpoint'", "see tc-export build --help"),
+        (["build"], "no checkpoint is given", "--checkpoint DIR names"),
+        (["build", "--config", "none.toml"], "none.toml cannot be read", "tc-export init writes"),
+        (["build", "--gamma", "inf"], "command line has wrong settings: temporal.gamma", "--help"),
         (["build", "--nosuch"], "no such option: --nosuch", "see tc-export build --help"),
         (["plan", "--checkpoint", "x", "--frames", "0"], "--frames", "see tc-export plan --help"),
         (["plugins", "build"], "missing option '--target'", "see tc-export plugins build --help"),
@@ -95,7 +108,14 @@ except SystemExit as ended:
         ("build --checkpoint DEMO --output o --release 9", 2),
         ("build --checkpoint DEMO --output o --max-frames 9999", 2),
         ("build --checkpoint DEMO --output o --gamma 7", 2),
+        ("build --checkpoint DEMO --output o --pooling-stride 1", 2),
+        ("build --checkpoint DEMO --output o --vision-features full", 2),
         ("build --checkpoint none --output o", 3),
+        ("build", 2),
+        ("build --config none.toml", 2),
+        ("build --target nosuch", 2),
+        ("init --nosuch", 2),
+        ("plan", 2),
         ("parity none", 3),
         ("parity none --tasks", 3),
         ("parity none --items 3", 2),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tc_export.cli.missing_packages import EXPORT_PACKAGES, named
+from tc_export.cli.missing_packages import EXPORT_PACKAGES, missing_packages_named
 from tc_export.errors import EnvironmentLacks
 from tests.repository import REPOSITORY
 from tests.runtime.clips import write_clip
@@ -73,7 +73,7 @@ def test_what_builds_says_what_to_install(verb: str, bundle: Path, tmp_path: Pat
 
 
 def test_another_missing_module_is_a_bug_of_ours() -> None:
-    with pytest.raises(ModuleNotFoundError), named():
+    with pytest.raises(ModuleNotFoundError), missing_packages_named():
         raise ModuleNotFoundError("No module named 'tc_export.nowhere'", name="tc_export.nowhere")
-    with pytest.raises(EnvironmentLacks, match="onnx_ir"), named():
+    with pytest.raises(EnvironmentLacks, match="onnx_ir"), missing_packages_named():
         raise ModuleNotFoundError("No module named 'onnx_ir.passes'", name="onnx_ir.passes")

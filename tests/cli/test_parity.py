@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tc_export.bundle.layout import shard_path
 from tc_export.checkpoint.safetensors_file import read_header
 from tests.bundled import copy_bundle
 from tests.cli.running import run
@@ -23,7 +24,7 @@ def test_parity_passes_and_fails(
     assert report["passed"]
     assert {x["tensor"] for x in report["tensors"]} == {"visual_features", "logits"}
     damaged = copy_bundle(bundle, tmp_path)
-    shard = damaged / "decoder" / "model.safetensors"
+    shard = damaged / shard_path("model.safetensors")
     head = next(x for x in read_header(shard).values() if x.name.endswith("lm_head.weight"))
     raw = np.fromfile(shard, dtype=np.uint8)
     weight = raw[head.offset : head.offset + head.nbytes]

@@ -10,7 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,24 @@ from tc_export.bundle import (
     StageResults,
     open_staging,
 )
+from tc_export.bundle.layout import PLUGIN_SOURCES, graph_path, tensorrt_graph_path
 from tc_export.bundle.manifest import digest_of
 from tc_export.checkpoint.reader import open_checkpoint
+from tc_export.contracts.graph_io import GRAPHS
 from tc_export.contracts.shapes import decoder_shapes, vision_shapes
-from tc_export.device_build.golden import make_golden
 from tc_export.device_build.write import PendingBuild, PendingEngine, write_finish
 from tc_export.dtypes import DType
-from tc_export.graph.export import export_decoder, export_vision
+from tc_export.golden.files import write_golden
+from tc_export.golden.make import make_golden
 from tc_export.graph.tensorrt_form import to_tensorrt_form
+from tc_export.native.build import find_sources
+from tc_export.native.sources import library_sources
+from tc_export.parity.tensors.check_bundle import references
+from tc_export.targets import Precisions
 from tests.checkpoint.families import edit_config, save_small
+from tests.exported import export_graph
 
 TENSORRT = "10.3"
-TENSORRT_FILE = "tensorrt.onnx"
 MAX_FRAMES, MAX_LENGTH = 3, 64
 ARCHITECTURE = platform.machine()
 PLUGIN = f"plugins/{ARCHITECTURE}-sm87/libtc_tensorrt.so"
@@ -50,8 +56,11 @@ def elf_header(architecture: str) -> bytes:
     return b"\x7fELF" + bytes(14) + ELF_MACHINES[architecture].to_bytes(2, "little") + bytes(44)
 
 
-def write_pending_bundle(output: Path, scratch: Path) -> Path:
-    """What a host without the device makes of a small LLaVA in float16."""
+def write_pending_bundle(output: Path, scratch: Path, *, sends_sources: bool = False) -> Path:
+    """What a host without the device makes of a small LLaVA in float16.
+
+    `sends_sources`: the bundle has the sources of the plugins in the place of their library.
+    """
     source = save_small(scratch / "checkpoint", dtype=torch.float16)
     settings = {"gamma": 0.5}
     edit_config(source, lambda document: document.update(temporal=settings))
@@ -60,44 +69,49 @@ def write_pending_bundle(output: Path, scratch: Path) -> Path:
     with open_staging(output) as staging:
         folder = staging.bundle
         nodes = {}
-        for name, export in (("vision", export_vision), ("decoder", export_decoder)):
-            (folder / name).mkdir()
-            export(checkpoint, DType.FLOAT16, folder / name, lambda nbytes: None)
-            form = to_tensorrt_form(
-                folder / name / "model.onnx", folder / name / TENSORRT_FILE, TENSORRT
-            )
-            nodes[name] = form.custom_nodes
-        (folder / PLUGIN).parent.mkdir(parents=True)
-        (folder / PLUGIN).write_bytes(elf_header(ARCHITECTURE))
-        precisions = {"vision": "float16", "decoder": "float16"}
+        for name in GRAPHS:
+            export_graph(name, checkpoint, DType.FLOAT16, folder)
+            source, path = folder / graph_path(name), folder / tensorrt_graph_path(name)
+            nodes[name] = to_tensorrt_form(source, path, TENSORRT).custom_nodes
+        if sends_sources:
+            for source in library_sources(find_sources()):
+                (folder / PLUGIN_SOURCES / source).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(find_sources() / source, folder / PLUGIN_SOURCES / source)
+        else:
+            (folder / PLUGIN).parent.mkdir(parents=True)
+            (folder / PLUGIN).write_bytes(elf_header(ARCHITECTURE))
+        precisions = Precisions.both("float16")
         golden = make_golden(
-            config,
-            checkpoint.load_model,
+            references(checkpoint, precisions),
             precisions,
             max_frames=MAX_FRAMES,
             max_length=MAX_LENGTH,
         )
+        calls = write_golden(folder, golden)
         shapes = {
             "vision": vision_shapes(config, MAX_FRAMES),
             "decoder": decoder_shapes(config, MAX_LENGTH),
         }
         engines = {
             name: PendingEngine(
-                graph=f"{name}/{TENSORRT_FILE}",
+                graph=tensorrt_graph_path(name),
                 engine=f"engines/{name}.engine",
-                precision=precisions[name],
+                precision="float16",
                 custom_nodes=nodes[name],
                 shapes=shapes[name],
-                golden=golden[name],
+                golden=calls[name],
             )
             for name in nodes
         }
         build = PendingBuild(
             target="orin",
+            release="JetPack 6.2",
+            cuda="12.6",
             tensorrt=TENSORRT,
             architecture=ARCHITECTURE,
             sm=87,
             plugin_library=PLUGIN,
+            plugin_sources=PLUGIN_SOURCES if sends_sources else None,
             engines=engines,
         )
         write_finish(folder, build)
@@ -105,7 +119,7 @@ def write_pending_bundle(output: Path, scratch: Path) -> Path:
             backend="tensorrt", state=EngineState.PENDING, next_step="tc-export finish BUNDLE"
         )
         results = {
-            "vision": StageResults(custom_nodes=nodes),
+            "graphs": StageResults(custom_nodes=nodes),
             "finish": StageResults(engine=pending),
         }
         records = {
@@ -115,13 +129,13 @@ def write_pending_bundle(output: Path, scratch: Path) -> Path:
                 files=staging.hash_outputs((name,)),
                 results=results.get(name, StageResults()),
             )
-            for name in ("vision", "decoder", "plugins", "finish")
+            for name in ("graphs", "golden", "plugins", "finish")
         }
         spec = BundleSpec(
             target="orin",
             checkpoint_digest=checkpoint.digest(),
             profile=Profile(max_frames=MAX_FRAMES, max_length=MAX_LENGTH),
-            precision_asked=precisions,
+            precision_asked=precisions.model_dump(mode="json"),
             tools={},
         )
         staging.publish(Manifest.assemble(spec, records))
@@ -147,6 +161,7 @@ class Device:
     """A machine with a stand-in trtexec first on its PATH."""
 
     bin: Path
+    programs: str = field(default_factory=lambda: os.environ["PATH"])  # that it has beside it
 
     def set(self, *, version: int = 100300, fault: str = "") -> None:
         """What the next trtexec is and does."""
@@ -166,8 +181,22 @@ class Device:
         path.write_text(text)
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
+    def remove(self, *names: str) -> None:
+        """Take programs off the PATH, wherever they are."""
+        others = self.bin.with_name("programs")
+        others.mkdir()
+        for folder in reversed(self.programs.split(os.pathsep)):
+            for program in Path(folder).glob("*"):
+                (others / program.name).unlink(missing_ok=True)
+                if program.name not in names:
+                    (others / program.name).symlink_to(program)
+        for name in names:
+            (self.bin / name).unlink(missing_ok=True)
+        self.programs = str(others)
+
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"}
+        path = f"{self.bin}{os.pathsep}{self.programs}"
+        return {**os.environ, "PATH": path, "CUDA_HOME": "/nowhere"}
 
     def start(self, bundle: Path) -> subprocess.Popen[str]:
         """Start the script from another folder, by its path."""

@@ -15,6 +15,11 @@ from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.engine.tensorrt.build import EngineReport, EngineRequest
 
 
+def exported_graph(tensorrt_graph: Path) -> Path:
+    """The graph beside, which ONNX Runtime takes."""
+    return tensorrt_graph.with_name(tensorrt_graph.name.replace(".tensorrt.", "."))
+
+
 def report_of(request: EngineRequest, tensorrt: str) -> EngineReport:
     """What a builder would say that has made just what was asked for."""
     return EngineReport(
@@ -43,7 +48,7 @@ class FakeTools:
         self.on_build(len(self.built))
         assert request.plugin_library is not None
         assert request.plugin_library.is_file()
-        request.engine.write_text(f"built from {request.graph.parent.name}")
+        request.engine.write_text(f"built from {request.graph.name.partition('.')[0]}")
         on_progress(1, 1)
         return report_of(request, "TensorRT 10.3.0.26")
 
@@ -53,7 +58,7 @@ class FakeTools:
         self.opened.append(engine)
         bundle = engine.parents[1]
         kind = Shifted if self.wrong and self.wrong in engine.name else OrtEngine
-        return kind((bundle / spec.graph).with_name("model.onnx"), threads=1)
+        return kind(exported_graph(bundle / spec.graph), threads=1)
 
     @property
     def tools(self) -> Tools:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from tc_export.bundle import EngineState, FileRecord, read_manifest, verify
+from tc_export.bundle.layout import graph_path
 from tc_export.device_build.finish import _Finish, finish
 from tc_export.device_build.judge import judge
-from tc_export.device_build.machine import Machine, library_architecture
+from tc_export.device_build.machine import Machine, check_machine, library_architecture
 from tc_export.device_build.script_products import ScriptProducts
 from tc_export.device_build.spec import read_spec
 from tc_export.engine.onnxruntime import OrtEngine
@@ -57,7 +58,7 @@ def test_builds_judges_and_records(pending: Path, fake: FakeTools) -> None:
     assert decoder.plugin_layers == {"TcDualRope": 4, "TcBlockCausalAttention": 2}
     assert manifest.precision_realised == {"vision": "float16", "decoder": "float16"}
     vision, decoder_request = fake.built
-    assert vision.graph.name == "tensorrt.onnx"
+    assert vision.graph.name == "vision.tensorrt.onnx"
     assert vision.flavour == "tensorrt"
     assert vision.compute_capability is None
     assert decoder_request.shapes["past_key_values.1.key"].largest == (1, 2, 64, 16)
@@ -184,7 +185,9 @@ def test_an_engine_depends_on_its_graph_the_plugins_and_the_spec(
 
     before = key()
     assert key() == before
-    weights = next(path for path in files if path.startswith("decoder/") and path != graph.graph)
+    weights = next(
+        path for path in files if path.endswith(".safetensors") and path.startswith("graphs/")
+    )
     for path in (graph.graph, weights, PLUGIN, "finish/finish.json"):
         assert path in files
         assert key(path) != before, path
@@ -226,16 +229,28 @@ def test_a_later_version_of_the_same_major_will_do(pending: Path, fake: FakeTool
     assert read_manifest(pending).engine_builds["decoder"].builder.startswith("TensorRT ")
 
 
-def test_a_library_for_another_processor_is_refused(pending: Path, fake: FakeTools) -> None:
+def test_a_library_for_another_processor_is_refused(pending: Path) -> None:
     other = "aarch64" if ARCHITECTURE == "x86_64" else "x86_64"
-    (pending / PLUGIN).write_bytes(elf_header(other))
+    spec, library = read_spec(pending), pending / PLUGIN
+    library.write_bytes(elf_header(other))
     with pytest.raises(BundleError, match=f"is for {other}, expected {ARCHITECTURE}"):
-        finish(pending, HERE, fake.tools)
-    (pending / PLUGIN).write_bytes(b"no library")
+        check_machine(spec, HERE, library)
+    library.write_bytes(b"no library")
     with pytest.raises(BundleError, match="no shared library"):
-        finish(pending, HERE, fake.tools)
-    (pending / PLUGIN).unlink()
+        check_machine(spec, HERE, library)
+    library.unlink()
     with pytest.raises(BundleError, match="cannot be read"):
+        check_machine(spec, HERE, library)
+
+
+@pytest.mark.parametrize("change", ["another library", "none", "a pipe"])
+def test_a_library_that_was_changed_is_refused(pending: Path, fake: FakeTools, change: str) -> None:
+    (pending / PLUGIN).unlink()
+    if change == "another library":
+        (pending / PLUGIN).write_bytes(elf_header(ARCHITECTURE) + b"!")
+    elif change == "a pipe":
+        os.mkfifo(pending / PLUGIN)
+    with pytest.raises(BundleError, match=f"damaged:\n  {PLUGIN}"):
         finish(pending, HERE, fake.tools)
     assert not fake.built
 
@@ -247,7 +262,7 @@ def test_the_processor_of_a_library(tmp_path: Path, architecture: str) -> None:
     assert library_architecture(library) == architecture
 
 
-@pytest.mark.parametrize("path", ["decoder/tensorrt.onnx", "finish/golden/decoder/logits.bin"])
+@pytest.mark.parametrize("path", ["graphs/decoder.tensorrt.onnx", "golden/decoder/logits.bin"])
 def test_a_changed_file_is_refused(pending: Path, fake: FakeTools, path: str) -> None:
     with (pending / path).open("ab") as file:
         file.write(b"!")
@@ -260,6 +275,8 @@ def test_a_changed_file_is_refused(pending: Path, fake: FakeTools, path: str) ->
 def test_a_bundle_without_a_spec_is_refused(pending: Path, fake: FakeTools) -> None:
     shutil.rmtree(pending / "finish")
     with pytest.raises(BundleError, match=r"no finish/finish\.json"):
+        read_spec(pending)
+    with pytest.raises(BundleError, match=r"finish/finish\.json: missing"):
         finish(pending, HERE, fake.tools)
 
 
@@ -295,8 +312,8 @@ def test_a_running_script_is_not_disturbed(pending: Path, fake: FakeTools) -> No
 
 def test_an_output_beyond_its_tolerance_of_another_shape_or_not_finite_fails(pending: Path) -> None:
     graph = read_spec(pending).graphs["vision"]
-    real = OrtEngine(pending / "vision" / "model.onnx", threads=1)
-    expected = graph.golden_outputs["visual_features"].load(pending)
+    real = OrtEngine(pending / graph_path("vision"), threads=1)
+    expected = graph.golden.outputs["visual_features"].load(pending)
 
     class Says(OrtEngine):
         def __init__(self, says: np.ndarray) -> None:
@@ -308,7 +325,7 @@ def test_an_output_beyond_its_tolerance_of_another_shape_or_not_finite_fails(pen
 
     assert judge(pending, "vision", graph, real)["visual_features"] < 1
     assert judge(pending, "vision", graph, Says(expected)) == {"visual_features": 0}
-    tolerance = graph.golden_outputs["visual_features"].tolerance
+    tolerance = graph.golden.outputs["visual_features"].tolerance
     off = np.zeros(expected.shape)
     for sign in (1, -1):
         off[1, 2, 3] = sign * tolerance

@@ -19,7 +19,7 @@ from tc_export.engine.tensorrt import cuda
 from tc_export.engine.tensorrt.cuda import BINDINGS
 from tc_export.errors import CheckFailed, EnvironmentLacks
 from tests.device_build.conftest import PLUGIN
-from tests.device_build.fake_tools import FakeTools
+from tests.device_build.fake_tools import FakeTools, exported_graph
 from tests.engine.tensorrt.fake_cuda import FakeCuda, FakeDriver
 from tests.engine.tensorrt.fake_runtime import Arrays, DataType, FakeTensorRt, Input, Model, Output
 
@@ -53,7 +53,7 @@ class Jetson:
 
 
 def model_of(bundle: Path, graph: EngineSpec) -> Model:
-    session = ort.InferenceSession((bundle / graph.graph).with_name("model.onnx"))
+    session = ort.InferenceSession(exported_graph(bundle / graph.graph))
     given, made = session.get_inputs(), session.get_outputs()
 
     def compute(feeds: Arrays) -> Arrays:

@@ -89,7 +89,7 @@ def test_an_engine_that_is_not_the_accepted_one_is_built_again(
     device.calls()
     assert device.finish(pending)[0] == 0
     built = [call["--onnx"] for call in device.calls() if "--onnx" in call]
-    assert built == ["decoder/tensorrt.onnx"]
+    assert built == ["graphs/decoder.tensorrt.onnx"]
 
 
 def rewrite(bundle: Path, path: str, old: str, new: str) -> None:
@@ -114,7 +114,10 @@ def test_an_engine_of_another_bundle_is_built_again(pending: Path, device: Devic
     code, said = device.finish(pending)
     assert code == 0, said
     built = [call for call in device.calls() if "--onnx" in call]
-    assert [call["--onnx"] for call in built] == ["vision/tensorrt.onnx", "decoder/tensorrt.onnx"]
+    assert [call["--onnx"] for call in built] == [
+        "graphs/vision.tensorrt.onnx",
+        "graphs/decoder.tensorrt.onnx",
+    ]
     assert built[0]["--maxShapes"].startswith("pixel_values:4")
     device.finish(pending)
     assert not any("--onnx" in call for call in device.calls())
@@ -184,9 +187,9 @@ def test_a_missing_plugin_library_is_refused(pending: Path, device: Device) -> N
 @pytest.mark.parametrize(
     "path",
     [
-        "decoder/tensorrt.onnx",
+        "graphs/decoder.tensorrt.onnx",
         PLUGIN,
-        "finish/golden/decoder/logits.bin",
+        "golden/decoder/logits.bin",
         "finish/decoder.settings",
     ],
 )
@@ -205,7 +208,7 @@ def test_a_changed_file_is_refused_and_named(pending: Path, device: Device, path
 def test_an_interrupt_leaves_nothing(pending: Path, device: Device, number: int) -> None:
     device.set(fault="hangs")
     process = device.start(pending)
-    _wait_for(device.bin / "hanging")
+    wait_for(device.bin / "hanging")
     process.send_signal(number)
     said, _ = process.communicate(timeout=20)
     assert process.returncode == 128 + number, said
@@ -215,7 +218,7 @@ def test_an_interrupt_leaves_nothing(pending: Path, device: Device, number: int)
 def test_what_a_kill_leaves_is_cleared_by_the_next_run(pending: Path, device: Device) -> None:
     device.set(fault="hangs")
     process = device.start(pending)
-    _wait_for(device.bin / "hanging")
+    wait_for(device.bin / "hanging")
     code, said = device.finish(pending)
     assert code == 4
     assert f"another finish.sh is at work (process {process.pid})" in said
@@ -229,7 +232,7 @@ def test_what_a_kill_leaves_is_cleared_by_the_next_run(pending: Path, device: De
     assert added(pending) == PRODUCTS
 
 
-def _wait_for(path: Path) -> None:
+def wait_for(path: Path) -> None:
     deadline = time.monotonic() + 60
     while not path.exists():
         assert time.monotonic() < deadline, f"{path.name} never came"
@@ -325,7 +328,7 @@ def compare(tmp_path: Path, expected: str, values: str, tolerance: str) -> tuple
 def test_golden_data_is_within_the_profile_and_sees_no_foreign_row(pending_template: Path) -> None:
     spec = read_spec(pending_template)
     decoder = spec.graphs["decoder"]
-    tensors = {x: tensor.load(pending_template) for x, tensor in decoder.golden_inputs.items()}
+    tensors = {x: tensor.load(pending_template) for x, tensor in decoder.golden.inputs.items()}
     rows = decoder.shapes["past_key_values.0.key"].usual[2]
     positions, ends = tensors["position_ids"][0], tensors["kv_end"][0]
     assert list(positions) == list(range(len(positions)))
@@ -334,6 +337,6 @@ def test_golden_data_is_within_the_profile_and_sees_no_foreign_row(pending_templ
     assert tensors["logits_indices"].max() == len(positions) - 1
     assert not any(name.startswith("past_key_values") for name in tensors)
     for graph in spec.graphs.values():
-        for output in graph.golden_outputs.values():
+        for output in graph.golden.outputs.values():
             values = output.load(pending_template)
             assert 0 < output.tolerance < 0.05 * np.abs(values).max()

@@ -167,7 +167,9 @@ def run(path: Path, feeds: dict[str, Any]) -> tuple[list[str], list[Any]]:
     import onnxruntime as ort
 
     model = onnx.load(path, load_external_data=False)
-    exported = onnx.load(path.with_name("model.onnx"), load_external_data=False)
+    exported = onnx.load(
+        path.with_name(path.name.replace(".tensorrt.", ".")), load_external_data=False
+    )
     model.functions.extend(exported.functions)
     # Their bodies are of the exporter's opset; to no operator here does the difference matter.
     del model.opset_import[:]

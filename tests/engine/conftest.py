@@ -26,5 +26,4 @@ def native_library(request: pytest.FixtureRequest) -> Path | None:
 @pytest.fixture
 def either_engine(native_library: Path | None, exported: Exported) -> OrtEngine:
     """Without our library, and with it."""
-    path = exported.folder / "decoder" / "model.onnx"
-    return OrtEngine(path, native_library=native_library, threads=1)
+    return OrtEngine(exported.graph("decoder"), native_library=native_library, threads=1)

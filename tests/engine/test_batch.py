@@ -89,7 +89,7 @@ def masked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_every_mask(masked: Exported, native_library: Path | None) -> None:
-    path = masked.folder / "decoder" / "model.onnx"
+    path = masked.graph("decoder")
     engine = OrtEngine(path, native_library=native_library, threads=1)
     batch = DecoderBatch(watched(engine, masked.config), len(LENGTHS))
     check(batch, masked.config, expected(engine, masked.config))

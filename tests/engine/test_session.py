@@ -25,7 +25,7 @@ ROWS = 60
 
 @pytest.fixture
 def engine(exported: Exported) -> OrtEngine:
-    return OrtEngine(exported.folder / "decoder" / "model.onnx", threads=1)
+    return OrtEngine(exported.graph("decoder"), threads=1)
 
 
 def prompt(exported: Exported) -> tuple[list[Segment], np.ndarray]:
@@ -112,7 +112,7 @@ def test_full_visual_is_prefilled_at_once(tmp_path: Path) -> None:
     exported = export_small(tmp_path, temporal={"mask": "full_visual"})
     segments, embeds = prompt(exported)
     truth = TorchDecoderEngine(exported.checkpoint.load_model(torch.float64))
-    engine = OrtEngine(exported.folder / "decoder" / "model.onnx", threads=1)
+    engine = OrtEngine(exported.graph("decoder"), threads=1)
     done: list[int] = []
     logits = DecoderSession(engine, exported.config, ROWS, 4).prefill(embeds, segments, done.append)
     assert done == [len(embeds)]
@@ -162,6 +162,6 @@ def test_a_failed_prefill_leaves_the_session_as_it_was(
 
 
 def test_a_vision_engine_has_no_cache(exported: Exported) -> None:
-    engine = OrtEngine(exported.folder / "vision" / "model.onnx", threads=1)
+    engine = OrtEngine(exported.graph("vision"), threads=1)
     with pytest.raises(UsageError, match="takes no cache"):
         engine.new_cache(4)

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tc_export.bundle import place_file
+from tc_export.bundle.layout import GRAPH_FOLDER
 from tc_export.checkpoint.reader import open_checkpoint
+from tc_export.config import ModelSettings
 from tc_export.dtypes import DType
-from tc_export.graph.export import export_decoder, export_vision
 from tests.checkpoint.families import save_small
+from tests.exported import export_graph
 
 LAYERS = 1
 
@@ -21,7 +24,7 @@ Small = Callable[[str, str], Path]
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    """A folder with vision/ and decoder/ by precision and mask, exported once.
+    """A folder with graphs/ by precision and mask, exported once.
 
     The mask is the decoder's affair: the vision graph is that of the precision.
     """
@@ -39,16 +42,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     def vision(precision: str) -> Path:
         folder = tmp_path_factory.mktemp(f"vision-{precision}")
         checkpoint = open_checkpoint(checkpoint_folder(precision))
-        export_vision(checkpoint, DType(precision), folder, lambda nbytes: None)
+        export_graph("vision", checkpoint, DType(precision), folder)
         return folder
 
     @cache
     def both(precision: str, mask: str) -> Path:
         folder = tmp_path_factory.mktemp(f"{precision}-{mask}")
-        checkpoint = open_checkpoint(checkpoint_folder(precision), {"mask": mask})
-        (folder / "vision").symlink_to(vision(precision))
-        (folder / "decoder").mkdir()
-        export_decoder(checkpoint, DType(precision), folder / "decoder", lambda nbytes: None)
+        settings = ModelSettings.read({"temporal": {"mask": mask}}, where="test")
+        checkpoint = open_checkpoint(checkpoint_folder(precision), settings)
+        for file in (vision(precision) / GRAPH_FOLDER).glob("vision.*"):
+            place_file(file, folder / GRAPH_FOLDER / file.name)
+        export_graph("decoder", checkpoint, DType(precision), folder)
         return folder
 
     return both

@@ -39,7 +39,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def graph_of(exported: Exported) -> Path:
-    return exported.folder / "decoder" / "model.onnx"
+    return exported.graph("decoder")
 
 
 def open_parts(exported: Exported, cut: tuple[Part, ...], native: Path | None) -> PartedEngine:

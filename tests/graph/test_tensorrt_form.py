@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+from tc_export.bundle.layout import GRAPH_FOLDER, graph_path
 from tc_export.errors import EnvironmentLacks, TcExportError
 from tc_export.graph.export import check_graph
 from tc_export.graph.passes.float32_arithmetic import compute_in_float32
@@ -34,9 +35,9 @@ PREFIX_MASKS = ("causal", "full_visual", "frame_block_causal")
 
 
 def form(exported: Path, graph: str, tensorrt: str) -> tuple[TensorrtForm, Path]:
-    folder = (exported / graph).resolve()
-    destination = folder / f"{tensorrt}.onnx"
-    return to_tensorrt_form(folder / "model.onnx", destination, tensorrt), destination
+    source = exported / graph_path(graph)
+    destination = source.with_name(f"{graph}-{tensorrt}.onnx")
+    return to_tensorrt_form(source, destination, tensorrt), destination
 
 
 def load(path: Path) -> onnx.ModelProto:
@@ -76,7 +77,7 @@ def test_weights_are_shared_and_nothing_else_is_written(
     small: Small,
 ) -> None:
     exported = small("float16", "causal")
-    folder = exported / "decoder"
+    folder = exported / GRAPH_FOLDER
     before = {file.name for file in folder.iterdir()}
     _, path = form(exported, "decoder", "10.3")
     assert {file.name for file in folder.iterdir()} == before | {path.name}
@@ -87,14 +88,14 @@ def test_weights_are_shared_and_nothing_else_is_written(
             for tensor in model.graph.initializer
         }
 
-    assert places(load(path)) == places(load(folder / "model.onnx"))
+    assert places(load(path)) == places(load(folder / "decoder.onnx"))
 
 
 def test_inputs_and_outputs_stay(small: Small) -> None:
     for graph in ("vision", "decoder"):
         exported = small("bfloat16", "causal")
         _, path = form(exported, graph, "10.3")
-        source, made = load(exported / graph / "model.onnx").graph, load(path).graph
+        source, made = load(exported / graph_path(graph)).graph, load(path).graph
         assert list(made.input) == list(source.input)
         assert list(made.output) == list(source.output)
 
@@ -108,7 +109,7 @@ def test_the_vision_graph_for_10_3_computes_the_same(small: Small, precision: st
     in_bfloat16 = {"Conv": 1, "AveragePool": 1} if precision == "bfloat16" else {}
     assert report.rewritten == {"Attention": 2, **in_bfloat16}
     outputs = []
-    for file in (exported / "vision" / "model.onnx", path):
+    for file in (exported / graph_path("vision"), path):
         outputs.append(run_vision(file, precision))
     # Both round at other places; a lost scale or a wrong axis is off by tens of per cent.
     epsilon = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}[precision]
@@ -143,7 +144,7 @@ def test_attention_is_refused_for_10_3_and_taken_from_10_14_on(
         form(exported, "decoder", "10.3")
     assert "scaled_dot_product_attention" in str(raised.value)
     assert raised.value.exit_code == 4
-    assert not list((exported / "decoder").glob("*10.3*"))
+    assert not list((exported / GRAPH_FOLDER).glob("decoder-10.3*"))
     for tensorrt in ("10.14", "10.16.1", "11.4"):
         report, path = form(exported, "decoder", tensorrt)
         assert report.opset == 23
@@ -153,7 +154,7 @@ def test_attention_is_refused_for_10_3_and_taken_from_10_14_on(
             # The parser refuses these attributes, whatever their value.
             names = {item.name for item in node.attribute}
             assert not names & {"softcap", "qk_matmul_output_mode"}
-    model = ir.load(exported / "decoder" / "10.14.onnx")
+    model = ir.load(exported / GRAPH_FOLDER / "decoder-10.14.onnx")
     model.opset_imports[""] = 20
     with pytest.raises(EnvironmentLacks, match=r"Attention; it came with 10\.14") as raised:
         check_operators(model, "10.13")
@@ -195,6 +196,6 @@ def test_attention_with_more_to_it_is_refused(tmp_path: Path, attributes: dict[s
 
 
 def test_weights_cannot_be_shared_across_folders(small: Small, tmp_path: Path) -> None:
-    source = small("float16", "causal") / "vision" / "model.onnx"
+    source = small("float16", "causal") / graph_path("vision")
     with pytest.raises(TcExportError, match="beside"):
         to_tensorrt_form(source, tmp_path / TENSORRT_FILE, "10.3")

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from tc_export.bundle.layout import graph_path
 from tc_export.errors import EnvironmentLacks, TcExportError, UsageError
 from tc_export.graph.tensorrt_operators import (
     FIRST_VERSION,
@@ -20,8 +21,7 @@ from tests.graph.conftest import Small
 def test_functions_and_lost_plugin_attributes_are_caught(
     small: Small,
 ) -> None:
-    folder = small("float16", "causal") / "decoder"
-    model = ir.load(folder / "model.onnx")
+    model = ir.load(small("float16", "causal") / graph_path("decoder"))
     model.opset_imports[""] = 20
     with pytest.raises(TcExportError, match="functions TcBlockCausalAttention, TcDualRope"):
         check_operators(model, "10.3")

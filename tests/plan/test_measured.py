@@ -11,10 +11,11 @@ import pytest
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from tc_export.checkpoint.reader import open_checkpoint
+from tc_export.contracts.graph_io import GRAPHS
 from tc_export.dtypes import DType
-from tc_export.graph.export import export_decoder, export_vision
 from tc_export.plan.planner import make_plan
 from tc_export.targets import load_target, read_precisions
+from tests.exported import export_graph
 from tests.repository import REPOSITORY
 
 DECODE_STEPS = 3
@@ -51,9 +52,8 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("measured")
     save_model(folder)
     checkpoint = open_checkpoint(folder)
-    for name, export in (("vision", export_vision), ("decoder", export_decoder)):
-        (folder / name).mkdir()
-        export(checkpoint, DType.FLOAT32, folder / name, lambda nbytes: None)
+    for name in GRAPHS:
+        export_graph(name, checkpoint, DType.FLOAT32, folder)
     return folder
 
 

@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tc_export.config import ModelConfig
+from tc_export.demo_model.config import tiny_model
 from tc_export.errors import EnvironmentLacks, UsageError
+from tc_export.plan import build_memory
 from tc_export.plan.chart import draw_chart
 from tc_export.plan.host import host_memory
 from tc_export.plan.memory import Workload, memory_by_part
-from tc_export.plan.planner import make_plan, most_frames, profile_length
+from tc_export.plan.planner import FramesAsked, make_plan, most_frames, profile_length
 from tc_export.plan.report import plan_as_json
-from tc_export.targets import Precisions, Target, load_target, read_precisions
+from tc_export.targets import Precision, Precisions, Target, load_target, read_precisions
 from tests.plan.configs import model_configs, vicuna
 from tests.repository import REPOSITORY
 
@@ -58,12 +60,13 @@ def test_the_most_frames_are_the_largest_that_fit(
     target = load_target(name)
     context = config.text.max_position_embeddings
     max_length = None if max_length is None else min(max_length, context)
-    possible = ((max_length or context) - 1) // config.tokens_per_frame
+    text = 1  # as little as a question could have
+    possible = ((max_length or context) - text) // config.tokens_per_frame
     counts = range(1, min(possible, 400) + 1)
     totals = [total(config, target, frames, max_length) for frames in counts]
     limit = min(totals, default=0) + room
     asked = Workload(frames=1, length=1, precisions=precisions_of(target))
-    most, limited_by = most_frames(config, target, asked, max_length, limit)
+    most, limited_by = most_frames(FramesAsked(config, target, asked, max_length, text), limit)
     fitting = [frames for frames, used in zip(counts, totals, strict=True) if used <= limit]
     assert min(most, 400) == max(fitting, default=0)
     assert limited_by == ("context" if most == possible else "memory")
@@ -104,6 +107,7 @@ def test_times_of_a_7b_by_hand(config: ModelConfig) -> None:
     parts = plan.bytes_by_part
     moved = parts["decoder_weights"] + parts["kv_cache"]
     assert plan.times.decode_tokens_per_s == pytest.approx(0.7 * 205e9 / moved)
+    assert plan.times.bounds == {"vision": "rate", "prefill": "rate", "decode": "bandwidth"}
     layer = 4 * 4096**2 + 3 * 4096 * 11008
     pairs = 2816 * 2817 // 2 + 16 * 144 * 143 // 2
     operations = 2 * 2816 * 32 * layer + 4 * 32 * 4096 * pairs + 2 * 3 * 32064 * 4096
@@ -142,21 +146,62 @@ def test_the_cpu_has_no_times_unless_its_figures_are_given(
     assert plan.limit_bytes == 64_000_000_000
 
 
-def test_suggestions_are_computed(config: ModelConfig) -> None:
-    """Each one, applied, really takes what it says, and one frame more than its most does not."""
+def test_only_what_a_build_can_do_is_suggested(config: ModelConfig) -> None:
+    """Each one, applied, really fits; nothing of formats that no build makes."""
     target = load_target("orin-nx")
     plan = make_plan(config, target, precisions_of(target), 28)
     assert not plan.fits
     found = {suggestion.change: suggestion for suggestion in plan.suggestions}
     assert "fewer frames" not in found  # 13.2 GB of weights: none fits
-    int4 = found["INT4 weights in the decoder"]
-    assert int4.fits
-    matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 32064 * 4096
-    saved = round(matrices * (2 - 0.5 - 2 / 128))
-    assert int4.total_bytes == plan.total_bytes - saved
-    assert int4.max_frames == 28
-    both = found["INT4 weights and KV cache in 8 bits"]
-    assert both.total_bytes == int4.total_bytes - plan.bytes_by_part["kv_cache"] // 2
+    assert list(found) == [
+        "--target orin-32gb",
+        "--target orin",
+        "--target thor-t4000",
+        "--target thor",
+    ]
+    for change, suggestion in found.items():
+        device = load_target(change.removeprefix("--target "))
+        applied = make_plan(config, device, precisions_of(device), 28)
+        assert suggestion.fits is applied.fits is True
+        assert suggestion.max_frames == applied.max_frames
+        assert suggestion.total_bytes == applied.total_bytes
+
+
+def test_a_length_that_is_longer_than_needed_is_named(config: ModelConfig) -> None:
+    target = load_target("orin-nx").model_copy(
+        update={"memory": load_target("orin-nx").memory.model_copy(update={"total_gb": 17.5})}
+    )
+    plan = make_plan(config, target, precisions_of(target), 2, 4096)
+    assert not plan.fits
+    shorter = next(x for x in plan.suggestions if "--max-length" in x.change)
+    assert shorter.fits
+    assert make_plan(config, target, precisions_of(target), 2).total_bytes == shorter.total_bytes
+
+
+@pytest.mark.parametrize("text_tokens", [1, 192, 600])
+def test_the_most_frames_leave_room_for_question_and_answer(
+    config: ModelConfig, text_tokens: int
+) -> None:
+    target = load_target("h100")
+    plan = make_plan(config, target, precisions_of(target), 4, text_tokens=text_tokens)
+    context = config.text.max_position_embeddings
+    assert plan.limited_by == "context"
+    left = context - plan.max_frames * config.tokens_per_frame
+    assert text_tokens <= left < text_tokens + config.tokens_per_frame
+    crowded = make_plan(config, target, precisions_of(target), 28, text_tokens=text_tokens)
+    assert crowded.text_room == 64
+
+
+def test_no_step_is_faster_than_its_launches(tmp_path: Path) -> None:
+    """A tiny model on a huge device: its kernels must still be launched one by one."""
+    small = tiny_model(100)
+    target = load_target("h100")
+    times = make_plan(small, target, precisions_of(target), 8).times
+    assert times is not None
+    assert set(times.bounds.values()) == {"launches"}
+    layers = small.text.num_hidden_layers
+    assert times.decode_tokens_per_s < 1 / (layers * 10 * 1e-6)
+    assert times.vision_s > small.vision.layers_used * 10 * 1e-6
 
 
 def test_fewer_frames_are_suggested_where_they_fit(config: ModelConfig) -> None:
@@ -185,7 +230,7 @@ def test_the_build_of_an_rtx_engine_is_predicted_from_measured_builds(config: Mo
     weights = rtx.bytes_by_part["decoder_weights"]
     assert rtx.build.peak_by_step["engine"] == pytest.approx(0.5e9 + 3.05 * weights)
     assert "engine" not in orin.build.peak_by_step  # it is built on the device
-    assert orin.build.peak_bytes > 8 * weights / 2  # parity holds the model in float64
+    assert orin.build.peak_bytes < weights  # parity holds one layer in float64, and no more
 
 
 def test_json_is_json(config: ModelConfig) -> None:
@@ -249,3 +294,31 @@ class TestHostMemory:
         for path in (file, tmp_path / "none"):
             with pytest.raises(EnvironmentLacks, match="does not say"):
                 host_memory(path, [])
+
+
+# Layers beside the head, and the peak in GB: measured, as docs/adding-a-target.md says.
+OPENED_LAST_PARTS = [(1, 2.65), (2, 3.86), (4, 6.27)]
+
+
+@pytest.mark.parametrize(("layers", "peak_gb"), OPENED_LAST_PARTS)
+def test_opening_a_part_is_predicted_within_15_percent(
+    config: ModelConfig, layers: int, peak_gb: float
+) -> None:
+    predicted = build_memory.opened_part_bytes(config, Precision.FLOAT16, layers)
+    assert predicted == pytest.approx(peak_gb * 1e9, rel=0.15)
+
+
+def test_parts_follow_from_the_memory(config: ModelConfig) -> None:
+    precisions = Precisions.both("float16")
+    least = build_memory.least_bytes(config, precisions)
+    for memory in (least, 4_000_000_000, 8_000_000_000, 100_000_000_000):
+        limits = build_memory.memory_limits(config, precisions, memory)
+        assert [x for part in limits.parts for x in part.layers] == list(range(32))
+        assert limits.peak_bytes <= memory
+    with pytest.raises(EnvironmentLacks, match=r"2\.6 GB of memory for one layer"):
+        build_memory.memory_limits(config, precisions, least - 1)
+
+
+def test_a_small_model_is_not_cut() -> None:
+    limits = build_memory.memory_limits(tiny_model(100), Precisions.both("float16"), 10**9)
+    assert len(limits.parts) == 1

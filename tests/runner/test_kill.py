@@ -27,6 +27,7 @@ _STEPS = (
     (Path, "replace"),
     (staging, "write_manifest"),
     (staging, "link_or_copy"),
+    (staging, "place_file"),
     (staging, "remove"),
 )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Callable
@@ -12,7 +13,15 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from tc_export.bundle import Digests, StageRecord, StageResults, files, open_staging, verify
+from tc_export import digests as digests_module
+from tc_export.bundle import (
+    Placement,
+    StageRecord,
+    StageResults,
+    open_staging,
+    verify,
+)
+from tc_export.digests import Digests
 from tc_export.errors import CheckFailed, TcExportError
 from tc_export.runner import SilentReporter, Stage, StageContext, is_up_to_date, run_stages
 from tests.runner.toy import NAMES, SPEC, Toy
@@ -52,11 +61,15 @@ def test_links_are_followed(toy: Toy) -> None:
     assert (toy.output / "weights.bin").samefile(real)
 
 
-def test_where_no_link_can_be_the_file_is_copied(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_link_can_be_the_file_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_link(*args: Any) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(Path, "hardlink_to", no_link)
+    toy = Toy(tmp_path, Placement.AUTO)
+    monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr(fcntl, "ioctl", no_link)
     toy.build()
     assert not (toy.output / "weights.bin").samefile(toy.checkpoint)
     before = toy.hashes()
@@ -246,7 +259,7 @@ def test_so_do_those_that_a_failed_build_staged(toy: Toy) -> None:
 
 def test_a_large_file_is_hashed_once_a_run(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[int] = []
-    original = files._sha256
+    original = digests_module._sha256
 
     def counting(file: BinaryIO, on_read: Callable[[int], None]) -> str:
         hashed.append(os.fstat(file.fileno()).st_ino)
@@ -254,7 +267,7 @@ def test_a_large_file_is_hashed_once_a_run(toy: Toy, monkeypatch: pytest.MonkeyP
 
     an_hour_ago = toy.checkpoint.stat().st_mtime - 3600
     os.utime(toy.checkpoint, (an_hour_ago, an_hour_ago))
-    monkeypatch.setattr(files, "_sha256", counting)
+    monkeypatch.setattr(digests_module, "_sha256", counting)
     with open_staging(toy.output) as staging:
         staging.digests.sha256(toy.checkpoint)  # as a pipeline does for the checkpoint's digest
         run_stages(staging, toy.stages(), SPEC, SilentReporter())

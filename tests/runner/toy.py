@@ -26,6 +26,7 @@ from tc_export.bundle import (
     EngineRecord,
     EngineState,
     Manifest,
+    Placement,
     Profile,
     StageResults,
     open_staging,
@@ -48,8 +49,9 @@ Tick = Callable[[str], None]
 class Toy:
     """A place with a checkpoint, an output folder and a log."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, placement: Placement = Placement.LINK) -> None:
         self.root = root
+        self.placement = placement  # a link is the same on every file system
         self.output = root / "out" / "bundle"
         self.building = root / "out" / ".bundle.building"
         self.checkpoint = root / "checkpoint.bin"
@@ -72,7 +74,7 @@ class Toy:
 
         def weights(context: StageContext) -> None:
             ran("weights")
-            context.link(self.checkpoint, "weights.bin")
+            context.place(self.checkpoint, "weights.bin")
             tick("middle of weights")
 
         def engine(context: StageContext) -> StageResults:
@@ -138,11 +140,11 @@ class Toy:
         reporter: Reporter | None = None,
         tick: Tick = lambda name: None,
     ) -> Manifest:
-        with open_staging(self.output) as staging:
+        with open_staging(self.output, self.placement) as staging:
             return run_stages(
                 staging,
                 stages or self.stages(seed, tick),
-                SPEC,
+                SPEC.model_copy(update={"weights_asked": self.placement}),
                 reporter or SilentReporter(),
             )
 

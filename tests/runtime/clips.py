@@ -55,10 +55,13 @@ def write_clip(
     container_options: dict[str, str] | None = None,
     display_matrix: Sequence[int] | None = None,
     pictures: Sequence[NDArray[np.uint8]] | None = None,
+    title: str | None = None,
 ) -> Path:
     """Write a clip of numbered pictures, 100 ms each unless `times_ms` says when each begins."""
     times_ms = times_ms or [100 * index for index in range(frames)]
     with av.open(str(path), "w", options=container_options or {}) as container:
+        if title is not None:
+            container.metadata["title"] = title
         stream = container.add_stream(codec, rate=10, options=options or {})
         stream.width, stream.height = size
         stream.pix_fmt = pixel_format

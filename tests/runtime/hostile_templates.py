@@ -18,6 +18,16 @@ HOSTILE = {
     + "{% set y %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = y %}{% endfor %}",
     "doubling in a macro": "{% macro m(d) %}ab{{ m(d - 1) ~ m(d - 1) if d }}{% endmacro %}"
     "{{ m(60) }}",
+    "doubling in a silent macro": "{% macro m(d) %}"
+    "{% if d %}{{ m(d - 1) }}{{ m(d - 1) }}{% endif %}"
+    "{% endmacro %}{{ m(60) }}",
+    "doubling dictionaries, compared": "{% set n = namespace(x=[1], y=[1]) %}"
+    + DOUBLE_60
+    + "{% set n.x = {'a': n.x, 'b': n.x} %}{% set n.y = {'a': n.y, 'b': n.y} %}{% endfor %}"
+    "{{ n.x == n.y }}",
+    "doubling tuples, compared": "{% set n = namespace(x=(1,), y=(1,)) %}"
+    + DOUBLE_60
+    + "{% set n.x = (n.x, n.x) %}{% set n.y = (n.y, n.y) %}{% endfor %}{{ n.x == n.y }}",
     "doubling lists": "{% set n = namespace(x=[1]) %}"
     + DOUBLE_60
     + "{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x == n.x }}",

@@ -292,6 +292,7 @@ ANSWER_ALONE = """
 import sys
 import numpy as np
 from pathlib import Path
+from tc_export.runtime.answer import Answer, Finish
 from tc_export.runtime.answering import VideoLanguageModel
 from tc_export.runtime.generation import GenerationConfig
 model = VideoLanguageModel.open(Path(sys.argv[1]), threads=1)

@@ -110,6 +110,13 @@ def test_a_first_token_that_is_not_added_is_none(tmp_path: Path) -> None:
     assert tokenizer.first_token is None
 
 
+def test_a_first_token_that_is_another_is_none(tmp_path: Path) -> None:
+    sentencepiece_like().save_pretrained(tmp_path)
+    assert Tokenizer.load(tmp_path).first_token == ("<s>", 1)
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": "</s>"}))
+    assert Tokenizer.load(tmp_path).first_token is None
+
+
 def test_special_tokens_are_read_in_every_spelling(tmp_path: Path) -> None:
     sentencepiece_like().save_pretrained(tmp_path)
     values = {

@@ -158,7 +158,11 @@ def test_images_and_animations_are_clips(tmp_path: Path) -> None:
     pictures = [Image.fromarray(picture(index)) for index in range(5)]
     for name in ("still.png", "still.webp"):
         pictures[3].save(tmp_path / name, lossless=True)
-        assert numbers(sample_video(tmp_path / name, ALL)) == [3]
+        for sampling in (ALL, Rate(fps=30, max_frames=8)):
+            video = sample_video(tmp_path / name, sampling)
+            assert numbers(video) == [3]
+            assert video.is_picture
+            assert video.notes == ()  # that there is one frame is no shortage of frames
     pictures[0].save(
         tmp_path / "moves.gif", save_all=True, append_images=pictures[1:], duration=200, loop=0
     )
@@ -166,6 +170,7 @@ def test_images_and_animations_are_clips(tmp_path: Path) -> None:
     assert numbers(video) == list(range(5))
     assert video.times_s == (0.0, 0.2, 0.4, 0.6, 0.8)
     assert video.codec == "gif"
+    assert not video.is_picture
 
 
 def test_more_frames_than_the_clip_has_are_all_of_them_and_said(tmp_path: Path) -> None:
@@ -342,26 +347,6 @@ def test_what_is_no_video_is_refused(
     with pytest.raises(VideoError, match=words) as caught:
         sample_video(tmp_path / name, ALL)
     assert name in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        (
-            "list.m3u8",
-            "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\nclip.ts\n#EXT-X-ENDLIST\n",
-        ),
-        ("list.ffconcat", "ffconcat version 1.0\nfile clip.ts\n"),
-    ],
-)
-def test_a_file_cannot_have_another_one_opened(
-    name: str, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # a file without a name has its neighbours there
-    write_clip(tmp_path / "clip.ts")
-    (tmp_path / name).write_text(content)
-    with pytest.raises(VideoError, match="is not a video, or is damaged"):
-        sample_video(tmp_path / name, ALL)
 
 
 def test_memory_is_that_of_the_wanted_frames(tmp_path: Path) -> None:

@@ -12,10 +12,22 @@ import onnx
 import pytest
 
 from tc_export.bundle import read_manifest
+from tc_export.bundle.layout import graph_path
+from tc_export.checkpoint.hf_config import Origin, read_config
+from tc_export.config import (
+    AttentionMask,
+    ModelSettings,
+    PoolingConfig,
+    PoolingMode,
+    TemporalConfig,
+    VisionFeatures,
+    VisionSettings,
+)
 from tc_export.dtypes import DType
 from tc_export.pipeline import build
 from tc_export.runner import SilentReporter
 from tests.bundled import MAX_LENGTH, request_for, save_with_tokenizer
+from tests.checkpoint.families import edit_config
 
 ONNX_DTYPES = {dtype.onnx: str(dtype) for dtype in DType}
 
@@ -48,7 +60,7 @@ def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     request = replace(
         request_for(checkpoint, folder / "bundle"),
         precision="vision=fp16,decoder=fp32",
-        temporal={"mask": "frame_block"},
+        settings=ModelSettings(temporal=TemporalConfig(mask=AttentionMask.FRAME_BLOCK)),
         check_parity=False,
     )
     build(request, SilentReporter())
@@ -62,7 +74,7 @@ def test_it_names_just_what_the_graphs_have(
 ) -> None:
     bundle: Path = request.getfixturevalue(built)
     document = json.loads((bundle / "graph_io.json").read_text())
-    model = onnx.load(bundle / graph / "model.onnx", load_external_data=False)
+    model = onnx.load(bundle / graph_path(graph), load_external_data=False)
     assert in_the_document(document[graph]["inputs"]) == in_the_graph(model.graph.input)
     assert in_the_document(document[graph]["outputs"]) == in_the_graph(model.graph.output)
 
@@ -80,6 +92,25 @@ def test_its_limits_are_those_of_the_profile(bundle: Path) -> None:
     limits = json.loads((bundle / "graph_io.json").read_text())["limits"]
     assert limits["cache_rows"] == MAX_LENGTH == read_manifest(bundle).profile.max_length
     assert 0 < limits["prefill_tokens"] <= MAX_LENGTH
+
+
+def test_the_bundles_config_has_every_setting(tmp_path: Path) -> None:
+    """What was asked for is read from the bundle as the checkpoint's own word."""
+    checkpoint = save_with_tokenizer(tmp_path / "checkpoint")
+    edit_config(checkpoint, lambda document: document.pop("vision_feature_select_strategy"))
+    settings = ModelSettings(
+        temporal=TemporalConfig(gamma=0.25),
+        pooling=PoolingConfig(stride=1, mode=PoolingMode.MAX),
+        vision=VisionSettings(features=VisionFeatures.FULL),
+    )
+    request = request_for(checkpoint, tmp_path / "bundle")
+    build(replace(request, settings=settings, check_parity=False), SilentReporter())
+    document = json.loads((tmp_path / "bundle" / "config.json").read_text())
+    assert document["vision_feature_select_strategy"] == "full"
+    assert document["pooling"] == {"stride": 1, "mode": "max", "before_projector": False}
+    asked, found = read_config(checkpoint, settings), read_config(tmp_path / "bundle")
+    assert found.model == asked.model
+    assert set(found.origins.values()) == {Origin.CHECKPOINT}
 
 
 def test_the_manifest_lists_it(bundle: Path) -> None:

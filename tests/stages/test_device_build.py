@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from tc_export.bundle import BundleSpec, Manifest, StageRecord, read_manifest, verify
+from tc_export.bundle.layout import graph_path, tensorrt_graph_path
 from tc_export.cli.main import main
 from tc_export.device_build import finish as finish_module
 from tc_export.device_build import machine as finish_machine
@@ -36,7 +37,7 @@ class OnDevice:
     def open(self, engine: Path, plugin_library: Path, spec: EngineSpec, /) -> Engine:
         assert plugin_library.is_file()
         self.opened.append(engine.name)
-        return OrtEngine(engine.parents[1] / engine.stem / "model.onnx", threads=1)
+        return OrtEngine(engine.parents[1] / graph_path(engine.stem), threads=1)
 
 
 ORIN = Machine("aarch64", "10.16.1", 87)
@@ -52,9 +53,12 @@ def test_a_device_that_is_not_here(request_: BuildRequest, tools: Tools) -> None
     assert not tools.engines
     files = set(manifest.files)
     assert {"plugins/aarch64-sm87/libtc_tensorrt.so", "finish/finish.sh"} <= files
-    graphs = [request_.output / "tensorrt" / name / "model.onnx" for name in ("vision", "decoder")]
+    graphs = [request_.output / tensorrt_graph_path(name) for name in ("vision", "decoder")]
     assert not any(onnx.load(path, load_external_data=False).functions for path in graphs)
-    assert graphs[1].with_name("weights.bin").samefile(request_.output / "decoder" / "weights.bin")
+    assert {path.name for path in graphs[1].parent.iterdir()} == {
+        *("vision.onnx", "vision.tensorrt.onnx", "vision.weights.bin"),
+        *("decoder.onnx", "decoder.tensorrt.onnx", "decoder.weights.bin"),
+    }
     assert verify(request_.output) == []
 
 
@@ -66,7 +70,10 @@ def test_a_bundle_that_its_device_finished_stays_so(request_: BuildRequest, tool
     assert finished.engine is not None
     assert finished.engine.state == "built"
     assert device.opened == ["vision.engine", "decoder.engine"]
-    assert [x.graph.parent.name for x in tools.engines] == ["vision", "decoder"]
+    assert [x.graph.name for x in tools.engines] == [
+        "vision.tensorrt.onnx",
+        "decoder.tensorrt.onnx",
+    ]
     assert verify(request_.output) == []
     manifest, ran = built(asked)
     assert ran == []

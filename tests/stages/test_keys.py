@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tc_export import pipeline
-from tc_export.bundle import StageRecord
+from tc_export.bundle import Placement, StageRecord
+from tc_export.config import AttentionMask, ModelSettings, TemporalConfig
 from tc_export.contracts import graph_io
 from tc_export.errors import EnvironmentLacks, UsageError
 from tc_export.pipeline import BuildRequest, build, build_each
@@ -32,10 +34,12 @@ from tests.repository import TARGETS
 GRAPHS = {"vision", "decoder"}
 ENGINES = {"vision_engine", "decoder_engine"}
 FORMS = {"vision_tensorrt", "decoder_tensorrt"}
+SHARED = {"shards", "weights", "assets", "embedding", *GRAPHS, "golden"}
+LAST = {"parity", "readme"}
 EVERY_STAGE = {
-    "cpu": {"weights", "assets", "embedding", *GRAPHS, "engine", "parity"},
-    "rtx4090": {"weights", "assets", "embedding", *GRAPHS, "plugins", *ENGINES, "parity"},
-    "orin": {"weights", "assets", "embedding", *GRAPHS, "plugins", *FORMS, "finish", "parity"},
+    "cpu": {*SHARED, "engine", *LAST},
+    "rtx4090": {*SHARED, "plugins", *ENGINES, *LAST},
+    "orin": {*SHARED, "plugins", *FORMS, "finish", *LAST},
 }
 
 
@@ -90,17 +94,23 @@ def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wo
 
     monkeypatch.setattr(pipeline, "run_stages", stop)
     monkeypatch.setattr(tools, "version", lambda x: world.packages.get(x) or installed(x))
+    monkeypatch.setattr(plugins, "can_compile_for", lambda release: True)
     monkeypatch.setattr(plugins, "check_cuda", lambda release: None)
     monkeypatch.setattr(plugins, "library_key", lambda target: f"{world.library} {target.sm}")
     return world
 
 
-def keys(request: BuildRequest) -> dict[str, str]:
-    """The effective key of every stage."""
+def stages_of(request: BuildRequest) -> list[Stage]:
+    """The stages of a build, not run."""
     with pytest.raises(Listed) as listed:
         build(request, SilentReporter())
+    return listed.value.stages
+
+
+def keys(request: BuildRequest) -> dict[str, str]:
+    """The effective key of every stage."""
     ended: dict[str, StageRecord] = {}
-    for stage in listed.value.stages:
+    for stage in stages_of(request):
         ended[stage.name] = StageRecord(key=stage.effective_key(ended), seconds=0, files={})
     return {name: record.key for name, record in ended.items()}
 
@@ -122,7 +132,7 @@ def test_every_stage_is_looked_at_here(world: World, target: str) -> None:
 def test_the_processor_takes_a_mask_that_is_no_prefix_and_any_head_size(world: World) -> None:
     """What the plugins lack is no concern of its."""
     world.ask(checkpoint=save_with_tokenizer(world.folder / "heads of 16"))
-    world.ask(temporal={"mask": "frame_block"})
+    world.ask(settings=ModelSettings(temporal=TemporalConfig(mask=AttentionMask.FRAME_BLOCK)))
     assert keys(world.request).keys() == EVERY_STAGE["cpu"]
 
 
@@ -154,16 +164,29 @@ def test_the_builder_of_engines_must_be_installed(
     assert "pip install" in str(raised.value.hint)
 
 
-@pytest.mark.parametrize(("release", "cuda"), [(None, "13.2"), ("JetPack 6.2", "12.6")])
-def test_the_compiler_must_be_of_the_releases_cuda(
-    world: World, monkeypatch: pytest.MonkeyPatch, release: str | None, cuda: str
+def test_engines_that_are_built_here_take_a_compiler_of_the_releases_cuda(
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(found: Release) -> None:
         raise EnvironmentLacks(f"CUDA {found.cuda}")
 
+    monkeypatch.setattr(plugins, "can_compile_for", lambda release: False)
     monkeypatch.setattr(plugins, "check_cuda", refuse)
-    with pytest.raises(EnvironmentLacks, match=f"CUDA {cuda}"):
-        build(replace(world.request, target="orin", release=release), SilentReporter())
+    with pytest.raises(EnvironmentLacks, match="CUDA 13"):
+        build(replace(world.request, target="rtx4090"), SilentReporter())
+
+
+@pytest.mark.parametrize(("release", "cuda"), [(None, "13.2"), ("JetPack 6.2", "12.6")])
+def test_a_device_is_sent_the_sources_where_the_compiler_is_of_another_cuda(
+    world: World, monkeypatch: pytest.MonkeyPatch, release: str | None, cuda: str
+) -> None:
+    """Only the other release's library can be compiled here."""
+    monkeypatch.setattr(plugins, "can_compile_for", lambda found: found.cuda != cuda)
+    for asked_for, sent in ((release, True), ("10.16" if release else "10.3", False)):
+        world.ask(target="orin", release=asked_for)
+        (stage,) = (stage for stage in stages_of(world.request) if stage.name == "plugins")
+        assert (stage.outputs == ("plugins/source",)) == sent
+        assert stage.in_subprocess != sent
 
 
 def asked(**change: Any) -> Callable[[World], object]:
@@ -188,62 +211,94 @@ def line_of_the_config(world: World) -> None:
     edit_config(world.request.checkpoint, lambda x: x.update(image_grid_pinpoints=[[1, 1]]))
 
 
+def longer_header(world: World) -> None:
+    """The same weights at other places of the same file."""
+    path = world.request.checkpoint / "model.safetensors"
+    save_file(load_file(path), path, metadata={"format": "pt", "note": "x" * 100})
+
+
+def shard_by_another_name(world: World) -> None:
+    path = world.request.checkpoint / "model.safetensors"
+    path.rename(path.with_name("weights.safetensors"))
+    path.symlink_to("weights.safetensors")
+
+
 def plugin_sources(world: World) -> None:
     world.library = "other sources"
 
 
 # What depends on the checkpoint's weights, whatever the target.
-ON_WEIGHTS = {"weights", "embedding", *GRAPHS, "parity"}
+ON_WEIGHTS = {"shards", "weights", "embedding", *GRAPHS, "golden", "parity"}
 
 CHANGES: list[tuple[str, Callable[[World], object], set[str]]] = [
-    ("cpu", asked(max_length=100), {"assets", "parity"}),
-    ("cpu", asked(max_frames=2), {"assets", "parity"}),
-    ("cpu", asked(precision="vision=fp16"), {"assets", "vision", "engine", "parity"}),
+    ("cpu", asked(max_length=100), {"assets", "golden", "parity", "readme"}),
+    ("cpu", asked(max_frames=2), {"assets", "golden", "parity", "readme"}),
+    (
+        "cpu",
+        asked(precision="vision=fp16"),
+        {"assets", "vision", "golden", "engine", "parity", "readme"},
+    ),
     (
         "cpu",
         asked(precision="decoder=fp16"),
-        {"assets", "embedding", "decoder", "engine", "parity"},
+        {"assets", "embedding", "decoder", "golden", "engine", "parity", "readme"},
     ),
     ("cpu", installed("onnxruntime"), {"engine", "parity"}),
-    ("cpu", installed("torch"), {"embedding", *GRAPHS, "engine", "parity"}),
+    ("cpu", installed("torch"), {"embedding", *GRAPHS, "golden", "engine", "parity"}),
     ("cpu", installed("onnxscript"), {"embedding", *GRAPHS, "engine", "parity"}),
-    ("cpu", one_weight, {*ON_WEIGHTS, "engine"}),
-    ("cpu", asked(temporal={"gamma": 0.5}), {*ON_WEIGHTS, "assets", "engine"}),
+    ("cpu", one_weight, {*ON_WEIGHTS, "engine", "readme"}),
+    (
+        "cpu",
+        asked(settings=ModelSettings(temporal=TemporalConfig(gamma=0.5))),
+        {*ON_WEIGHTS, "assets", "engine", "readme"},
+    ),
     ("cpu", tokenizer, {"assets"}),
     ("cpu", line_of_the_config, {"assets"}),
     ("cpu", World.move_checkpoint, {"assets"}),
-    ("rtx4090", asked(max_length=100), {"assets", *ENGINES, "parity"}),
-    ("rtx4090", asked(max_frames=2), {"assets", *ENGINES, "parity"}),
+    ("cpu", asked(weights=Placement.COPY), {"shards"}),
+    ("cpu", longer_header, {"shards", *GRAPHS, "engine", "parity"}),
+    ("cpu", shard_by_another_name, {"shards", *GRAPHS, "engine", "parity"}),
+    ("orin", longer_header, set()),  # nothing stays as it is stored
+    ("rtx4090", asked(max_length=100), {"assets", "golden", *ENGINES, "parity", "readme"}),
+    ("rtx4090", asked(max_frames=2), {"assets", "golden", *ENGINES, "parity", "readme"}),
     (
         "rtx4090",
         asked(precision="vision=bf16"),
-        {"assets", "vision", "vision_engine", "parity"},
+        {"assets", "vision", "golden", "vision_engine", "parity", "readme"},
     ),
     (
         "rtx4090",
         asked(precision="decoder=bf16"),
-        {"assets", "embedding", "decoder", "decoder_engine", "parity"},
+        {"assets", "embedding", "decoder", "golden", "decoder_engine", "parity", "readme"},
     ),
-    ("rtx4090", asked(target="rtx5090"), {"assets", "plugins", *ENGINES}),
-    ("rtx4090", plugin_sources, {"plugins", *ENGINES}),
+    ("rtx4090", asked(target="rtx5090"), {"assets", "plugins", *ENGINES, "readme"}),
+    ("rtx4090", plugin_sources, {"plugins", *ENGINES, "readme"}),
     ("rtx4090", installed("tensorrt-rtx-cu13-libs"), ENGINES),
-    ("rtx4090", installed("tc-export"), {"embedding", *GRAPHS, *ENGINES, "parity"}),
-    ("rtx4090", one_weight, {*ON_WEIGHTS, *ENGINES}),
-    ("orin", asked(max_length=100), {"assets", "finish", "parity"}),
-    ("orin", asked(release="10.3"), {*FORMS, "finish"}),
+    (
+        "rtx4090",
+        installed("tc-export"),
+        {"embedding", *GRAPHS, "golden", *ENGINES, "parity", "readme"},
+    ),
+    ("rtx4090", one_weight, {*ON_WEIGHTS, *ENGINES, "readme"}),
+    ("orin", asked(max_length=100), {"assets", "golden", "finish", "parity", "readme"}),
+    ("orin", asked(release="10.3"), {*FORMS, "finish", "readme"}),
     (
         "orin",
         asked(precision="vision=bf16"),
-        {"assets", "vision", "vision_tensorrt", "finish", "parity"},
+        {"assets", "vision", "golden", "vision_tensorrt", "finish", "parity", "readme"},
     ),
-    ("orin", plugin_sources, {"plugins", "finish"}),
-    ("orin", installed("torch"), {"embedding", *GRAPHS, *FORMS, "finish", "parity"}),
-    ("orin", one_weight, {*ON_WEIGHTS, *FORMS, "finish"}),
-    ("orin", lambda world: world.edit_target("sm = 87", "sm = 110"), {"plugins", "finish"}),
+    ("orin", plugin_sources, {"plugins", "finish", "readme"}),
+    ("orin", installed("torch"), {"embedding", *GRAPHS, "golden", *FORMS, "finish", "parity"}),
+    ("orin", one_weight, {*ON_WEIGHTS, *FORMS, "finish", "readme"}),
+    (
+        "orin",
+        lambda world: world.edit_target("sm = 87", "sm = 110"),
+        {"plugins", "finish", "readme"},
+    ),
     (
         "orin",
         lambda world: world.edit_target('name = "orin"', 'name = "bench"'),
-        {"assets", "finish"},
+        {"assets", "finish", "readme"},
     ),
 ]
 
@@ -263,7 +318,7 @@ def test_an_engine_is_bound_to_its_gpu_whatever_the_plugins_are(
     world.ask(target="rtx4090")
     monkeypatch.setattr(plugins, "library_key", lambda target: "sources")
     monkeypatch.setattr(BuildInputs, "plugin_library", "plugins/library.so")
-    assert changed_by(world, asked(target="rtx5090")) == {"assets", *ENGINES}
+    assert changed_by(world, asked(target="rtx5090")) == {"assets", *ENGINES, "readme"}
 
 
 def test_another_limit_of_the_graphs_is_written_down_again(

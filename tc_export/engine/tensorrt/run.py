@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +25,7 @@ import numpy as np
 from tc_export.dtypes import DType, widen
 from tc_export.engine.interface import Buffer, Engine, TensorInfo
 from tc_export.engine.tensorrt.bindings import import_tensorrt, new_logger
+from tc_export.engine.tensorrt.buffers import DeviceArray, Limits, Shape, TrtBuffer
 from tc_export.engine.tensorrt.cuda import (
     CudaRuntime,
     DeviceMemory,
@@ -35,11 +35,9 @@ from tc_export.engine.tensorrt.cuda import (
     open_cuda,
 )
 from tc_export.engine.tensorrt.flavours import Flavour
-from tc_export.errors import BundleError, EnvironmentLacks, TcExportError, UsageError
+from tc_export.errors import BundleError, EnvironmentLacks, TcExportError
 
 _TYPES = ("FLOAT", "HALF", "BF16", "INT32", "INT64")  # of inputs and outputs
-
-Shape = tuple[int, ...]
 
 
 class TrtModule(Protocol):
@@ -154,70 +152,11 @@ def open_runtime(flavour: Flavour) -> TensorRtRuntime:
     return TensorRtRuntime(flavour, trt, open_cuda(), sm)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The shapes that the engine was built for: from `smallest` to `largest`, axis by axis."""
-
-    smallest: Shape
-    largest: Shape
-
-    def check(self, name: str, shape: Shape) -> None:
-        """Refuse a shape that the engine does not take.
-
-        Raises:
-            UsageError: saying which it takes.
-        """
-        if len(shape) == len(self.smallest) and all(
-            low <= size <= high
-            for low, size, high in zip(self.smallest, shape, self.largest, strict=True)
-        ):
-            return
-        raise UsageError(
-            f"{name} is {list(shape)}; the engine was built for {list(self.smallest)} to "
-            f"{list(self.largest)}",
-            hint="give it less at once, or build with a larger --max-length or --max-frames",
-        )
-
-
-class TrtBuffer(Buffer):
-    """Device memory with a shape and a type."""
-
-    def __init__(self, stream: Stream, dtype: np.dtype[np.generic], shape: Shape) -> None:
-        self.shape = shape
-        self.dtype = dtype
-        self.nbytes = math.prod(shape) * dtype.itemsize
-        self.memory = stream.allocate(self.nbytes)
-        self._stream = stream
-        stream.fill_with_zeros(self.memory)
-        stream.synchronize()
-
-    def numpy(self) -> np.ndarray:
-        """See `Buffer.numpy`; bfloat16 comes out as float32."""
-        values = np.empty(self.shape, self.dtype)
-        self._stream.copy_out(values, self.memory)
-        self._stream.synchronize()
-        return widen(values)
-
-    def write(self, values: np.ndarray) -> None:
-        """See `Buffer.write`; bfloat16 may be given as float32."""
-        if values.shape != self.shape:
-            raise ValueError(f"values {list(values.shape)} for a buffer {list(self.shape)}")
-        contiguous = np.ascontiguousarray(values, self.dtype)
-        self._stream.copy_in(self.memory, contiguous)
-        self._stream.synchronize()
-
-    def copy(self) -> TrtBuffer:
-        """See `Buffer.copy`; the bytes stay on the GPU."""
-        twin = TrtBuffer(self._stream, self.dtype, self.shape)
-        self._stream.copy(twin.memory, self.memory)
-        self._stream.synchronize()
-        return twin
-
-
 class TrtEngine(Engine):
     """An engine on this machine's GPU.
 
-    bfloat16 is fed as any type of numbers, and handed out as float32.
+    bfloat16 is fed as any type of numbers, and handed out as float32. A `DeviceArray` of another
+    engine is read where it lies.
     """
 
     def __init__(
@@ -244,6 +183,8 @@ class TrtEngine(Engine):
         self.inputs, self.outputs = self._describe(path)
         self._bound: dict[str, TrtBuffer] = {}
         self._own: dict[str, DeviceMemory] = {}
+        self._lent: dict[str, DeviceArray] = {}  # for one call
+        self._fed: Sequence[np.ndarray] = ()  # what a copy may still read
         # What the context was last told.
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
@@ -273,17 +214,39 @@ class TrtEngine(Engine):
         self._bound[name] = buffer
         self._own.pop(name, None)
 
-    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def pass_on(self, feeds: Mapping[str, Any], output: str) -> DeviceArray:
+        """See `Engine.pass_on`: the output stays on the GPU, and nothing is waited for."""
+        with self._lock:
+            shape = self._start(feeds)[output]
+            return DeviceArray(self._own[output], shape, self.outputs[output].dtype, self._stream)
+
+    def _start(self, feeds: Mapping[str, Any]) -> dict[str, Shape]:
+        """Put one run on the stream; return the shapes of the outputs that are not bound."""
         self._check_names(feeds)
+        self._lent = {name: x for name, x in feeds.items() if isinstance(x, DeviceArray)}
+        for name, lent in self._lent.items():
+            if lent.dtype != self.inputs[name].dtype:
+                raise ValueError(f"{name} is {self.inputs[name].dtype}, and given is {lent.dtype}")
+            if lent.stream is not self._stream:
+                lent.stream.synchronize()  # two streams know nothing of each other
+            self._own.pop(name, None)
         arrays = {
             name: np.ascontiguousarray(array, self.inputs[name].dtype)
             for name, array in feeds.items()
+            if name not in self._lent
         }
+        shapes = {name: array.shape for name, array in arrays.items()}
+        shapes |= {name: lent.shape for name, lent in self._lent.items()}
         bound = {name: self._bound[name].shape for name in self.inputs if name in self._bound}
-        outputs = self._prepare({name: array.shape for name, array in arrays.items()} | bound)
+        outputs = self._prepare(shapes | bound)
         for name, array in arrays.items():
             self._stream.copy_in(self._own[name], array)
+        self._fed = tuple(arrays.values())
         self._repeat()
+        return outputs
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        outputs = self._start(feeds)
         results = {
             name: np.empty(shape, self.outputs[name].dtype) for name, shape in outputs.items()
         }
@@ -337,7 +300,8 @@ class TrtEngine(Engine):
             for name in self.outputs
             if name not in self._bound
         }
-        own = {name: shape for name, shape in shapes.items() if name not in self._bound} | outputs
+        elsewhere = self._bound.keys() | self._lent.keys()
+        own = {name: shape for name, shape in shapes.items() if name not in elsewhere} | outputs
         for name, shape in own.items():
             self._make_room(name, shape)
         same_addresses = self._set_addresses()
@@ -366,6 +330,7 @@ class TrtEngine(Engine):
         """Tell the context where everything lies; return whether it lay there before."""
         addresses = {name: memory.address for name, memory in self._own.items()}
         addresses |= {name: buffer.memory.address for name, buffer in self._bound.items()}
+        addresses |= {name: lent.memory.address for name, lent in self._lent.items()}
         if addresses == self._addresses:
             return True
         self._addresses = {}

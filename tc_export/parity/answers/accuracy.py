@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tc_export.config import ModelConfig
+from tc_export.contracts.graph_io import PIXEL_VALUES, VISUAL_FEATURES
 from tc_export.engine.interface import Engine
 from tc_export.engine.session import DecoderSession
 from tc_export.model.positions import Segment
@@ -84,8 +85,8 @@ class Respondent:
         self, question: Question, orders: Sequence[Sequence[int]], language: Language
     ) -> list[Reply]:
         """Answer once for each order of the frames, which are watched only once."""
-        feeds = {"pixel_values": question.pixel_values}
-        features = self.vision.run(feeds)["visual_features"]
+        feeds = {PIXEL_VALUES: question.pixel_values}
+        features = self.vision.run(feeds)[VISUAL_FEATURES]
         return [self._reply(question, features[list(order)], language) for order in orders]
 
     def _reply(self, question: Question, features: np.ndarray, language: Language) -> Reply:

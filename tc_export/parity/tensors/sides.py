@@ -17,6 +17,7 @@ from tc_export.contracts.graph_io import (
     FRAMES_A_CALL,
     INPUTS_EMBEDS,
     LOGITS,
+    LOGITS_INDICES,
     PIXEL_VALUES,
     VISUAL_FEATURES,
 )
@@ -41,7 +42,7 @@ class Calls:
     @property
     def logits_a_call(self) -> list[int]:
         """How many logits each call gives."""
-        return [feed["logits_indices"].shape[1] for feed in self.feeds]
+        return [feed[LOGITS_INDICES].shape[1] for feed in self.feeds]
 
 
 class Side(Protocol):

@@ -89,6 +89,7 @@ class FakeCuda:
         self.launches = 0
         self.allocations = 0
         self.device_copies = 0
+        self.host_bytes = 0  # copied from the device to the host
         self.driver_is_old = False
         self._next_address = _FIRST_ADDRESS
         self._next_handle = 1
@@ -178,6 +179,7 @@ class FakeCuda:
             def copy() -> None:
                 self.bytes_at(dst, count)[:] = self.bytes_at(src, count)
         else:
+            self.host_bytes += count
 
             def copy() -> None:
                 ctypes.memmove(dst, self.bytes_at(src, count).tobytes(), count)

@@ -13,8 +13,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tc_export.bundle.layout import graph_path
 from tc_export.checkpoint.reader import open_checkpoint
 from tc_export.config import ModelConfig
+from tc_export.contracts.graph_io import GRAPHS
 from tc_export.contracts.shapes import ShapeRange, decoder_shapes, vision_shapes
 from tc_export.demo_model.config import tiny_model
 from tc_export.demo_model.folder import write_checkpoint
@@ -23,8 +25,8 @@ from tc_export.demo_model.trainer import new_model
 from tc_export.dtypes import DType
 from tc_export.engine.tensorrt.build import EngineReport, EngineRequest, build_engine
 from tc_export.errors import CheckFailed, EnvironmentLacks, InputError, TcExportError, UsageError
-from tc_export.graph.export import export_decoder, export_vision
 from tests.engine.tensorrt.builder.test_process import need_fixed_addresses
+from tests.exported import export_graph
 from tests.plugins.native import fetched, need, run
 from tests.plugins.tensorrt.graphs import Variant, one_layer
 
@@ -208,9 +210,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelConfig]:
     model = new_model(tiny_model(len(tokenizer)), seed=1)
     write_checkpoint(model, tokenizer, folder / "checkpoint", card={})
     checkpoint = open_checkpoint(folder / "checkpoint")
-    for name, export in (("vision", export_vision), ("decoder", export_decoder)):
-        (folder / name).mkdir()
-        export(checkpoint, DType.FLOAT16, folder / name, lambda nbytes: None)
+    for name in GRAPHS:
+        export_graph(name, checkpoint, DType.FLOAT16, folder)
     return folder, checkpoint.config.model
 
 
@@ -229,7 +230,7 @@ def test_both_engines_of_the_demo_model(
         shapes = vision_shapes(config, MAX_FRAMES) if vision else decoder_shapes(config, MAX_LENGTH)
         request = EngineRequest(
             flavour="tensorrt-rtx",
-            graph=folder / graph / "model.onnx",
+            graph=folder / graph_path(graph),
             engine=tmp_path / engine,
             shapes=shapes,
             precision="float16",

@@ -10,16 +10,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
 from tc_export.config import ModelConfig
-from tc_export.contracts.shapes import decoder_shapes, vision_shapes
+from tc_export.contracts.graph_io import decoder_inputs, names
+from tc_export.contracts.parts import Part
+from tc_export.contracts.shapes import ShapeRange, decoder_shapes, vision_shapes
 from tc_export.engine.interface import Engine
+from tc_export.engine.onnxruntime import OrtEngine
+from tc_export.engine.parted import PartedEngine
 from tc_export.engine.session import DecoderSession
+from tc_export.engine.tensorrt.buffers import DeviceArray
 from tc_export.engine.tensorrt.flavours import FLAVOURS, TENSORRT
 from tc_export.engine.tensorrt.run import TensorRtRuntime, TrtEngine
 from tc_export.errors import UsageError
+from tc_export.graph.parts import cut_decoder
 from tc_export.model.positions import Clip, Segment, Text
 from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
 from tests.engine import sessions
@@ -42,11 +49,13 @@ class Machine:
         self.trt.models[b"vision"] = vision(exported.config, TorchVisionEngine(self.torch))
         self.folder = folder
 
-    def engine(self, name: str) -> TrtEngine:
+    def runtime(self) -> TensorRtRuntime:
+        return TensorRtRuntime(FLAVOURS[TENSORRT], self.trt, self.cuda, self.cuda.sm)
+
+    def engine(self, name: str, runtime: TensorRtRuntime | None = None) -> TrtEngine:
         path = self.folder / f"{name}.engine"
         path.write_bytes(name.encode())
-        runtime = TensorRtRuntime(FLAVOURS[TENSORRT], self.trt, self.cuda, self.cuda.sm)
-        return TrtEngine(path, runtime)
+        return TrtEngine(path, runtime or self.runtime())
 
 
 def decoder(config: ModelConfig, kernel: Engine) -> Model:
@@ -199,3 +208,92 @@ def test_activating_a_cache_copies_nothing(exported: Exported, machine: Machine)
     assert machine.cuda.device_copies == before
     pair[0].fork()
     assert machine.cuda.device_copies == before + len(pair[0].cache.buffers)
+
+
+CUT = (Part(0, 1), Part(1, 2))
+
+
+@pytest.fixture(params=["one stream", "two streams"])
+def parted(request: pytest.FixtureRequest, exported: Exported, machine: Machine) -> PartedEngine:
+    """The decoder as two engines, each computing what its part of the graph does."""
+    runtime = machine.runtime() if request.param == "one stream" else None
+    graph = exported.graph("decoder")
+    shapes = decoder_shapes(exported.config, ROWS)
+    parts = []
+    for index, (part, model) in enumerate(
+        zip(CUT, cut_decoder(graph, exported.config, CUT), strict=True)
+    ):
+        kernel = OrtEngine(graph, rewritten=ir.to_proto(model).SerializeToString(), threads=1)
+        inputs = {
+            name: Input(
+                DataType.INT64 if name in INTEGERS else DataType.FLOAT,
+                *ends(shapes, name, exported.config),
+            )
+            for name in names(decoder_inputs(exported.config, part.layers))
+        }
+        outputs = {name: output_of(name, exported.config) for name in kernel.outputs}
+        machine.trt.models[f"decoder-{index}".encode()] = Model(
+            inputs=inputs, outputs=outputs, compute=kernel.run
+        )
+        parts.append(machine.engine(f"decoder-{index}", runtime))
+    return PartedEngine(parts)
+
+
+def ends(
+    shapes: dict[str, ShapeRange], name: str, config: ModelConfig
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Smallest and largest shape; hidden states are as embeddings."""
+    known = shapes["inputs_embeds" if name.startswith("hidden_states") else name]
+    return known.smallest, known.largest
+
+
+def output_of(name: str, config: ModelConfig) -> Output:
+    if name == "logits":
+        size = config.text.vocab_size
+        return Output(DataType.FLOAT, lambda shapes: (*shapes["logits_indices"], size), 3)
+    if name.startswith("hidden_states"):
+        size = config.text.hidden_size
+        return Output(DataType.FLOAT, lambda shapes: (*shapes["position_ids"], size), 3)
+    past = name.replace("present", "past_key_values")
+    return Output(DataType.FLOAT, lambda shapes: shapes[past], 4)
+
+
+def test_parts_hand_over_on_the_device(
+    exported: Exported, machine: Machine, parted: PartedEngine
+) -> None:
+    """As the whole engine computes; hidden states of a step never come to the host."""
+    config = exported.config
+    segments, embeds = prompt(config)
+    whole = DecoderSession(machine.engine("decoder"), config, ROWS)
+    session = DecoderSession(parted, config, ROWS)
+    close(session.prefill(embeds, segments), whole.prefill(embeds, segments))
+    for token in range(4):
+        before = machine.cuda.host_bytes
+        found = session.step(embeds[token])
+        logits = config.text.vocab_size * 4
+        assert machine.cuda.host_bytes - before == logits  # and nothing else came back
+        close(found, whole.step(embeds[token]))
+
+
+@pytest.mark.parametrize("check", sessions.CHECKS)
+def test_sessions_of_a_parted_engine(
+    check: Callable[[Engine, ModelConfig], None], exported: Exported, parted: PartedEngine
+) -> None:
+    check(parted, exported.config)
+
+
+def test_a_device_array_of_another_type_is_refused(
+    exported: Exported, machine: Machine, parted: PartedEngine
+) -> None:
+    engine = machine.engine("decoder-1")
+    runtime = machine.runtime()
+    memory = runtime.stream.allocate(400)
+    shape = (1, 1, exported.config.text.hidden_size)
+    wrong = DeviceArray(memory, shape, np.dtype(np.float16), runtime.stream)
+    feeds = {
+        name: np.zeros((1, 1)) for name in engine.inputs if not name.startswith(("hidden", "past"))
+    }
+    for name, buffer in engine.new_cache(ROWS).buffers.items():
+        engine.bind(f"past_key_values.{name}", buffer)
+    with pytest.raises(ValueError, match="float32, and given is float16"):
+        engine.run(feeds | {"hidden_states.1": wrong})  # type: ignore[dict-item]

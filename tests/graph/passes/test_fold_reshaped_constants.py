@@ -42,7 +42,7 @@ def test_a_reshaped_constant_becomes_one_and_nothing_else_changes() -> None:
 
 def test_every_reduction_of_a_graph_has_constant_axes(exported: Exported) -> None:
     for name in ("vision", "decoder"):
-        graph = onnx.load(exported.folder / name / "model.onnx", load_external_data=False).graph
+        graph = onnx.load(exported.graph(name), load_external_data=False).graph
         constants = {node.output[0] for node in graph.node if node.op_type == "Constant"}
         constants |= {tensor.name for tensor in graph.initializer}
         reductions = [node for node in graph.node if node.op_type.startswith("Reduce")]

@@ -20,6 +20,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from tc_export.bundle.layout import graph_path
 from tc_export.checkpoint.reader import open_checkpoint
 from tc_export.cli.main import main
 from tc_export.config import ModelConfig
@@ -84,7 +85,7 @@ def right(demo: Path) -> TaskResult:
 
 def with_fault(demo: Path, folder: Path, fault: Callable[[onnx.ModelProto], None]) -> Path:
     bundle = Path(shutil.copytree(demo, folder / "bundle"))
-    path = bundle / "decoder" / "model.onnx"
+    path = bundle / graph_path("decoder")
     model = onnx.load(path, load_external_data=False)
     fault(model)
     path.unlink()

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from tc_export.bundle.layout import graph_path
 from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.parity.tensors.check import ParityResult, check_parity
 from tc_export.parity.tensors.check_bundle import references
@@ -31,8 +32,8 @@ def scenarios(exported: Exported) -> list[Scenario]:
 def check(exported: Exported, folder: Path) -> ParityResult:
     side = OpenSide(
         "engine",
-        OrtEngine(folder / "vision" / "model.onnx", threads=1),
-        OrtEngine(folder / "decoder" / "model.onnx", threads=1),
+        OrtEngine(folder / graph_path("vision"), threads=1),
+        OrtEngine(folder / graph_path("decoder"), threads=1),
     )
     precisions = Precisions.both("float32")
     judges = references(exported.checkpoint, precisions)
@@ -112,7 +113,7 @@ FAULTS: list[Fault] = [
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_fault_is_caught(exported: Exported, tmp_path: Path, fault: Fault) -> None:
     folder = exported.copy(tmp_path)
-    path = folder / "decoder" / "model.onnx"
+    path = folder / graph_path("decoder")
     model = onnx.load(path, load_external_data=False)
     fault(model, exported)
     onnx.save(model, path)
@@ -125,7 +126,7 @@ def test_fault_is_caught(exported: Exported, tmp_path: Path, fault: Fault) -> No
 
 def test_vision_fault_is_caught_in_vision(exported: Exported, tmp_path: Path) -> None:
     folder = exported.copy(tmp_path)
-    path = folder / "vision" / "model.onnx"
+    path = folder / graph_path("vision")
     model = onnx.load(path, load_external_data=False)
     name = "vision.vision_tower.layers.0.mlp.fc1.bias"
     bias = exported.checkpoint.tensors[name].as_tensor().numpy()[::-1].copy()

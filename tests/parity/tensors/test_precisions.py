@@ -10,12 +10,10 @@ import onnx
 import pytest
 import torch
 
-from tc_export.bundle.layout import MODEL_FILE
+from tc_export.bundle.layout import graph_path
 from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
 from tc_export.contracts.graph_io import DECODER, VISION
-from tc_export.dtypes import DType
 from tc_export.engine.loading import Engines
-from tc_export.graph.export import export_decoder, export_vision
 from tc_export.parity.graph_engines import load_graphs
 from tc_export.parity.tensors.check import ParityResult, check_parity
 from tc_export.parity.tensors.check_bundle import references
@@ -23,6 +21,7 @@ from tc_export.parity.tensors.scenario import standard_scenarios
 from tc_export.parity.tensors.sides import OpenSide
 from tc_export.targets import Precisions
 from tests.checkpoint.families import save_small
+from tests.exported import export_graph
 from tests.repository import DEMO_CHECKPOINT
 
 FORMATS = [
@@ -43,12 +42,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 def export_in(checkpoint: Checkpoint, precisions: Precisions, folder: Path) -> Engines:
     """Export the checkpoint's graphs in these formats, and load them."""
-    for name, precision, export in (
-        (VISION, precisions.vision, export_vision),
-        (DECODER, precisions.decoder, export_decoder),
-    ):
-        (folder / name).mkdir(exist_ok=True)
-        export(checkpoint, DType(precision), folder / name, lambda nbytes: None)
+    export_graph(VISION, checkpoint, precisions.vision.dtype, folder)
+    export_graph(DECODER, checkpoint, precisions.decoder.dtype, folder)
     return load_graphs(folder, precisions)
 
 
@@ -76,7 +71,7 @@ def test_a_fault_shows_through_the_rounding(name: str, tmp_path: Path) -> None:
     demo = open_checkpoint(DEMO)  # random weights do little with positions, trained ones much
     precisions = Precisions.both(name)
     export_in(demo, precisions, tmp_path)
-    path = tmp_path / DECODER / MODEL_FILE
+    path = tmp_path / graph_path(DECODER)
     model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
         for attribute in node.attribute:

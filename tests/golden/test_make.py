@@ -12,14 +12,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tc_export.bundle.layout import tensorrt_graph_path
 from tc_export.config import AttentionMask, TemporalConfig
 from tc_export.contracts.graph_io import prefill_tokens
 from tc_export.contracts.shapes import decoder_shapes, vision_shapes
-from tc_export.device_build.golden import Golden, make_golden, prompt_within
-from tc_export.device_build.spec import GoldenTensor, read_spec
+from tc_export.device_build.spec import read_spec
 from tc_export.device_build.write import PendingBuild, PendingEngine, write_finish
 from tc_export.dtypes import DType
 from tc_export.errors import BundleError, CheckFailed, TcExportError
+from tc_export.golden.files import GoldenTensor, write_golden
+from tc_export.golden.make import Golden, make_golden, prompt_within
 from tc_export.model.positions import Clip
 from tc_export.parity.tensors.check_bundle import references
 from tc_export.targets import Precisions
@@ -124,17 +126,18 @@ def write(folder: Path, golden: dict[str, Golden]) -> None:
     }
     (folder / PLUGIN).parent.mkdir(parents=True)
     (folder / PLUGIN).write_bytes(elf_header(ARCHITECTURE))
+    (folder / "graphs").mkdir()
     for graph in GRAPHS:
-        (folder / graph).mkdir()
-        (folder / graph / "tensorrt.onnx").write_text("a graph")
+        (folder / tensorrt_graph_path(graph)).write_text("a graph")
+    calls = write_golden(folder, golden)
     engines = {
         graph: PendingEngine(
-            graph=f"{graph}/tensorrt.onnx",
+            graph=tensorrt_graph_path(graph),
             engine=f"engines/{graph}.engine",
             precision="bfloat16",
             custom_nodes={},
             shapes=shapes[graph],
-            golden=golden[graph],
+            golden=calls[graph],
         )
         for graph in golden
     }
@@ -155,21 +158,21 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     spec = read_spec(tmp_path)
     for graph, data in golden.items():
         for name, tensor in data.inputs.items():
-            read = spec.graphs[graph].golden_inputs[name].load(tmp_path)
+            read = spec.graphs[graph].golden.inputs[name].load(tmp_path)
             np.testing.assert_array_equal(read, tensor.astype(read.dtype))
         for name, (values, tolerance) in data.outputs.items():
-            output = spec.graphs[graph].golden_outputs[name]
+            output = spec.graphs[graph].golden.outputs[name]
             np.testing.assert_array_equal(output.load(tmp_path), values)
             assert output.tolerance == tolerance
     sums = (tmp_path / "finish" / "SHA256SUMS").read_text()
     listed = {line.split("  ", 1)[1] for line in sums.splitlines()}
     written = {x.relative_to(tmp_path).as_posix() for x in tmp_path.rglob("*") if x.is_file()}
-    assert listed == written - {"finish/SHA256SUMS"}
+    assert listed == written - {"finish/SHA256SUMS", "golden/golden.json"}
 
 
 def test_golden_data_outside_the_profile_is_refused(tmp_path: Path) -> None:
     vision, decoder = golden_of(AttentionMask.CAUSAL, "bfloat16")
-    pixels = torch.zeros(MAX_FRAMES + 1, 3, VISION.image_size, VISION.image_size)
+    pixels = np.zeros((MAX_FRAMES + 1, 3, VISION.image_size, VISION.image_size), np.float32)
     too_many = Golden(inputs={"pixel_values": pixels}, outputs=vision.outputs)
     with pytest.raises(TcExportError, match="golden pixel_values"):
         write(tmp_path, {"vision": too_many, "decoder": decoder})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Golden data: one call of each graph, with what the model gives for it and how far is near.
+"""One call of each graph, with what the model gives for it and how far is near.
 
 The truth is the PyTorch model in float64. An engine may err twice as much as plain PyTorch does in
 the engine's own format, plus a floor: `tc_export.parity.tensors.tolerance`.
@@ -19,6 +19,7 @@ from tc_export.contracts.graph_io import (
     DECODER,
     FRAMES_A_CALL,
     INPUTS_EMBEDS,
+    KEY_FRAME_IDS,
     LOGITS,
     LOGITS_INDICES,
     PIXEL_VALUES,
@@ -28,7 +29,7 @@ from tc_export.contracts.graph_io import (
 )
 from tc_export.engine.session import position_feeds
 from tc_export.errors import CheckFailed
-from tc_export.model.positions import Clip, Layout, Segment, Text, lay_out
+from tc_export.model.positions import TEXT, Clip, Layout, Segment, Text, lay_out
 from tc_export.parity.layerwise import TokenSequence
 from tc_export.parity.tensors.check import ReferenceSides
 from tc_export.parity.tensors.tolerance import compare
@@ -76,7 +77,12 @@ def make_golden(
     vision, features = _vision(references, precisions.vision, pixels)
     embeds = references.truth.embed(tokens)
     embeds[layout.frame_ids >= 0] = features.reshape(-1, features.shape[-1])
-    return {VISION: vision, DECODER: _decoder(references, precisions.decoder, embeds, layout)}
+    decoder = _decoder(references, precisions.decoder, embeds, layout)
+    if not config.temporal.mask.is_prefix:
+        frame_ids = np.full((1, max_length), TEXT, dtype=np.int64)
+        frame_ids[0, : layout.length] = layout.frame_ids
+        decoder.inputs[KEY_FRAME_IDS] = frame_ids
+    return {VISION: vision, DECODER: decoder}
 
 
 def _vision(
