@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
-from tc_export.cli.missing_packages import EXPORT_PACKAGES, missing_packages_named
-from tc_export.errors import EnvironmentLacks
 from tests.repository import REPOSITORY
 from tests.runtime.clips import write_clip
 
@@ -27,15 +24,6 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
-
-
-def test_the_packages_are_those_of_the_extra() -> None:
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    names = {
-        text.split(">")[0].replace("-", "_") for text in project["optional-dependencies"]["export"]
-    }
-    assert names == EXPORT_PACKAGES
-    assert not {text.split(">")[0] for text in project["dependencies"]} & EXPORT_PACKAGES
 
 
 @pytest.mark.parametrize("verb", ["ask", "verify", "inspect", "targets", "plan", "version"])
@@ -70,10 +58,3 @@ def test_what_builds_says_what_to_install(verb: str, bundle: Path, tmp_path: Pat
     assert "needs the package torch, which is not installed" in said
     assert "pip install 'tc-export[export]'" in said
     assert "Traceback" not in said
-
-
-def test_another_missing_module_is_a_bug_of_ours() -> None:
-    with pytest.raises(ModuleNotFoundError), missing_packages_named():
-        raise ModuleNotFoundError("No module named 'tc_export.nowhere'", name="tc_export.nowhere")
-    with pytest.raises(EnvironmentLacks, match="onnx_ir"), missing_packages_named():
-        raise ModuleNotFoundError("No module named 'onnx_ir.passes'", name="onnx_ir.passes")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said where a command needs packages that answering does not."""
+"""What is said where something needs packages that answering does not."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def missing_packages_named() -> Iterator[None]:
         if package not in EXPORT_PACKAGES:
             raise
         raise EnvironmentLacks(
-            f"this command needs the package {package}, which is not installed",
+            f"this needs the package {package}, which is not installed",
             hint="pip install 'tc-export[export]'",
         ) from error
