@@ -20,7 +20,7 @@ from tc_export.contracts.ops import CONTRACTS
 from tc_export.device_build.finish import finish
 from tc_export.device_build.machine import Machine
 from tc_export.device_build.plugins import compile_plugins
-from tc_export.errors import BundleError, EnvironmentLacks
+from tc_export.errors import BundleError, UnsupportedEnvironment
 from tests.device_build.conftest import (
     ARCHITECTURE,
     PLUGIN,
@@ -145,7 +145,7 @@ def test_what_is_missing_is_named_with_what_to_install(
     assert words in said
     assert re.search(r"sudo apt-get install g\+\+ .*cuda-toolkit-12-6 .*libnvinfer-dev", said)
     assert not added(pending)
-    with pytest.raises(EnvironmentLacks, match=re.escape(words)) as raised:
+    with pytest.raises(UnsupportedEnvironment, match=re.escape(words)) as raised:
         finish(pending, HERE, FakeTools().tools)
     assert raised.value.exit_code == 4
     assert "cuda-toolkit-12-6" in str(raised.value)
@@ -159,7 +159,7 @@ def test_what_the_compiler_says_is_quoted(pending: Path, device: Device) -> None
     assert code == 4, said
     assert "a star is missing" in said
     assert not added(pending)
-    with pytest.raises(EnvironmentLacks, match="a star is missing"):
+    with pytest.raises(UnsupportedEnvironment, match="a star is missing"):
         finish(pending, HERE, FakeTools().tools)
     assert is_pending_and_whole(pending)
 
