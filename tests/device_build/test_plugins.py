@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,17 @@ def test_other_sources_are_compiled_again(pending: Path, device: Device) -> None
     assert code == 0, said
     assert (pending / PLUGIN).read_bytes() != before
     assert len(links(device)) == 2
+
+
+def test_one_source_more_is_compiled_in(pending: Path, device: Device) -> None:
+    assert device.finish(pending)[0] == 0
+    more, sums = f"{PLUGIN_SOURCES}/tensorrt/more.cpp", pending / "finish" / "SHA256SUMS"
+    (pending / more).write_text("// more\n")
+    with sums.open("a") as file:
+        file.write(f"{sha256((pending / more).read_bytes()).hexdigest()}  {more}\n")
+    code, said = device.finish(pending)
+    assert code == 0, said
+    assert [more in call for call in links(device)] == [False, True]
 
 
 def test_a_library_that_is_not_the_compiled_one_is_compiled_again(
