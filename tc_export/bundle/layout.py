@@ -10,9 +10,11 @@ from __future__ import annotations
 GRAPH_IO_FILE = "graph_io.json"
 GRAPH_FOLDER = "graphs"
 GOLDEN_FOLDER = "golden"
+README_FILE = "README.md"
 EMBEDDING_FILE = "embedding.safetensors"
 PLUGIN_FOLDER = "plugins"
 PLUGIN_FILE = "libtc_tensorrt.so"
+PLUGIN_SOURCES = f"{PLUGIN_FOLDER}/source"  # where the device compiles the library itself
 
 
 def engine_stage(graph: str) -> str:

@@ -23,6 +23,7 @@ from tc_export.bundle.files import is_regular_file, write_atomically
 from tc_export.bundle.placement import Placement
 from tc_export.config import Config
 from tc_export.errors import BundleError
+from tc_export.targets import Release
 
 FORMAT = "tc-export bundle"
 FORMAT_VERSION = 4
@@ -98,6 +99,7 @@ class BundleSpec(Config):
     """What is known of a bundle before it is built."""
 
     target: str
+    release: Release | None = None  # the device's software that it is for; None for the processor
     checkpoint_digest: Sha256
     profile: Profile
     precision_asked: dict[str, str]  # by engine

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tc_export.bundle import Profile
     from tc_export.checkpoint.reader import Checkpoint
     from tc_export.cli.settings.choose import ChosenSettings
+    from tc_export.targets import Release, Target
 
 app = typer.Typer()
 
@@ -141,7 +142,9 @@ def _refuse_early(chosen: ChosenSettings) -> None:
     for name in values.target:
         device = load_target(name)
         read_precisions(values.precision, device)
-        choose_release(device, values.release)
+        release = choose_release(device, values.release)
+        if release is not None:
+            _print_release(device, release)
     model = read_config(chosen.checkpoint, chosen.model).model
     profile_length(model, values.profile.max_frames, values.profile.max_length)
 
@@ -157,6 +160,14 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
+def _print_release(target: Target, release: Release) -> None:
+    from tc_export.targets import other_releases
+
+    others = other_releases(target, release)
+    also = f"; --release also takes {others}" if others else ""
+    Terminal(stderr=True).print(f"{target.name}: builds for {release}{also}")
+
+
 def _print_settings(
     chosen: ChosenSettings, target: str, bundle: Path, checkpoint: Checkpoint, profile: Profile
 ) -> None:
@@ -170,7 +181,7 @@ def _print_settings(
         "output": bundle,
         "target": device.name,
         "precision": read_precisions(chosen.values.precision, device),
-        "release": release and release.name,
+        **({"release": release.name} if release else {}),
         "profile.max_frames": profile.max_frames,
         "profile.max_length": profile.max_length,
     }

@@ -39,7 +39,7 @@ def finish(
 
 def finish_if_here(bundle: Path, manifest: Manifest) -> Manifest:
     """Finish a pending bundle at once, where this machine is the device that it is for."""
-    from tc_export.bundle import EngineState, locate
+    from tc_export.bundle import EngineState
     from tc_export.device_build.machine import check_machine, this_machine
     from tc_export.device_build.spec import read_spec
     from tc_export.errors import EnvironmentLacks
@@ -49,7 +49,7 @@ def finish_if_here(bundle: Path, manifest: Manifest) -> Manifest:
     spec = read_spec(bundle)
     try:
         machine = this_machine(spec)
-        check_machine(spec, machine, locate(bundle, spec.plugin_library))
+        check_machine(spec, machine, bundle)
     except EnvironmentLacks:
         return manifest
     return _finish_on(machine, bundle)
@@ -86,6 +86,8 @@ def print_bundle(bundle: Path, manifest: Manifest) -> None:
             f"{graph}: {built.builder}, SM {built.sm}, {built.precision}, {built.layers} layers"
             + (f", of which plugins: {plugins}" if plugins else "")
         )
+    if manifest.release is not None:
+        say(f"target: {manifest.target}, {manifest.release}")
     say(f"engine: {engine.state} ({engine.backend})")
     say(f"bundle: {bundle}")
     if engine.next_step:

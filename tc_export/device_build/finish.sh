@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Completes this bundle on its device: builds the engines with TensorRT's trtexec, and compares what
-# they compute with golden data. Needs a POSIX shell, trtexec, awk and the usual small tools; no
-# Python, and nothing of tc-export.
+# they compute with golden data. A bundle with the plugins' sources has them compiled first, by nvcc
+# and g++. Needs a POSIX shell, trtexec, awk and the usual small tools; no Python, and nothing of
+# tc-export.
 #
 #   sh finish/finish.sh
 #
@@ -84,11 +85,36 @@ check_machine() {
 }
 
 check_files() {
-  [ -f "$plugin" ] || stop 1 "the plugin library $plugin is missing"
+  [ -n "$plugin_sources" ] || [ -f "$plugin" ] || stop 1 "the plugin library $plugin is missing"
   say "checking the bundle's files"
   sha256sum -c finish/SHA256SUMS > "$work/sums" 2>&1 ||
     stop 1 "files of this bundle are changed or missing:" \
       "$(grep -v ': OK$' "$work/sums")" "get the bundle again from where it was built"
+}
+
+# The library is there, and was compiled from the sources that the bundle holds now.
+is_compiled() {
+  [ -f "$plugin" ] && [ -f "$plugin.sha256" ] && sha256sum -c "$plugin.sha256" > /dev/null 2>&1 &&
+    sed 1d "$plugin.sha256" | cmp -s - "$work/sources"
+}
+
+compile_plugins() {
+  grep "  $plugin_sources/" finish/SHA256SUMS > "$work/sources"
+  if is_compiled; then
+    say "$plugin is there"
+    return
+  fi
+  say "compiling $plugin; this takes minutes"
+  run sh finish/compile_plugins.sh "$work/library" > "$work/log" 2>&1 ||
+    stop 4 "the plugins could not be compiled:" "$(tail -n 15 "$work/log")"
+  mkdir -p "$(dirname "$plugin")" || stop 4 "this folder cannot be written to"
+  # Its hash goes first, as an engine's does. Below it stand those of all that it was made from.
+  sum=$(sha256sum "$work/library") || stop 4 "sha256sum failed"
+  printf '%s  %s\n' "${sum%% *}" "$plugin" > "$work/sum"
+  cat "$work/sources" >> "$work/sum"
+  if ! mv "$work/sum" "$plugin.sha256" || ! mv "$work/library" "$plugin"; then
+    stop 4 "this folder cannot be written to"
+  fi
 }
 
 # The engine is there, is the one that passed, and was built from what the bundle holds now.
@@ -183,6 +209,7 @@ work=finish/.work.$$
 
 check_machine
 check_files
+[ -z "$plugin_sources" ] || compile_plugins
 for graph_name in $graphs; do
   finish_graph "$graph_name"
 done

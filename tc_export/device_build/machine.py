@@ -9,6 +9,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
+from tc_export.bundle import locate
 from tc_export.device_build.spec import DeviceBuildSpec
 from tc_export.engine.tensorrt.bindings import import_tensorrt
 from tc_export.engine.tensorrt.cuda import compute_capability, open_cuda
@@ -50,8 +51,8 @@ def _check_processor(spec: DeviceBuildSpec, architecture: str) -> None:
         )
 
 
-def check_machine(spec: DeviceBuildSpec, machine: Machine, library: Path) -> None:
-    """See that the engines can be built here.
+def check_machine(spec: DeviceBuildSpec, machine: Machine, bundle: Path) -> None:
+    """See that the engines of `bundle` can be built here.
 
     Raises:
         EnvironmentLacks: another processor or GPU, or another TensorRT than the graphs were made
@@ -74,6 +75,16 @@ def check_machine(spec: DeviceBuildSpec, machine: Machine, library: Path) -> Non
             hint=f"build the bundle again for a release of {spec.target} that has TensorRT "
             f"{here.major}.{here.minor} (tc-export targets lists the releases)",
         )
+    if spec.plugin_sources is None:
+        check_library(spec, locate(bundle, spec.plugin_library))
+
+
+def check_library(spec: DeviceBuildSpec, library: Path) -> None:
+    """See that the plugin library is for the device.
+
+    Raises:
+        BundleError: it is missing, or for another processor than the spec names.
+    """
     found = library_architecture(library)
     if found != spec.architecture:
         raise BundleError(

@@ -4,6 +4,8 @@
     ENGINE              the engine, once it has passed
     ENGINE.sha256       its hash and that of finish/SHA256SUMS then, as `sha256sum` writes them
     ENGINE.layers.json  its layers, as trtexec's --exportLayerInfo writes them
+    LIBRARY             the plugin library, where the bundle has its sources
+    LIBRARY.sha256      its hash and those of its sources
     finish/timing.cache what TensorRT measured
     finish/.work.PID/   scratch, left behind only where the script was killed
 
@@ -25,7 +27,8 @@ from tc_export.device_build.spec import FOLDER, SUMS, DeviceBuildSpec
 from tc_export.digests import Digests
 from tc_export.errors import EnvironmentLacks
 
-_SUFFIXES = ("", ".sha256", ".layers.json")
+_ENGINE_SUFFIXES = ("", ".sha256", ".layers.json")
+_LIBRARY_SUFFIXES = ("", ".sha256")
 _CACHE = "timing.cache"
 
 
@@ -57,10 +60,26 @@ class ScriptProducts:
                 return None
         except (OSError, ValueError, LookupError, TypeError):
             return None
-        destination = bundle / engine
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        source.replace(destination)
+        _move(source, bundle / engine)
         return count
+
+    def take_library(self, spec: DeviceBuildSpec, bundle: Path) -> bool:
+        """Move the plugin library into `bundle`; False where the script has compiled none.
+
+        Neither is taken what was compiled from other sources than the bundle has now.
+        """
+        source = self.folder / spec.plugin_library
+        try:
+            lines = source.with_name(f"{source.name}.sha256").read_text().splitlines()
+            sums = (bundle / SUMS).read_text().splitlines()
+            found = [f"{Digests().sha256(source)}  {spec.plugin_library}"]
+        except (OSError, ValueError):
+            return False
+        found += [line for line in sums if line.partition("  ")[2].startswith(_sources(spec))]
+        if lines != found:
+            return False
+        _move(source, bundle / spec.plugin_library)
+        return True
 
 
 @contextmanager
@@ -75,10 +94,10 @@ def set_aside(bundle: Path, spec: DeviceBuildSpec) -> Iterator[ScriptProducts]:
     _check_idle(bundle)
     folder = bundle.with_name(f".{bundle.name}.finishing")
     folder.mkdir(exist_ok=True)
-    for engine in (each.engine for each in spec.graphs.values()):
-        for suffix in _SUFFIXES:
-            _move(bundle / (engine + suffix), folder / (engine + suffix))
-        parent = (bundle / engine).parent
+    for product, suffixes in _products(spec).items():
+        for suffix in suffixes:
+            _move(bundle / (product + suffix), folder / (product + suffix))
+        parent = (bundle / product).parent
         if parent != bundle and parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
     _move(bundle / FOLDER / _CACHE, folder / _CACHE)
@@ -89,6 +108,20 @@ def set_aside(bundle: Path, spec: DeviceBuildSpec) -> Iterator[ScriptProducts]:
             folder.rmdir()
         raise
     remove(folder)
+
+
+def _products(spec: DeviceBuildSpec) -> dict[str, tuple[str, ...]]:
+    """What the script makes, with the endings of the files that it keeps of each."""
+    products: dict[str, tuple[str, ...]]
+    products = {each.engine: _ENGINE_SUFFIXES for each in spec.graphs.values()}
+    if spec.plugin_sources is not None:
+        products[spec.plugin_library] = _LIBRARY_SUFFIXES
+    return products
+
+
+def _sources(spec: DeviceBuildSpec) -> str:
+    """What the paths of the plugins' sources begin with."""
+    return f"{spec.plugin_sources}/"
 
 
 def _check_idle(bundle: Path) -> None:

@@ -8,6 +8,8 @@ In the folder `finish/` of a bundle:
 
     finish.json        this spec
     finish.sh          builds and judges with trtexec alone
+    compile_plugins.sh compiles the plugin library, where the bundle has its sources
+    exports.map        the symbols that it exports
     compare.awk        its comparison
     machine.settings, vision.settings, decoder.settings
     SHA256SUMS         every file that the script relies on
@@ -69,10 +71,15 @@ class DeviceBuildSpec(Config):
     """What is to be done on the device, and which device that is."""
 
     target: str
+    release: str  # the device's software, by name
+    cuda: str
     tensorrt: str = Field(pattern=r"^\d+\.\d+$")  # that the graphs were made for
     architecture: str
     sm: int
     plugin_library: BundlePath
+    plugin_sources: (
+        BundlePath | None
+    )  # folder that the device compiles the library from, if it does
     graphs: dict[str, EngineSpec] = Field(min_length=1)  # by graph
 
     def write(self, folder: Path) -> None:

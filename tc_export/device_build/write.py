@@ -22,7 +22,7 @@ from tc_export.digests import Digests
 from tc_export.errors import TcExportError
 from tc_export.golden.files import GoldenCall
 
-_STATIC_FILES = ("finish.sh", "compare.awk")
+_STATIC_FILES = ("finish.sh", "compile_plugins.sh", "exports.map", "compare.awk")
 _VARIABLES = {
     "--minShapes": "min_shapes",
     "--optShapes": "opt_shapes",
@@ -48,18 +48,25 @@ class PendingBuild:
 
     Attributes:
         target: the device's name.
+        release: name of the device's software.
+        cuda: its CUDA version.
         tensorrt: version that the graphs were made for, major and minor.
         architecture: the device's processor, as `uname -m` says it.
         sm: the device's compute capability.
         plugin_library: its path, relative to the bundle.
+        plugin_sources: folder in the bundle that the device compiles it from; None where the bundle
+            has the library itself.
         engines: by graph.
     """
 
     target: str
+    release: str
+    cuda: str
     tensorrt: str
     architecture: str
     sm: int
     plugin_library: str
+    plugin_sources: str | None
     engines: Mapping[str, PendingEngine]
 
 
@@ -74,13 +81,16 @@ def write_finish(folder: Path, pending: PendingBuild, digests: Digests | None = 
     (folder / FOLDER).mkdir()
     spec = DeviceBuildSpec(
         target=pending.target,
+        release=pending.release,
+        cuda=pending.cuda,
         tensorrt=pending.tensorrt,
         architecture=pending.architecture,
         sm=pending.sm,
         plugin_library=pending.plugin_library,
+        plugin_sources=pending.plugin_sources,
         graphs={graph: _engine_spec(engine) for graph, engine in pending.engines.items()},
     )
-    missing = [path for path in _needed_files(spec) if not (folder / path).is_file()]
+    missing = [path for path in _needed_paths(spec) if not (folder / path).exists()]
     if missing:
         raise TcExportError(f"the bundle has no {', '.join(missing)}")
     spec.write(folder)
@@ -90,9 +100,9 @@ def write_finish(folder: Path, pending: PendingBuild, digests: Digests | None = 
     _write_sums(folder, spec, digests or Digests())
 
 
-def _needed_files(spec: DeviceBuildSpec) -> list[str]:
+def _needed_paths(spec: DeviceBuildSpec) -> list[str]:
     graphs = [engine.graph for engine in spec.graphs.values()]
-    return [spec.plugin_library, *graphs, *_golden_files(spec)]
+    return [spec.plugin_sources or spec.plugin_library, *graphs, *_golden_files(spec)]
 
 
 def _golden_files(spec: DeviceBuildSpec) -> list[str]:
@@ -133,9 +143,13 @@ def _write_settings(folder: Path, spec: DeviceBuildSpec) -> None:
     """The spec as shell variables, for `finish.sh`."""
     machine = {
         "target": spec.target,
+        "release": spec.release,
+        "cuda": spec.cuda,
         "tensorrt": spec.tensorrt,
         "architecture": spec.architecture,
+        "sm": str(spec.sm),
         "plugin": spec.plugin_library,
+        "plugin_sources": spec.plugin_sources or "",
         "graphs": " ".join(spec.graphs),
     }
     _write_variables(folder / FOLDER / "machine.settings", machine)
@@ -179,7 +193,7 @@ def _write_variables(path: Path, values: Mapping[str, str]) -> None:
 
 def _write_sums(folder: Path, spec: DeviceBuildSpec, digests: Digests) -> None:
     """The hashes of all that the script uses, in `sha256sum`'s own format."""
-    used = [*_graph_files(folder, spec), spec.plugin_library, *_golden_files(spec)]
+    used = [*_graph_files(folder, spec), *_plugin_files(folder, spec), *_golden_files(spec)]
     used += [f"{FOLDER}/{name}" for name in walk_files(folder / FOLDER)]
     lines = [f"{digests.sha256(folder / path)}  {path}\n" for path in used]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
@@ -190,3 +204,10 @@ def _graph_files(folder: Path, spec: DeviceBuildSpec) -> Iterable[str]:
     parents = {str(Path(engine.graph).parent) for engine in spec.graphs.values()}
     for parent in sorted(parents):
         yield from walk_files(folder / parent, f"{parent}/")
+
+
+def _plugin_files(folder: Path, spec: DeviceBuildSpec) -> Iterable[str]:
+    """The library, or what it is compiled from."""
+    if spec.plugin_sources is None:
+        return [spec.plugin_library]
+    return walk_files(folder / spec.plugin_sources, f"{spec.plugin_sources}/")

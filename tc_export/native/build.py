@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tc_export.errors import EnvironmentLacks, UsageError
 from tc_export.native.fetch import PACKAGES, fetch
-from tc_export.native.sources import library_sources
+from tc_export.native.sources import sources_digest
 from tc_export.targets import Release, Target
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,46 +119,62 @@ def library_key(
     """
     sm, architecture = _device(target)
     checkout = _Checkout(root=root, on_step=on_step)
-    if not (checkout.plugins / "CMakeLists.txt").is_file():
-        raise EnvironmentLacks(
-            f"the plugins' sources are not at {checkout.plugins}: an installed package does not "
-            "have them",
-            hint="run this in a source checkout of tc-export",
-        )
+    sources = find_sources(root)
     _check_tools(architecture)
     packages = [PACKAGES[name].wheels for name in _packages(architecture)]
     made_from = f"{sm}\n{architecture}\n{checkout.nvcc_version()}\n{packages}\n"
-    digest = hashlib.sha256(made_from.encode())
-    for source in library_sources(checkout.plugins):
-        content = (checkout.plugins / source).read_bytes()
-        digest.update(f"{source.as_posix()}\n{len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()
+    return hashlib.sha256(f"{made_from}{sources_digest(sources)}".encode()).hexdigest()
 
 
-def check_cuda(
-    release: Release,
-    *,
-    root: Path = ROOT,
-    on_step: Callable[[str], None] = lambda phrase: None,
-) -> None:
-    """See that what the CUDA compiler makes can run on the device's release.
-
-    The library carries the compiler's CUDA runtime, which needs a driver of its major version.
+def find_sources(root: Path = ROOT) -> Path:
+    """The folder of the plugins' sources in a checkout.
 
     Raises:
-        EnvironmentLacks: it cannot.
+        EnvironmentLacks: this is none.
     """
-    version = _Checkout(root=root, on_step=on_step).nvcc_version()
-    found = re.search(r"release (\d+)\.(\d+)", version)
-    if found is None or found[1] != release.cuda.partition(".")[0]:
-        here = f"{found[1]}.{found[2]}" if found else "of an unknown version"
+    sources = root / PLUGINS
+    if not (sources / "CMakeLists.txt").is_file():
         raise EnvironmentLacks(
-            f"{release.name} has CUDA {release.cuda}, and the compiler here is CUDA {here}: its "
-            "plugins would not load there",
+            f"the plugins' sources are not at {sources}: an installed package does not have them",
+            hint="run this in a source checkout of tc-export",
+        )
+    return sources
+
+
+def can_compile_for(release: Release) -> bool:
+    """True where what the CUDA compiler here makes can run on the device's release.
+
+    The library carries the compiler's CUDA runtime, which needs a driver of its major version.
+    """
+    return _cuda_version().partition(".")[0] == release.cuda.partition(".")[0]
+
+
+def check_cuda(release: Release) -> None:
+    """Refuse a release that `can_compile_for` does not hold for.
+
+    Raises:
+        EnvironmentLacks: the compiler here is of another CUDA.
+    """
+    if not can_compile_for(release):
+        raise EnvironmentLacks(
+            f"{release.name} has CUDA {release.cuda}, and the compiler here is CUDA "
+            f"{_cuda_version()}: its plugins would not load there",
             hint="build for a release of the same major version (--release), or put an nvcc of "
             f"CUDA {release.cuda} first on the PATH",
         )
+
+
+def _cuda_version() -> str:
+    """Major and minor version of the CUDA compiler on the PATH, else of the registry's.
+
+    The registry's version is pinned: nothing is downloaded to learn it.
+    """
+    if shutil.which("nvcc") is None:
+        return ".".join(PACKAGES["nvcc"].wheels[0].partition("==")[2].split(".")[:2])
+    command = ["nvcc", "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+\.\d+)", said)
+    return found[1] if found else "of an unknown version"
 
 
 @contextmanager

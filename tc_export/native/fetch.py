@@ -64,6 +64,11 @@ PACKAGES = {
         ),
         alternative="install CUDA's own package, and put nvcc on the PATH",
     ),
+    "nvrtc-12.6": Package(
+        meaning="the CUDA 12.6 compiler of device code, as a library, and its headers; for tests",
+        wheels=("nvidia-cuda-nvrtc-cu12==12.6.85", "nvidia-cuda-cccl-cu12==12.6.77"),
+        subfolder="nvidia",
+    ),
     "cuda-aarch64": Package(
         meaning="CUDA 13.0 headers and runtime for aarch64, to compile and link against",
         wheels=(

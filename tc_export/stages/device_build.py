@@ -8,7 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tc_export.bundle import EngineRecord, EngineState, Manifest, StageResults, Staging, find_damage
-from tc_export.bundle.layout import engine_path, engine_stage, tensorrt_graph_path, tensorrt_stage
+from tc_export.bundle.layout import (
+    PLUGIN_SOURCES,
+    engine_path,
+    engine_stage,
+    tensorrt_graph_path,
+    tensorrt_stage,
+)
 from tc_export.contracts.graph_io import GRAPHS
 from tc_export.runner import Reporter, Stage, StageContext, is_up_to_date
 from tc_export.stages import golden, shards
@@ -30,7 +36,7 @@ def stage(inputs: BuildInputs) -> Stage:
         description="write the script for the device",
         key={
             "target": inputs.target.name,
-            "tensorrt": inputs.release.tensorrt,
+            "release": inputs.release.model_dump(),
             "precision": inputs.spec.precision_asked,
             "profile": inputs.spec.profile.model_dump(),
             "tools": versions(("tc-export",)),
@@ -51,10 +57,13 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> StageResults:
     assert target.toolchain.architecture is not None
     pending = PendingBuild(
         target=target.name,
+        release=release.name,
+        cuda=release.cuda,
         tensorrt=release.tensorrt,
         architecture=target.toolchain.architecture,
         sm=target.sm,
         plugin_library=inputs.plugin_library,
+        plugin_sources=PLUGIN_SOURCES if (context.folder / PLUGIN_SOURCES).is_dir() else None,
         engines=_pending_engines(context, inputs),
     )
     write_finish(context.folder, pending, context.digests)

@@ -2,7 +2,7 @@
 """Devices as data: what each one has, its software, and the number formats that it can run."""
 
 from tc_export.targets.precision import COMPONENTS, Precision, Precisions, read_precisions
-from tc_export.targets.release import Release, choose_release
+from tc_export.targets.release import Release, choose_release, other_releases
 from tc_export.targets.target import (
     SHIPPED_FOLDERS,
     Doubt,
@@ -35,6 +35,7 @@ __all__ = [
     "is_path_of_target",
     "list_targets",
     "load_target",
+    "other_releases",
     "read_precisions",
     "read_target",
 ]

@@ -20,6 +20,16 @@ class Release(Config):
     tensorrt: str  # of the flavour that `Toolchain.engine` names
     system: str | None = None
 
+    def __str__(self) -> str:
+        system = f"{self.system}, " if self.system else ""
+        return f"{self.name} ({system}CUDA {self.cuda}, TensorRT {self.tensorrt})"
+
+
+def other_releases(target: Target, chosen: Release) -> str:
+    """What `--release` takes for this target beside the chosen one, in words; "" for nothing."""
+    others = (release for release in target.toolchain.releases if release != chosen)
+    return ", ".join(f"{release.tensorrt} ({release.name})" for release in others)
+
 
 def choose_release(target: Target, wanted: str | None) -> Release | None:
     """The device's software to build for: the newest, or the one that is asked for.

@@ -10,7 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tc_export.bundle import (
     StageResults,
     open_staging,
 )
-from tc_export.bundle.layout import graph_path, tensorrt_graph_path
+from tc_export.bundle.layout import PLUGIN_SOURCES, graph_path, tensorrt_graph_path
 from tc_export.bundle.manifest import digest_of
 from tc_export.checkpoint.reader import open_checkpoint
 from tc_export.contracts.graph_io import GRAPHS
@@ -37,6 +37,8 @@ from tc_export.dtypes import DType
 from tc_export.golden.files import write_golden
 from tc_export.golden.make import make_golden
 from tc_export.graph.tensorrt_form import to_tensorrt_form
+from tc_export.native.build import find_sources
+from tc_export.native.sources import library_sources
 from tc_export.parity.tensors.check_bundle import references
 from tc_export.targets import Precisions
 from tests.checkpoint.families import edit_config, save_small
@@ -54,8 +56,11 @@ def elf_header(architecture: str) -> bytes:
     return b"\x7fELF" + bytes(14) + ELF_MACHINES[architecture].to_bytes(2, "little") + bytes(44)
 
 
-def write_pending_bundle(output: Path, scratch: Path) -> Path:
-    """What a host without the device makes of a small LLaVA in float16."""
+def write_pending_bundle(output: Path, scratch: Path, *, sends_sources: bool = False) -> Path:
+    """What a host without the device makes of a small LLaVA in float16.
+
+    `sends_sources`: the bundle has the sources of the plugins in the place of their library.
+    """
     source = save_small(scratch / "checkpoint", dtype=torch.float16)
     settings = {"gamma": 0.5}
     edit_config(source, lambda document: document.update(temporal=settings))
@@ -68,8 +73,13 @@ def write_pending_bundle(output: Path, scratch: Path) -> Path:
             export_graph(name, checkpoint, DType.FLOAT16, folder)
             source, path = folder / graph_path(name), folder / tensorrt_graph_path(name)
             nodes[name] = to_tensorrt_form(source, path, TENSORRT).custom_nodes
-        (folder / PLUGIN).parent.mkdir(parents=True)
-        (folder / PLUGIN).write_bytes(elf_header(ARCHITECTURE))
+        if sends_sources:
+            for source in library_sources(find_sources()):
+                (folder / PLUGIN_SOURCES / source).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(find_sources() / source, folder / PLUGIN_SOURCES / source)
+        else:
+            (folder / PLUGIN).parent.mkdir(parents=True)
+            (folder / PLUGIN).write_bytes(elf_header(ARCHITECTURE))
         precisions = Precisions.both("float16")
         golden = make_golden(
             references(checkpoint, precisions),
@@ -95,10 +105,13 @@ def write_pending_bundle(output: Path, scratch: Path) -> Path:
         }
         build = PendingBuild(
             target="orin",
+            release="JetPack 6.2",
+            cuda="12.6",
             tensorrt=TENSORRT,
             architecture=ARCHITECTURE,
             sm=87,
             plugin_library=PLUGIN,
+            plugin_sources=PLUGIN_SOURCES if sends_sources else None,
             engines=engines,
         )
         write_finish(folder, build)
@@ -148,6 +161,7 @@ class Device:
     """A machine with a stand-in trtexec first on its PATH."""
 
     bin: Path
+    programs: str = field(default_factory=lambda: os.environ["PATH"])  # that it has beside it
 
     def set(self, *, version: int = 100300, fault: str = "") -> None:
         """What the next trtexec is and does."""
@@ -167,8 +181,22 @@ class Device:
         path.write_text(text)
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
+    def remove(self, *names: str) -> None:
+        """Take programs off the PATH, wherever they are."""
+        others = self.bin.with_name("programs")
+        others.mkdir()
+        for folder in reversed(self.programs.split(os.pathsep)):
+            for program in Path(folder).glob("*"):
+                (others / program.name).unlink(missing_ok=True)
+                if program.name not in names:
+                    (others / program.name).symlink_to(program)
+        for name in names:
+            (self.bin / name).unlink(missing_ok=True)
+        self.programs = str(others)
+
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"}
+        path = f"{self.bin}{os.pathsep}{self.programs}"
+        return {**os.environ, "PATH": path, "CUDA_HOME": "/nowhere"}
 
     def start(self, bundle: Path) -> subprocess.Popen[str]:
         """Start the script from another folder, by its path."""

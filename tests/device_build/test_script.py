@@ -208,7 +208,7 @@ def test_a_changed_file_is_refused_and_named(pending: Path, device: Device, path
 def test_an_interrupt_leaves_nothing(pending: Path, device: Device, number: int) -> None:
     device.set(fault="hangs")
     process = device.start(pending)
-    _wait_for(device.bin / "hanging")
+    wait_for(device.bin / "hanging")
     process.send_signal(number)
     said, _ = process.communicate(timeout=20)
     assert process.returncode == 128 + number, said
@@ -218,7 +218,7 @@ def test_an_interrupt_leaves_nothing(pending: Path, device: Device, number: int)
 def test_what_a_kill_leaves_is_cleared_by_the_next_run(pending: Path, device: Device) -> None:
     device.set(fault="hangs")
     process = device.start(pending)
-    _wait_for(device.bin / "hanging")
+    wait_for(device.bin / "hanging")
     code, said = device.finish(pending)
     assert code == 4
     assert f"another finish.sh is at work (process {process.pid})" in said
@@ -232,7 +232,7 @@ def test_what_a_kill_leaves_is_cleared_by_the_next_run(pending: Path, device: De
     assert added(pending) == PRODUCTS
 
 
-def _wait_for(path: Path) -> None:
+def wait_for(path: Path) -> None:
     deadline = time.monotonic() + 60
     while not path.exists():
         assert time.monotonic() < deadline, f"{path.name} never came"
@@ -254,8 +254,9 @@ def test_a_tensorrt_without_an_option_does_without(pending: Path, device: Device
     assert not any("--stronglyTyped" in call for call in builds)
 
 
-def test_the_script_is_plain_posix_shell(pending: Path) -> None:
-    script = pending / "finish" / "finish.sh"
+@pytest.mark.parametrize("name", ["finish.sh", "compile_plugins.sh"])
+def test_the_scripts_are_plain_posix_shell(pending: Path, name: str) -> None:
+    script = pending / "finish" / name
     shell = shutil.which("dash") or "sh"
     subprocess.run([shell, "-n", str(script)], check=True)
     checker = shutil.which("shellcheck")

@@ -14,7 +14,14 @@ import pytest
 
 from tc_export.errors import EnvironmentLacks, UsageError
 from tc_export.native import build as plugins
-from tc_export.native.build import LIBRARY, build_plugins, check_cuda, library_key
+from tc_export.native.build import (
+    LIBRARY,
+    build_plugins,
+    can_compile_for,
+    check_cuda,
+    find_sources,
+    library_key,
+)
 from tc_export.native.fetch import PACKAGES, fetch
 from tc_export.targets import Target, choose_release, load_target
 
@@ -271,6 +278,8 @@ def test_no_gpu(tools: Tools, checkout: Path) -> None:
 def test_an_installed_package_has_no_sources(tools: Tools, tmp_path: Path) -> None:
     with pytest.raises(EnvironmentLacks, match="does not have them"):
         build_plugins(load_target("rtx4090"), root=tmp_path)
+    with pytest.raises(EnvironmentLacks, match="does not have them"):
+        find_sources(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -284,15 +293,28 @@ def test_an_installed_package_has_no_sources(tools: Tools, tmp_path: Path) -> No
     ],
 )
 def test_the_compiler_and_the_release_have_one_cuda(
-    tools: Tools, checkout: Path, target: str, release: str | None, compiler: str, fits: bool
+    tools: Tools, target: str, release: str | None, compiler: str, fits: bool
 ) -> None:
     tools.nvcc = compiler
     chosen = choose_release(load_target(target), release)
     assert chosen is not None
+    assert can_compile_for(chosen) == fits
     if fits:
-        check_cuda(chosen, root=checkout)
+        check_cuda(chosen)
         return
     with pytest.raises(EnvironmentLacks, match="would not load there") as caught:
-        check_cuda(chosen, root=checkout)
+        check_cuda(chosen)
     assert caught.value.hint
     assert "--release" in caught.value.hint
+
+
+def test_the_version_of_the_registrys_compiler_is_known_without_downloading_it(
+    tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, "nvcc")
+    older, newer = (choose_release(load_target("orin"), version) for version in ("10.3", "10.16"))
+    assert older is not None
+    assert newer is not None
+    assert not can_compile_for(older)
+    assert can_compile_for(newer)
+    assert tools.asked == []

@@ -32,13 +32,15 @@ from tests.checkpoint.families import edit_config, edit_weights
 from tests.repository import TARGETS
 
 GRAPHS = {"vision", "decoder"}
+ASSETS = {"assets", "answering"}  # what answering reads is tried whenever it changes
 ENGINES = {"vision_engine", "decoder_engine"}
 FORMS = {"vision_tensorrt", "decoder_tensorrt"}
-SHARED = {"shards", "weights", "assets", "embedding", *GRAPHS, "golden"}
+SHARED = {*ASSETS, "shards", "weights", "embedding", *GRAPHS, "golden"}
+LAST = {"parity", "readme"}
 EVERY_STAGE = {
-    "cpu": {*SHARED, "engine", "parity"},
-    "rtx4090": {*SHARED, "plugins", *ENGINES, "parity"},
-    "orin": {*SHARED, "plugins", *FORMS, "finish", "parity"},
+    "cpu": {*SHARED, "engine", *LAST},
+    "rtx4090": {*SHARED, "plugins", *ENGINES, *LAST},
+    "orin": {*SHARED, "plugins", *FORMS, "finish", *LAST},
 }
 
 
@@ -93,17 +95,23 @@ def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wo
 
     monkeypatch.setattr(pipeline, "run_stages", stop)
     monkeypatch.setattr(tools, "version", lambda x: world.packages.get(x) or installed(x))
+    monkeypatch.setattr(plugins, "can_compile_for", lambda release: True)
     monkeypatch.setattr(plugins, "check_cuda", lambda release: None)
     monkeypatch.setattr(plugins, "library_key", lambda target: f"{world.library} {target.sm}")
     return world
 
 
-def keys(request: BuildRequest) -> dict[str, str]:
-    """The effective key of every stage."""
+def stages_of(request: BuildRequest) -> list[Stage]:
+    """The stages of a build, not run."""
     with pytest.raises(Listed) as listed:
         build(request, SilentReporter())
+    return listed.value.stages
+
+
+def keys(request: BuildRequest) -> dict[str, str]:
+    """The effective key of every stage."""
     ended: dict[str, StageRecord] = {}
-    for stage in listed.value.stages:
+    for stage in stages_of(request):
         ended[stage.name] = StageRecord(key=stage.effective_key(ended), seconds=0, files={})
     return {name: record.key for name, record in ended.items()}
 
@@ -141,6 +149,8 @@ def test_several_targets_are_all_looked_at_before_one_is_built(world: World) -> 
         build_each(world.request, ["cpu", "orin"])
     assert not several.exists()
     world.ask(precision="fp16")
+    elsewhere = build_each(world.request, ["orin"], lambda name: world.folder / f"small-{name}")
+    assert [place for place, _ in elsewhere] == [world.folder / "small-orin"]
     places = [place for place, _ in build_each(world.request, ["orin", "thor"])]
     assert places == [several / "orin", several / "thor"]
 
@@ -157,16 +167,29 @@ def test_the_builder_of_engines_must_be_installed(
     assert "pip install" in str(raised.value.hint)
 
 
-@pytest.mark.parametrize(("release", "cuda"), [(None, "13.2"), ("JetPack 6.2", "12.6")])
-def test_the_compiler_must_be_of_the_releases_cuda(
-    world: World, monkeypatch: pytest.MonkeyPatch, release: str | None, cuda: str
+def test_engines_that_are_built_here_take_a_compiler_of_the_releases_cuda(
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(found: Release) -> None:
         raise EnvironmentLacks(f"CUDA {found.cuda}")
 
+    monkeypatch.setattr(plugins, "can_compile_for", lambda release: False)
     monkeypatch.setattr(plugins, "check_cuda", refuse)
-    with pytest.raises(EnvironmentLacks, match=f"CUDA {cuda}"):
-        build(replace(world.request, target="orin", release=release), SilentReporter())
+    with pytest.raises(EnvironmentLacks, match="CUDA 13"):
+        build(replace(world.request, target="rtx4090"), SilentReporter())
+
+
+@pytest.mark.parametrize(("release", "cuda"), [(None, "13.2"), ("JetPack 6.2", "12.6")])
+def test_a_device_is_sent_the_sources_where_the_compiler_is_of_another_cuda(
+    world: World, monkeypatch: pytest.MonkeyPatch, release: str | None, cuda: str
+) -> None:
+    """Only the other release's library can be compiled here."""
+    monkeypatch.setattr(plugins, "can_compile_for", lambda found: found.cuda != cuda)
+    for asked_for, sent in ((release, True), ("10.16" if release else "10.3", False)):
+        world.ask(target="orin", release=asked_for)
+        (stage,) = (stage for stage in stages_of(world.request) if stage.name == "plugins")
+        assert (stage.outputs == ("plugins/source",)) == sent
+        assert stage.in_subprocess != sent
 
 
 def asked(**change: Any) -> Callable[[World], object]:
@@ -211,62 +234,76 @@ def plugin_sources(world: World) -> None:
 ON_WEIGHTS = {"shards", "weights", "embedding", *GRAPHS, "golden", "parity"}
 
 CHANGES: list[tuple[str, Callable[[World], object], set[str]]] = [
-    ("cpu", asked(max_length=100), {"assets", "golden", "parity"}),
-    ("cpu", asked(max_frames=2), {"assets", "golden", "parity"}),
-    ("cpu", asked(precision="vision=fp16"), {"assets", "vision", "golden", "engine", "parity"}),
+    ("cpu", asked(max_length=100), {*ASSETS, "golden", "parity", "readme"}),
+    ("cpu", asked(max_frames=2), {*ASSETS, "golden", "parity", "readme"}),
+    (
+        "cpu",
+        asked(precision="vision=fp16"),
+        {*ASSETS, "vision", "golden", "engine", "parity", "readme"},
+    ),
     (
         "cpu",
         asked(precision="decoder=fp16"),
-        {"assets", "embedding", "decoder", "golden", "engine", "parity"},
+        {*ASSETS, "embedding", "decoder", "golden", "engine", "parity", "readme"},
     ),
     ("cpu", installed("onnxruntime"), {"engine", "parity"}),
+    ("cpu", installed("tokenizers"), ASSETS),
+    ("cpu", installed("jinja2"), {"answering"}),
     ("cpu", installed("torch"), {"embedding", *GRAPHS, "golden", "engine", "parity"}),
     ("cpu", installed("onnxscript"), {"embedding", *GRAPHS, "engine", "parity"}),
-    ("cpu", one_weight, {*ON_WEIGHTS, "engine"}),
+    ("cpu", one_weight, {*ON_WEIGHTS, "engine", "readme"}),
     (
         "cpu",
         asked(settings=ModelSettings(temporal=TemporalConfig(gamma=0.5))),
-        {*ON_WEIGHTS, "assets", "engine"},
+        {*ON_WEIGHTS, *ASSETS, "engine", "readme"},
     ),
-    ("cpu", tokenizer, {"assets"}),
-    ("cpu", line_of_the_config, {"assets"}),
-    ("cpu", World.move_checkpoint, {"assets"}),
+    ("cpu", tokenizer, ASSETS),
+    ("cpu", line_of_the_config, ASSETS),
+    ("cpu", World.move_checkpoint, ASSETS),
     ("cpu", asked(weights=Placement.COPY), {"shards"}),
     ("cpu", longer_header, {"shards", *GRAPHS, "engine", "parity"}),
     ("cpu", shard_by_another_name, {"shards", *GRAPHS, "engine", "parity"}),
     ("orin", longer_header, set()),  # nothing stays as it is stored
-    ("rtx4090", asked(max_length=100), {"assets", "golden", *ENGINES, "parity"}),
-    ("rtx4090", asked(max_frames=2), {"assets", "golden", *ENGINES, "parity"}),
+    ("rtx4090", asked(max_length=100), {*ASSETS, "golden", *ENGINES, "parity", "readme"}),
+    ("rtx4090", asked(max_frames=2), {*ASSETS, "golden", *ENGINES, "parity", "readme"}),
     (
         "rtx4090",
         asked(precision="vision=bf16"),
-        {"assets", "vision", "golden", "vision_engine", "parity"},
+        {*ASSETS, "vision", "golden", "vision_engine", "parity", "readme"},
     ),
     (
         "rtx4090",
         asked(precision="decoder=bf16"),
-        {"assets", "embedding", "decoder", "golden", "decoder_engine", "parity"},
+        {*ASSETS, "embedding", "decoder", "golden", "decoder_engine", "parity", "readme"},
     ),
-    ("rtx4090", asked(target="rtx5090"), {"assets", "plugins", *ENGINES}),
-    ("rtx4090", plugin_sources, {"plugins", *ENGINES}),
+    ("rtx4090", asked(target="rtx5090"), {*ASSETS, "plugins", *ENGINES, "readme"}),
+    ("rtx4090", plugin_sources, {"plugins", *ENGINES, "readme"}),
     ("rtx4090", installed("tensorrt-rtx-cu13-libs"), ENGINES),
-    ("rtx4090", installed("tc-export"), {"embedding", *GRAPHS, "golden", *ENGINES, "parity"}),
-    ("rtx4090", one_weight, {*ON_WEIGHTS, *ENGINES}),
-    ("orin", asked(max_length=100), {"assets", "golden", "finish", "parity"}),
-    ("orin", asked(release="10.3"), {*FORMS, "finish"}),
+    (
+        "rtx4090",
+        installed("tc-export"),
+        {"answering", "embedding", *GRAPHS, "golden", *ENGINES, "parity", "readme"},
+    ),
+    ("rtx4090", one_weight, {*ON_WEIGHTS, *ENGINES, "readme"}),
+    ("orin", asked(max_length=100), {*ASSETS, "golden", "finish", "parity", "readme"}),
+    ("orin", asked(release="10.3"), {*FORMS, "finish", "readme"}),
     (
         "orin",
         asked(precision="vision=bf16"),
-        {"assets", "vision", "golden", "vision_tensorrt", "finish", "parity"},
+        {*ASSETS, "vision", "golden", "vision_tensorrt", "finish", "parity", "readme"},
     ),
-    ("orin", plugin_sources, {"plugins", "finish"}),
+    ("orin", plugin_sources, {"plugins", "finish", "readme"}),
     ("orin", installed("torch"), {"embedding", *GRAPHS, "golden", *FORMS, "finish", "parity"}),
-    ("orin", one_weight, {*ON_WEIGHTS, *FORMS, "finish"}),
-    ("orin", lambda world: world.edit_target("sm = 87", "sm = 110"), {"plugins", "finish"}),
+    ("orin", one_weight, {*ON_WEIGHTS, *FORMS, "finish", "readme"}),
+    (
+        "orin",
+        lambda world: world.edit_target("sm = 87", "sm = 110"),
+        {"plugins", "finish", "readme"},
+    ),
     (
         "orin",
         lambda world: world.edit_target('name = "orin"', 'name = "bench"'),
-        {"assets", "finish"},
+        {*ASSETS, "finish", "readme"},
     ),
 ]
 
@@ -286,7 +323,7 @@ def test_an_engine_is_bound_to_its_gpu_whatever_the_plugins_are(
     world.ask(target="rtx4090")
     monkeypatch.setattr(plugins, "library_key", lambda target: "sources")
     monkeypatch.setattr(BuildInputs, "plugin_library", "plugins/library.so")
-    assert changed_by(world, asked(target="rtx5090")) == {"assets", *ENGINES}
+    assert changed_by(world, asked(target="rtx5090")) == {*ASSETS, *ENGINES, "readme"}
 
 
 def test_another_limit_of_the_graphs_is_written_down_again(
@@ -295,4 +332,4 @@ def test_another_limit_of_the_graphs_is_written_down_again(
     def change(world: World) -> None:
         monkeypatch.setattr(graph_io, "LOGITS_A_CALL", graph_io.LOGITS_A_CALL + 1)
 
-    assert changed_by(world, change) == {"assets"}
+    assert changed_by(world, change) == ASSETS
