@@ -274,7 +274,7 @@ class VideoLanguageModel:
         uniform = Uniform(frames=self.manifest.profile.max_frames)
         seen = sample_video(Path(video), sampling or uniform)
         answer = self.answer(seen.frames, question, generation, on_text, cancel=cancel)
-        return about(seen, answer)
+        return about(seen, answer, self.config.image_note)
 
     def _prompts(self, questions: Sequence[str], frames: int, new_tokens: int) -> list[Prompt]:
         """As `prompt`, for each question; an error says of which it is."""
