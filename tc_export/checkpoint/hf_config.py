@@ -64,6 +64,16 @@ class CheckpointConfig:
     document: Mapping[str, Any]
     """`config.json` as it was read."""
 
+    @property
+    def image_note(self) -> str | None:
+        """A sentence about what the family does with an image, and is not done here."""
+        if self.family is Family.LLAVA:
+            return None
+        return (
+            "An image is seen whole, as one frame: LLaVA-NeXT's tiles (anyres) are not used, so "
+            "small text and far things are seen less sharp than there."
+        )
+
 
 def read_config(folder: Path, asked: ModelSettings | None = None) -> CheckpointConfig:
     """Read `config.json`, and `generation_config.json` where there is one.

@@ -71,6 +71,8 @@ def ask(
     console.print(describe(video, seen), soft_wrap=True)
     # The model is opened last: a wrong video must not wait for it.
     model = _open(bundle, native, threads)
+    if seen.is_picture and model.config.image_note:
+        console.print(model.config.image_note, soft_wrap=True)
     result = _answer(model, seen, question, generation, quiet=as_json)
     if as_json:
         print_json(_as_json(result, video, question, model))
@@ -161,7 +163,8 @@ def _answer(
         def advance(phase: str, done: int, total: int) -> None:
             progress.update(bars[phase], advance=done, total=total)
 
-        return about(seen, model.answer(seen.frames, question, generation, show, advance))
+        answer = model.answer(seen.frames, question, generation, show, advance)
+        return about(seen, answer, model.config.image_note)
 
 
 def _as_json(

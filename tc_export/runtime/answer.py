@@ -85,13 +85,17 @@ class AnswerStream(Iterator[str]):
         return self._answer
 
 
-def about(video: SampledVideo, answer: Answer) -> VideoAnswer:
-    """Put an answer together with what was seen of the video."""
+def about(video: SampledVideo, answer: Answer, image_note: str | None) -> VideoAnswer:
+    """Put an answer together with what was seen of the video.
+
+    `image_note` is what the model's configuration says of images.
+    """
+    notes = (image_note,) if image_note and video.is_picture else ()
     return VideoAnswer(
         answer=answer,
         frame_indices=video.indices,
         frame_times_s=video.times_s,
-        notes=video.notes,
+        notes=video.notes + notes,
     )
 
 

@@ -273,7 +273,7 @@ class VideoLanguageModel:
         """
         seen = sample_video(video, sampling or Uniform(frames=self.manifest.profile.max_frames))
         answer = self.answer(seen.frames, question, generation, on_text, cancel=cancel)
-        return about(seen, answer)
+        return about(seen, answer, self.config.image_note)
 
     def _prompts(self, questions: Sequence[str], frames: int, new_tokens: int) -> list[Prompt]:
         """As `prompt`, for each question; an error says of which it is."""

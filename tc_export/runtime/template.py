@@ -21,6 +21,9 @@ from tc_export.runtime.template_sandbox import BoundedEnvironment, guarded
 SOURCE_CHARACTERS = 200_000
 """Longest template. The longest on the hub are a tenth of it."""
 
+FILE_BYTES = 16 << 20
+"""Largest file that is searched for a template; those on the hub have a tenth of it at most."""
+
 Message = Mapping[str, str | list[dict[str, str]]]
 """One turn: its role, and its content, as text or in parts."""
 
@@ -103,6 +106,10 @@ def find_template(folder: Path) -> tuple[Path, str] | None:
         path = folder / name
         if not path.is_file():
             continue
+        if path.stat().st_size > FILE_BYTES:
+            raise CheckpointError(
+                f"{path} has {path.stat().st_size} bytes, and at most {FILE_BYTES} are read"
+            )
         try:
             text = path.read_text(encoding="utf-8")
             template = text if path.suffix == ".jinja" else json.loads(text).get("chat_template")

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tc_export.bundle.layout import graph_path
-from tests.bundled import MAX_FRAMES, copy_bundle
+from tests.bundled import MAX_FRAMES, copy_bundle, reseal
 from tests.cli.running import run
-from tests.runtime.clips import write_clip, write_sound
+from tests.runtime.clips import picture, write_clip, write_sound
+from tests.runtime.hostile_templates import HOSTILE
 
 
 def test_ask_answers_and_says_what_it_saw(
@@ -144,6 +146,49 @@ class TestBadInput:
         code, err = self.ask(capsys, damaged, clip)
         assert code == 3
         assert "tc-export verify" in err
+
+
+@pytest.mark.parametrize("name", ["5,000 nested ifs", "doubling with +", "loops"])
+def test_a_hostile_template(
+    name: str, bundle: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bundle is as its manifest says: whoever made it wrote the template."""
+    hostile = copy_bundle(bundle, tmp_path)
+    (hostile / "chat_template.jinja").write_text(HOSTILE[name])
+    code, out, err = run(capsys, "ask", reseal(hostile), "--video", clip, "--question", "What?")
+    assert code == 3
+    assert not out.strip()
+    assert "the chat template" in err
+
+
+def test_an_image_is_one_frame_and_no_shortage_of_frames(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(picture(1)).save(tmp_path / "still.png")
+    options = ("--video", tmp_path / "still.png", "--question", "What?", "--max-new-tokens", 2)
+    code, _, err = run(capsys, "ask", bundle, *options)
+    assert code == 0
+    assert "still.png: 64 x 48, png, an image: one frame" in err
+    assert "asked for" not in err
+    assert "tiles" not in err
+    assert json.loads(run(capsys, "ask", bundle, *options, "--json")[1])["notes"] == []
+
+
+def test_llava_nexts_tiles_are_not_used_and_it_is_said_of_images(
+    bundle: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    next_bundle = copy_bundle(bundle, tmp_path)
+    document = json.loads((next_bundle / "config.json").read_text())
+    (next_bundle / "config.json").write_text(json.dumps(document | {"model_type": "llava_next"}))
+    reseal(next_bundle)
+    Image.fromarray(picture(1)).save(tmp_path / "still.png")
+    for video, is_said in ((tmp_path / "still.png", True), (clip, False)):
+        options = ("--video", video, "--question", "What?", "--max-new-tokens", 2)
+        code, _, err = run(capsys, "ask", next_bundle, *options)
+        assert code == 0
+        assert ("LLaVA-NeXT's tiles (anyres) are not used" in err) == is_said
+        notes = json.loads(run(capsys, "ask", next_bundle, *options, "--json")[1])["notes"]
+        assert ("tiles" in str(notes)) == is_said
 
 
 def test_a_video_of_a_hostile_name(

@@ -26,8 +26,9 @@ from tc_export.model.positions import Clip, Text
 from tc_export.parity.judged_bundle import open_with_checkpoint
 from tc_export.runtime.answering import VideoLanguageModel
 from tests.bundled import save_with_tokenizer
-from tests.checkpoint.families import edit_config, edit_weights
+from tests.checkpoint.families import edit_config, edit_weights, save_small
 from tests.cli.running import run
+from tests.runtime.tokenizers_for_tests import sentencepiece_like
 
 Capture = pytest.CaptureFixture[str]
 
@@ -54,6 +55,22 @@ def test_wrong_builds(tmp_path, options, code, words, capsys) -> None:  # type: 
     assert found == code
     assert words in err
     assert sorted(tmp_path.iterdir()) == [checkpoint]
+
+
+@pytest.mark.parametrize(
+    ("family", "is_said"),
+    [("llava", False), ("llava_next_vicuna", True), ("llava_next_video", True)],
+)
+def test_llava_nexts_tiles_are_not_used_and_it_is_said(
+    family: str, is_said: bool, tmp_path: Path, capsys: Capture
+) -> None:
+    """Before anything is done: this build ends early, by a tokenizer of another checkpoint."""
+    save_small(tmp_path / "checkpoint", family)
+    sentencepiece_like(["<image>"]).save_pretrained(tmp_path / "checkpoint")
+    options = ("--checkpoint", tmp_path / "checkpoint", "--output", tmp_path / "out")
+    code, _, err = run(capsys, "build", *options, "--max-frames", 2)
+    assert code == 3
+    assert ("tiles (anyres) are not used" in err) == is_said
 
 
 def test_the_release_is_said_with_the_others_that_there_are(  # type: ignore[no-untyped-def]

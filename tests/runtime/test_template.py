@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from tc_export.errors import CheckpointError
 from tc_export.runtime.prompt import PromptBuilder
-from tc_export.runtime.template import ChatTemplate, read_template
+from tc_export.runtime.template import FILE_BYTES, ChatTemplate, read_template
 from tc_export.runtime.template_limits import TemplateLimitError
 from tests.runtime.hostile_templates import HOSTILE
 from tests.runtime.test_prompt import CHATML, LLAVA, LLAVA_VIDEO, WITH_BOS
@@ -244,3 +245,11 @@ def test_where_templates_are_read(
         text = content if isinstance(content, str) else json.dumps(content)
         (tmp_path / name).write_text(text)
     assert read_template(tmp_path) == expected
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_huge_file_is_not_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, FILE_BYTES + 1)
+    with pytest.raises(CheckpointError, match=rf"{name} has {FILE_BYTES + 1} bytes"):
+        read_template(tmp_path)

@@ -19,6 +19,7 @@ from tests.bundled import request_for, save_with_tokenizer
 from tests.checkpoint.families import VISION, edit_config
 from tests.cli.running import run
 from tests.repository import DEMO_CHECKPOINT
+from tests.runtime.hostile_templates import HOSTILE
 from tests.stages.conftest import built
 
 SIZE = VISION["image_size"]
@@ -157,6 +158,10 @@ SENSELESS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "a template that is none": (template("{% if %}"), ("chat_template.jinja", "compiled")),
     "a template without a place": (template(NO_PLACE), ("chat_template.jinja", "no place")),
     "a template without an end": (template(ENDLESS), ("chat_template.jinja", "more than")),
+    "a template that is too deep": (
+        template(HOSTILE["5,000 nested ifs"]),
+        ("chat_template.jinja", "nested too deep"),
+    ),
     "a template elsewhere": (template_of_the_tokenizer, ("tokenizer_config.json", "no place")),
 }
 

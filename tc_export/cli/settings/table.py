@@ -36,7 +36,9 @@ def settings_table(
 
     `in_effect` are settings whose value follows from the target and the checkpoint, by their keys.
     """
-    table = Table(title=f"{chosen.checkpoint.resolve().name} ({config.family})")
+    table = Table(
+        title=f"{chosen.checkpoint.resolve().name} ({config.family})", caption=config.image_note
+    )
     for heading in ("setting", "value", "from"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "setting")
     for key, value in in_effect.items():
