@@ -51,10 +51,9 @@ def build_cost(config: ModelConfig, target: Target, precisions: Precisions) -> B
     engines = vision * _loaded(precisions.vision) + decoder * _loaded(precisions.decoder)
     peaks: dict[str, float] = {
         "export": EXPORTER_BYTES,  # weights stay on the disk
+        "golden data": truth_bytes(config),
         "parity": _comparison_bytes(config, precisions),
     }
-    if target.toolchain.engine == "tensorrt":
-        peaks["golden data"] = truth_bytes(config)
     if target.toolchain.engine == "onnxruntime":
         peaks["engine"] = RUNTIME_BYTES["onnxruntime"] + engines
     if target.toolchain.engine == "tensorrt-rtx":

@@ -126,6 +126,24 @@ def test_the_effective_key_depends_on(depends: str) -> None:
     assert key != changed[depends].effective_key(ended)
 
 
+def test_a_stage_that_is_only_after_another_does_not_depend_on_its_key(toy: Toy) -> None:
+    first = _stage("first", ("x",))
+    last = _stage("last", (), after=("first",))
+    ran: list[str] = []
+
+    def run(name: str) -> Callable[[StageContext], None]:
+        def note(context: StageContext) -> None:
+            ran.append(name)
+            if name == "first":
+                context.path("x").write_text("x")
+
+        return note
+
+    toy.build([replace(first, run=run("first")), replace(last, run=run("last"))])
+    toy.build([replace(first, key={"a": 2}, run=run("first")), replace(last, run=run("last"))])
+    assert ran == ["first", "last", "first"]
+
+
 def test_another_result_from_the_same_key_runs_what_needs_it(toy: Toy) -> None:
     """Tools that do not build the same bytes twice must not leave a stale report."""
     stages = toy.stages()
@@ -315,6 +333,7 @@ def _stage(name: str, outputs: tuple[str, ...], **more: Any) -> Stage:
     [
         ([_stage("a", ()), _stage("a", ())], "two stages are called 'a'"),
         ([_stage("a", (), needs=("b",)), _stage("b", ())], r"needs \['b'\]"),
+        ([_stage("a", (), after=("b",)), _stage("b", ())], r"needs \['b'\]"),
         ([_stage("a", ("x",)), _stage("b", ("x/y",))], "both write"),
         ([_stage("a", ("x/y",)), _stage("b", ("x",))], "both write"),
         ([_stage("a", ("x",))], r"missing \['x'\]"),
