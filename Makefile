@@ -22,7 +22,7 @@ demo: setup  ## Build the demo bundle, ask it about a video, and print the parit
 	@echo "== drawing a clip that the model was not trained on"
 	$(BIN)/python scripts/draw_demo_clip.py $(OUT)/demo.mp4
 	@echo "== building the bundle for the CPU"
-	$(BIN)/tc-export build --checkpoint checkpoints/tc-llava-tiny --target cpu --output $(OUT)/tc-llava-tiny-cpu --max-frames 8
+	$(BIN)/tc-export build --target cpu
 	@echo "== asking about the clip"
 	$(BIN)/tc-export ask $(OUT)/tc-llava-tiny-cpu --video $(OUT)/demo.mp4 --question "$$(cat $(OUT)/demo.txt)"
 	@echo "== comparing the engine with PyTorch"

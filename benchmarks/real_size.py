@@ -120,7 +120,7 @@ def main(
 def build(checkpoint: Path, output: Path, target: str, flags: list[str]) -> dict[str, Any]:
     """Run the command; its own output goes to standard error."""
     command = [sys.executable, "-m", "tc_export", "build", "--checkpoint", str(checkpoint)]
-    command += ["--target", target, "--output", str(output), *flags]
+    command += ["--target", target, "--output", str(output), "--max-frames", "16", *flags]
     start = time.perf_counter()
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=sys.stderr) as process:
         peak = 0

@@ -32,9 +32,9 @@ if TYPE_CHECKING:  # what a type checker sees; `_HOMES` says the same to Python
         BundleError,
         CheckFailed,
         CheckpointError,
-        EnvironmentLacks,
         InputError,
         TcExportError,
+        UnsupportedEnvironment,
         UsageError,
         VideoError,
     )
@@ -55,7 +55,6 @@ __all__ = [
     "CheckpointError",
     "Damage",
     "EngineState",
-    "EnvironmentLacks",
     "Finish",
     "GenerationConfig",
     "InputError",
@@ -70,6 +69,7 @@ __all__ = [
     "TaskResult",
     "TcExportError",
     "Uniform",
+    "UnsupportedEnvironment",
     "UsageError",
     "VideoAnswer",
     "VideoError",
@@ -88,8 +88,8 @@ __all__ = [
 _HOMES = {
     "api": "build check_answers check_parity inspect make_plan open verify",
     "bundle": "Damage EngineState Manifest Placement Problem",
-    "errors": "BundleError CheckFailed CheckpointError EnvironmentLacks InputError TcExportError "
-    "UsageError VideoError",
+    "errors": "BundleError CheckFailed CheckpointError InputError TcExportError "
+    "UnsupportedEnvironment UsageError VideoError",
     "parity.answers.accuracy": "TaskResult",
     "parity.tensors.check": "ParityResult",
     "plan.planner": "Plan",

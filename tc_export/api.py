@@ -45,7 +45,7 @@ def open(
 
     Raises:
         BundleError: not a bundle, damaged, of another version, or without its engine.
-        EnvironmentLacks: this machine lacks what the engines need.
+        UnsupportedEnvironment: this machine lacks what the engines need.
         UsageError: `native` or `threads` for engines that have no such choice.
     """
     from tc_export.runtime.answering import VideoLanguageModel
@@ -96,7 +96,7 @@ def build(
     Raises:
         CheckpointError: the checkpoint cannot be used.
         UsageError: what is asked for cannot be.
-        EnvironmentLacks: this machine cannot make it; a package of `[export]` may be missing.
+        UnsupportedEnvironment: this machine cannot make it; a package of `[export]` may be missing.
         CheckFailed: the graphs do not compute what PyTorch computes; nothing is published.
     """
     from tc_export import pipeline
@@ -143,7 +143,7 @@ def make_plan(
     Raises:
         CheckpointError: the configuration cannot be used.
         UsageError: the target is unknown, or the frames do not fit the model's context.
-        EnvironmentLacks: the target is this host, and it does not say how much memory it has.
+        UnsupportedEnvironment: the target is this host, and it does not say how much memory it has.
     """
     from tc_export.checkpoint.hf_config import read_config
     from tc_export.plan import planner
@@ -183,7 +183,8 @@ def check_parity(
     Raises:
         BundleError: the bundle cannot be used.
         CheckpointError: the checkpoint is gone, or is another one.
-        EnvironmentLacks: this machine cannot run the engine, or the memory does not hold a layer.
+        UnsupportedEnvironment: this machine cannot run the engine, or the memory does not hold a
+            layer.
     """
     from tc_export.parity.tensors.check_bundle import check_bundle
 

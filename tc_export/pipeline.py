@@ -16,12 +16,14 @@ from pathlib import Path
 from tc_export.bundle import BundleSpec, Manifest, Placement, Profile, open_staging
 from tc_export.checkpoint.hf_config import read_config
 from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
+from tc_export.checkpoint.tokenizer import check_tokenizer_is_there
 from tc_export.config import ModelSettings
 from tc_export.contracts.graph_io import GRAPHS
 from tc_export.errors import UsageError
 from tc_export.plan.build_memory import memory_limits
 from tc_export.runner import Reporter, Stage, run_stages
 from tc_export.stages import (
+    answering,
     assets,
     device_build,
     device_graphs,
@@ -51,7 +53,8 @@ from tc_export.targets import (
 
 def list_stages(inputs: BuildInputs, *, check_parity: bool) -> list[Stage]:
     """The build for one target, in order."""
-    stages = [shards.stage(inputs), weights.stage(inputs), assets.stage(inputs)]
+    stages = [weights.stage(inputs), shards.stage(inputs)]
+    stages += [assets.stage(inputs), answering.stage(inputs)]
     stages += [embedding.stage(inputs)]
     stages += [graphs.stage(inputs, graph) for graph in GRAPHS]
     stages += [golden.stage(inputs)]
@@ -105,7 +108,7 @@ def build(
     Raises:
         CheckpointError: the checkpoint cannot be used.
         UsageError: the request cannot be fulfilled as it stands.
-        EnvironmentLacks: this machine cannot make what is asked for.
+        UnsupportedEnvironment: this machine cannot make what is asked for.
         CheckFailed: the engine does not compute what PyTorch computes; nothing is published.
     """
     target, precisions, release, profile = _checked(request)
@@ -146,7 +149,7 @@ def build_each(
 
     Raises:
         UsageError: a target, or what is asked for it, cannot be.
-        EnvironmentLacks: this machine cannot make what is asked for.
+        UnsupportedEnvironment: this machine cannot make what is asked for.
     """
     requests = [replace(request, target=name) for name in targets]
     names = [_checked(each)[0].name for each in requests]
@@ -168,6 +171,7 @@ def _checked(request: BuildRequest) -> tuple[Target, Precisions, Release | None,
     precisions = read_precisions(request.precision, target)
     release = choose_release(target, request.release)
     config = read_config(request.checkpoint, request.settings).model
+    check_tokenizer_is_there(request.checkpoint)
     profile = choose_profile(config, request.max_frames, request.max_length)
     check_possible(config, target, precisions, check_parity=request.check_parity)
     if request.check_parity:

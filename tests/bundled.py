@@ -7,6 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tc_export.bundle import read_manifest
+from tc_export.bundle.files import walk_files
+from tc_export.bundle.manifest import MANIFEST, FileRecord, write_manifest
+from tc_export.digests import Digests
 from tc_export.pipeline import BuildRequest, build
 from tc_export.runner import SilentReporter
 from tests.checkpoint.families import edit_config, save_small
@@ -42,3 +46,24 @@ def build_small(folder: Path) -> Path:
 def copy_bundle(bundle: Path, folder: Path) -> Path:
     """A copy that may be damaged."""
     return Path(shutil.copytree(bundle, folder / "bundle"))
+
+
+def reseal(bundle: Path) -> Path:
+    """Let the manifest list the files as they are now, as if a build had made them so.
+
+    New files count as assets.
+    """
+    manifest = read_manifest(bundle)
+    owners = {path: name for name, stage in manifest.stages.items() for path in stage.files}
+    files: dict[str, dict[str, FileRecord]] = {name: {} for name in manifest.stages}
+    for path in set(walk_files(bundle)) - {MANIFEST}:
+        record = FileRecord(
+            sha256=Digests().sha256(bundle / path), size_bytes=(bundle / path).stat().st_size
+        )
+        files[owners.get(path, "assets")][path] = record
+    stages = {
+        name: stage.model_copy(update={"files": files[name]})
+        for name, stage in manifest.stages.items()
+    }
+    write_manifest(bundle, manifest.model_copy(update={"stages": stages}))
+    return bundle

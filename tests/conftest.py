@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.bundled import build_small
+from tc_export.config import AttentionMask, ModelSettings, TemporalConfig
+from tc_export.pipeline import build
+from tc_export.runner import SilentReporter
+from tests.bundled import build_small, request_for, save_with_tokenizer
 from tests.exported import Exported, export_small
 
 # How long an example takes says nothing of it on a busy machine.
@@ -36,3 +40,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small bundle with a tokenizer. Not to be changed: copy it first."""
     return build_small(tmp_path_factory.mktemp("built"))
+
+
+@pytest.fixture(scope="session")
+def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of two number formats, whose mask needs one more input. Not to be changed."""
+    folder = tmp_path_factory.mktemp("ablation")
+    checkpoint = save_with_tokenizer(folder / "checkpoint")
+    request = replace(
+        request_for(checkpoint, folder / "bundle"),
+        precision="vision=fp16,decoder=fp32",
+        settings=ModelSettings(temporal=TemporalConfig(mask=AttentionMask.FRAME_BLOCK)),
+        check_parity=False,
+    )
+    build(request, SilentReporter())
+    return request.output

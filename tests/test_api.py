@@ -162,7 +162,7 @@ for call in (
 ):
     try:
         call()
-    except tc_export.EnvironmentLacks as error:
+    except tc_export.UnsupportedEnvironment as error:
         print(error.hint)
 """
 

@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 from tc_export.missing_packages import EXPORT_PACKAGES, missing_packages_named
 from tests.repository import REPOSITORY
 
@@ -24,5 +24,5 @@ def test_the_packages_are_those_of_the_extra() -> None:
 def test_another_missing_module_is_a_bug_of_ours() -> None:
     with pytest.raises(ModuleNotFoundError), missing_packages_named():
         raise ModuleNotFoundError("No module named 'tc_export.nowhere'", name="tc_export.nowhere")
-    with pytest.raises(EnvironmentLacks, match="onnx_ir"), missing_packages_named():
+    with pytest.raises(UnsupportedEnvironment, match="onnx_ir"), missing_packages_named():
         raise ModuleNotFoundError("No module named 'onnx_ir.passes'", name="onnx_ir.passes")

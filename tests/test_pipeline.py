@@ -8,12 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
 
-from tc_export.bundle import read_manifest, verify
+from tc_export.bundle import Placement, placement, read_manifest, verify
 from tc_export.checkpoint.hf_config import read_config
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.errors import CheckFailed, UsageError
@@ -23,7 +24,7 @@ from tc_export.pipeline import build
 from tc_export.runner import SilentReporter
 from tests.bundled import MAX_FRAMES, MAX_LENGTH, copy_bundle, request_for, save_with_tokenizer
 
-STAGES = 7  # of a build for the processor
+STAGES = 11  # of a build for the processor
 
 
 class Watching(SilentReporter):
@@ -126,7 +127,8 @@ def test_a_killed_build_resumes(bundle: Path, checkpoint: Path, tmp_path: Path) 
     assert not output.exists()
     watching = Watching()
     build(request_for(checkpoint, output), watching)
-    assert watching.skipped_ == ["shards", "weights", "assets", "embedding", "vision"]
+    answered = ["assets", "answering"]
+    assert watching.skipped_ == ["weights", "shards", *answered, "embedding", "vision"]
     assert hashes(output).keys() == hashes(bundle).keys()
     for path, digest in hashes(output).items():
         if not path.startswith("parity/"):  # a report's last digits depend on the threads
@@ -166,9 +168,49 @@ def test_another_checkpoint_is_told_apart(bundle: Path, tmp_path: Path) -> None:
         check_bundle(bundle, other)
 
 
-def test_weights_are_not_copied_where_they_can_be_linked(bundle: Path, checkpoint: Path) -> None:
-    shard = checkpoint / "model.safetensors"
-    assert (bundle / "graphs" / "model.safetensors").samefile(shard)
+@pytest.mark.parametrize("weights", [Placement.LINK, Placement.COPY])
+def test_weights_come_as_they_are_asked_for(
+    bundle: Path, checkpoint: Path, tmp_path: Path, weights: Placement
+) -> None:
+    """Nothing is made again for it; and the checkpoint's file is there once."""
+    output, shard = copy_bundle(bundle, tmp_path), checkpoint / "model.safetensors"
+    watching = Watching()
+    manifest = build(replace(request_for(checkpoint, output), weights=weights), watching)
+    assert watching.ran == ["shards"]
+    assert manifest.weights_asked is weights
+    assert verify(output) == []
+    graphs_folder = output / "graphs"
+    assert {path.name for path in graphs_folder.iterdir()} == {
+        "vision.onnx",
+        "decoder.onnx",
+        shard.name,
+    }
+    assert (graphs_folder / shard.name).samefile(shard) == (weights is Placement.LINK)
+    assert sum(path.stat().st_size == shard.stat().st_size for path in output.rglob("*.*")) == 1
+
+
+def test_a_copy_of_the_weights_shows_how_far_it_is(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "_CHUNK_BYTES", 100_000)
+    told: list[tuple[float, float | None]] = []
+
+    class Noting(Watching):
+        def advanced(self, stage, done, total) -> None:  # type: ignore[no-untyped-def]
+            if stage.name == "shards":
+                told.append((done, total))
+
+        def finished(self, stage, seconds) -> None:  # type: ignore[no-untyped-def]
+            if stage.name == "shards":
+                raise KeyboardInterrupt
+
+    request = replace(request_for(checkpoint, tmp_path / "bundle"), weights=Placement.COPY)
+    with pytest.raises(KeyboardInterrupt):
+        build(request, Noting())
+    size = (checkpoint / "model.safetensors").stat().st_size
+    assert told[-1] == (size, size)
+    assert [done for done, _ in told[:4]] == [100_000, 200_000, 300_000, 400_000]
+    assert {total for _, total in told} == {size}
 
 
 def test_a_folder_of_somebody_is_never_replaced(checkpoint: Path, tmp_path: Path) -> None:

@@ -21,18 +21,23 @@ COMPILERS = {
     "orin": ("cmake", "make", "aarch64-linux-gnu-g++"),
 }
 """What the README says that a build for a device needs, by the device."""
+STATES = {"rtx4090": "built", "orin": "pending"}
 
 
 def of_device(device: str) -> list[str]:
     """The commands of the README that make a device's bundle or read it."""
-    return [command for command in COMMANDS if f"out/tc-llava-tiny-{device}" in command]
+    return [
+        command
+        for command in COMMANDS
+        if command.endswith(f" build --target {device}") or f"out/tc-llava-tiny-{device}" in command
+    ]
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as the commands find it: the environment and the demo checkpoint, no output."""
+    """A folder as the commands find it: environment, demo checkpoint and settings, no output."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in (".venv", "checkpoints", "scripts"):
+    for name in (".venv", "checkpoints", "scripts", "tc-export.toml"):
         (folder / name).symlink_to(REPOSITORY / name)
     return folder
 
@@ -85,10 +90,12 @@ def test_the_commands_of_make_demo_and_of_the_readme(checkout: Path) -> None:
 @pytest.mark.parametrize("device", COMPILERS)
 def test_the_commands_of_the_readme_for_a_device(device: str, checkout: Path) -> None:
     need(*COMPILERS[device], package="cmake make g++ g++-aarch64-linux-gnu")
-    (checkout / "engines" / "out").mkdir(parents=True, exist_ok=True)  # `make demo` makes it
     assert any("tc-export build" in command for command in of_device(device))
     for command in of_device(device):
-        run(command, checkout)
+        printed = run(command, checkout)
+        if "tc-export build" in command:
+            assert f"bundle: engines/out/tc-llava-tiny-{device}" in printed
+            assert f"engine: {STATES[device]}" in printed
 
 
 def test_make_test_runs_pytest() -> None:

@@ -20,22 +20,33 @@ _TOKENIZER = "tokenizer.json"
 _SPECIAL_TOKENS = "special_tokens_map.json"
 
 
-def tokenizer_files(checkpoint: Path) -> tuple[str, ...]:
-    """The files that `write_tokenizer` writes: none where the checkpoint has no tokenizer."""
-    has_one = any((checkpoint / name).is_file() for name in _SOURCES)
-    return (_TOKENIZER, _SPECIAL_TOKENS) if has_one else ()
+TOKENIZER_FILES = (_TOKENIZER, _SPECIAL_TOKENS)
+"""The files that `write_tokenizer` writes."""
+
+
+def check_tokenizer_is_there(checkpoint: Path) -> None:
+    """See that a checkpoint has a tokenizer, in a form that is known. It is not read.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    if not any((checkpoint / name).is_file() for name in _SOURCES):
+        raise CheckpointError(
+            f"{checkpoint} has no tokenizer: neither {' nor '.join(_SOURCES)}",
+            hint="add the tokenizer's files to the checkpoint: without them no question can be "
+            "asked",
+        )
 
 
 def write_tokenizer(checkpoint: Path, folder: Path) -> None:
     """Write a checkpoint's tokenizer, and which of its tokens are special, into `folder`.
 
-    Nothing is written where the checkpoint has no tokenizer. No code of the checkpoint is run.
+    No code of the checkpoint is run.
 
     Raises:
-        CheckpointError: the tokenizer cannot be read.
+        CheckpointError: there is no tokenizer, or it cannot be read.
     """
-    if not tokenizer_files(checkpoint):
-        return
+    check_tokenizer_is_there(checkpoint)
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:

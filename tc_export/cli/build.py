@@ -181,7 +181,7 @@ def _print_settings(
         "output": bundle,
         "target": device.name,
         "precision": read_precisions(chosen.values.precision, device),
-        "release": release and release.name,
+        **({"release": release.name} if release else {}),
         "profile.max_frames": profile.max_frames,
         "profile.max_length": profile.max_length,
     }

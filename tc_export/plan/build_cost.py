@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tc_export.config import ModelConfig
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 from tc_export.plan.build_memory import least_bytes, memory_limits, truth_bytes
 from tc_export.plan.host import host_memory
 from tc_export.plan.memory import BYTES, RUNTIME_BYTES
@@ -70,14 +70,14 @@ def _comparison_bytes(config: ModelConfig, precisions: Precisions) -> int:
     """With this host's memory as it is free now; where that is too little, the least it takes."""
     try:
         return memory_limits(config, precisions).peak_bytes
-    except EnvironmentLacks:
+    except UnsupportedEnvironment:
         return least_bytes(config, precisions)
 
 
 def _host_bytes() -> int | None:
     try:
         return host_memory().total
-    except EnvironmentLacks:
+    except UnsupportedEnvironment:
         return None
 
 

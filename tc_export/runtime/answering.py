@@ -89,7 +89,7 @@ class VideoLanguageModel:
 
         Raises:
             BundleError: not a bundle, damaged, of another version, or without its engine.
-            EnvironmentLacks: the native library is demanded and cannot serve.
+            UnsupportedEnvironment: the native library is demanded and cannot serve.
         """
         manifest = open_bundle(bundle, on_read)
         return cls(
@@ -404,7 +404,7 @@ def open_engines(
 
     Raises:
         BundleError: the engine is not built yet, or cannot be loaded.
-        EnvironmentLacks: this machine cannot run it.
+        UnsupportedEnvironment: this machine cannot run it.
     """
     record = manifest.engine
     if record is None or record.state is EngineState.PENDING:

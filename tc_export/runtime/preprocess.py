@@ -23,7 +23,10 @@ from pydantic import Field
 from tc_export.config import Config
 from tc_export.errors import CheckpointError, UsageError, VideoError
 
-Pixels = Annotated[int, Field(gt=0)]
+LONGEST_EDGE = 4096
+"""Most pixels that a frame is resized or cropped to: several times what any tower takes."""
+
+Pixels = Annotated[int, Field(gt=0, le=LONGEST_EDGE)]
 Channels = tuple[float, float, float]
 Deviation = Annotated[float, Field(gt=0)]
 
@@ -124,6 +127,21 @@ def read_preprocess_config(folder: Path, image_size: int) -> PreprocessConfig:
         CheckpointError: a file is not JSON, or asks for what a CLIP processor does not do.
     """
     pads = _read_json(folder / "config.json").get("image_aspect_ratio") == "pad"
+    stated = _stated(folder)
+    if stated is not None:
+        values, where = stated
+        return _from_hugging_face(values, pads, where=where)
+    return PreprocessConfig(resize=image_size, crop=(image_size, image_size), pad_to_square=pads)
+
+
+def preprocess_source(folder: Path) -> str:
+    """The file, and its part, that says how a checkpoint preprocesses frames."""
+    stated = _stated(folder)
+    return f"the default preprocessing of {folder}" if stated is None else stated[1]
+
+
+def _stated(folder: Path) -> tuple[dict[str, Any], str] | None:
+    """What the folder says of preprocessing, and where; None where it says nothing."""
     processor = _read_json(folder / "processor_config.json")
     for values, where in (
         (_read_json(folder / "video_preprocessor_config.json"), "video_preprocessor_config.json"),
@@ -132,8 +150,8 @@ def read_preprocess_config(folder: Path, image_size: int) -> PreprocessConfig:
         (processor.get("image_processor"), "processor_config.json, image_processor"),
     ):
         if values:
-            return _from_hugging_face(values, pads, where=f"{folder / where}")
-    return PreprocessConfig(resize=image_size, crop=(image_size, image_size), pad_to_square=pads)
+            return values, f"{folder / where}"
+    return None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

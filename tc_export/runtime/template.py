@@ -88,6 +88,12 @@ def read_template(folder: Path) -> str | None:
     Raises:
         CheckpointError: a file that should hold one cannot be read.
     """
+    found = find_template(folder)
+    return None if found is None else found[1]
+
+
+def find_template(folder: Path) -> tuple[Path, str] | None:
+    """A folder's chat template, and the file that holds it; see `read_template`."""
     for name in (
         "chat_template.jinja",
         "chat_template.json",
@@ -103,7 +109,7 @@ def read_template(folder: Path) -> str | None:
         except (ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path} holds no chat template: {error}") from error
         if (found := _default(template)) is not None:
-            return found
+            return path, found
     return None
 
 

@@ -62,6 +62,12 @@ class Tokenizer:
             ) from error
         return cls(backend, _special_tokens(folder))
 
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Ids of all tokens, added ones included."""
+        ids: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return ids
+
     def __len__(self) -> int:
         """Tokens of the vocabulary, added ones included."""
         return self._backend.get_vocab_size()

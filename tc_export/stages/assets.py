@@ -17,7 +17,7 @@ from typing import Any
 
 from tc_export.bundle.layout import GRAPH_IO_FILE
 from tc_export.checkpoint.reader import Checkpoint
-from tc_export.checkpoint.tokenizer import tokenizer_files, write_tokenizer
+from tc_export.checkpoint.tokenizer import TOKENIZER_FILES, write_tokenizer
 from tc_export.contracts.graph_io import as_document
 from tc_export.runner import Stage, StageContext
 from tc_export.stages.inputs import BuildInputs
@@ -52,7 +52,7 @@ def stage(inputs: BuildInputs) -> Stage:
         name="assets",
         description="copy configuration and tokenizer",
         key={"documents": documents, "files": files, "tools": versions(TOKENIZER_READERS)},
-        outputs=tuple(sorted({*documents, *files, *tokenizer_files(inputs.checkpoint.folder)})),
+        outputs=tuple(sorted({*documents, *files, *TOKENIZER_FILES})),
         run=partial(_run, inputs=inputs, files=files, documents=documents),
     )
 
@@ -65,7 +65,7 @@ def _run(
     documents: Mapping[str, Any],
 ) -> None:
     folder = inputs.checkpoint.folder
-    for name in files.keys() - set(tokenizer_files(folder)):
+    for name in files.keys() - set(TOKENIZER_FILES):
         shutil.copyfile(folder / name, context.path(name))
     write_tokenizer(folder, context.folder)
     for name, document in documents.items():

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 
 EXPORTERS = ("tc-export", "torch", "onnx", "onnx-ir", "onnxscript")
+ANSWERERS = ("tc-export", "tokenizers", "jinja2", "pillow")
 RUNNERS = ("tc-export", "onnxruntime")
 RTX_BUILDER = ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings")
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,9 +15,8 @@ import pytest
 
 from tc_export import digests
 from tc_export.bundle import find_damage, open_bundle, read_manifest, verify
-from tc_export.bundle.manifest import FileRecord, write_manifest
 from tc_export.errors import BundleError
-from tests.bundled import copy_bundle
+from tests.bundled import copy_bundle, reseal
 from tests.cli.running import run
 from tests.runtime.clips import write_clip
 
@@ -60,17 +58,7 @@ def with_settings(copied: Path) -> Path:
         "{% for m in messages %}{% for c in m.content %}"
         "{{ c.text if c.type == 'text' else '<image>' }}{% endfor %}{% endfor %}"
     )
-    manifest = read_manifest(copied)
-    assets = manifest.stages["assets"]
-    files = dict(assets.files)
-    for name in ("preprocessor_config.json", "chat_template.jinja"):
-        content = (copied / name).read_bytes()
-        files[name] = FileRecord(
-            sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content)
-        )
-    stages = {**manifest.stages, "assets": assets.model_copy(update={"files": files})}
-    write_manifest(copied, manifest.model_copy(update={"stages": stages}))
-    return copied
+    return reseal(copied)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-from tc_export.checkpoint.tokenizer import tokenizer_files, write_tokenizer
+from tc_export.checkpoint.tokenizer import TOKENIZER_FILES, write_tokenizer
 from tc_export.errors import CheckpointError
 from tests.runtime.tokenizers_for_tests import byte_level, sentencepiece_like
 
@@ -32,7 +32,7 @@ def bundled(checkpoint: Path) -> PreTrainedTokenizerFast:
     output = checkpoint.parent / "bundle"
     output.mkdir()
     write_tokenizer(checkpoint, output)
-    assert sorted(path.name for path in output.iterdir()) == sorted(tokenizer_files(checkpoint))
+    assert sorted(path.name for path in output.iterdir()) == sorted(TOKENIZER_FILES)
     special = json.loads((output / "special_tokens_map.json").read_text())
     return PreTrainedTokenizerFast(tokenizer_file=str(output / "tokenizer.json"), **special)
 
@@ -107,8 +107,8 @@ def test_a_sentencepiece_model_alone(folder: Path) -> None:
 
 def test_nothing_is_written_of_nothing(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    assert tokenizer_files(tmp_path) == ()
-    write_tokenizer(tmp_path, tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"neither tokenizer\.json nor tokenizer\.model"):
+        write_tokenizer(tmp_path, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tc_export.bundle.layout import shard_path
 from tc_export.checkpoint.safetensors_file import read_header
-from tests.bundled import copy_bundle
+from tests.bundled import copy_bundle, reseal
 from tests.cli.running import run
 
 
@@ -30,6 +30,7 @@ def test_parity_passes_and_fails(
     weight = raw[head.offset : head.offset + head.nbytes]
     weight[:] = np.roll(weight, head.nbytes // 2)
     raw.tofile(shard)
+    reseal(damaged)
     code, out, err = run(capsys, "parity", damaged)
     assert code == 1
     assert "FAILED" in out
@@ -45,6 +46,7 @@ def test_the_checkpoint_has_moved(bundle, tmp_path, capsys) -> None:  # type: ig
     config = json.loads((moved / "config.json").read_text())
     config["builder_config"]["checkpoint"] = str(tmp_path / "gone")
     (moved / "config.json").write_text(json.dumps(config))
+    reseal(moved)
     code, _, err = run(capsys, "parity", moved)
     assert code == 3
     assert "--checkpoint" in err

@@ -22,13 +22,14 @@ ONNX_RUNTIMES_OWN = ".ses"  # its telemetry's, in the folder for temporary files
 
 # Starts a process that starts another one, as CMake and nvcc do; both write who they are.
 COMPILER = """#!{python}
-import os, pathlib, subprocess, sys
+import contextlib, os, pathlib, subprocess, sys
 if "--version" in sys.argv:
     print("release 13.0")
     sys.exit()
 child = subprocess.Popen(["sleep", "600"])
 pathlib.Path("{pids}").write_text(f"{{os.getpid()}} {{child.pid}}")
-child.wait()
+with contextlib.suppress(KeyboardInterrupt):
+    child.wait()
 """
 
 

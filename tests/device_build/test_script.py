@@ -254,8 +254,9 @@ def test_a_tensorrt_without_an_option_does_without(pending: Path, device: Device
     assert not any("--stronglyTyped" in call for call in builds)
 
 
-def test_the_script_is_plain_posix_shell(pending: Path) -> None:
-    script = pending / "finish" / "finish.sh"
+@pytest.mark.parametrize("name", ["finish.sh", "compile_plugins.sh"])
+def test_the_scripts_are_plain_posix_shell(pending: Path, name: str) -> None:
+    script = pending / "finish" / name
     shell = shutil.which("dash") or "sh"
     subprocess.run([shell, "-n", str(script)], check=True)
     checker = shutil.which("shellcheck")

@@ -143,10 +143,13 @@ def write(folder: Path, golden: dict[str, Golden]) -> None:
     }
     build = PendingBuild(
         target="orin",
+        release="JetPack 6.2",
+        cuda="12.6",
         tensorrt="10.3",
         architecture=ARCHITECTURE,
         sm=87,
         plugin_library=PLUGIN,
+        plugin_sources=None,
         engines=engines,
     )
     write_finish(folder, build)

@@ -274,6 +274,28 @@ def test_a_large_file_is_hashed_once_a_run(toy: Toy, monkeypatch: pytest.MonkeyP
     assert hashed.count(toy.checkpoint.stat().st_ino) == 1
 
 
+def test_a_large_file_is_hashed_once_over_several_builds(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    original = digests_module._sha256
+
+    def counting(file: BinaryIO, on_read: Callable[[int], None]) -> str:
+        hashed.append(Path(file.name).name)
+        return original(file, on_read)
+
+    os.utime(toy.checkpoint, (1_000_000_000, 1_000_000_000))
+    monkeypatch.setattr(digests_module, "_sha256", counting)
+    monkeypatch.setattr(digests_module, "LARGE_BYTES", toy.checkpoint.stat().st_size - 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    toy.build()
+    assert hashed.count("weights.bin") == 1
+    del hashed[:]
+    toy.build()
+    assert "a.onnx" in hashed
+    assert "weights.bin" not in hashed
+
+
 def test_a_hash_is_not_remembered_for_a_file_that_was_just_written(tmp_path: Path) -> None:
     """Two writes in one tick of the clock have one modification time, and may have one size."""
     path, digests = tmp_path / "file", Digests()

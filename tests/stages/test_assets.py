@@ -15,7 +15,6 @@ from tc_export.bundle import read_manifest
 from tc_export.bundle.layout import graph_path
 from tc_export.checkpoint.hf_config import Origin, read_config
 from tc_export.config import (
-    AttentionMask,
     ModelSettings,
     PoolingConfig,
     PoolingMode,
@@ -50,21 +49,6 @@ def in_the_graph(values: Any) -> list[dict[str, Any]]:
 def in_the_document(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
     assert all(tensor["meaning"] for tensor in tensors)
     return [{key: tensor[key] for key in ("name", "axes", "dtype")} for tensor in tensors]
-
-
-@pytest.fixture(scope="module")
-def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of two number formats, whose mask needs one more input."""
-    folder = tmp_path_factory.mktemp("ablation")
-    checkpoint = save_with_tokenizer(folder / "checkpoint")
-    request = replace(
-        request_for(checkpoint, folder / "bundle"),
-        precision="vision=fp16,decoder=fp32",
-        settings=ModelSettings(temporal=TemporalConfig(mask=AttentionMask.FRAME_BLOCK)),
-        check_parity=False,
-    )
-    build(request, SilentReporter())
-    return request.output
 
 
 @pytest.mark.parametrize("built", ["bundle", "ablation"])

@@ -21,7 +21,7 @@ from tc_export import pipeline
 from tc_export.bundle import Placement, StageRecord
 from tc_export.config import AttentionMask, ModelSettings, TemporalConfig
 from tc_export.contracts import graph_io
-from tc_export.errors import EnvironmentLacks, UsageError
+from tc_export.errors import UnsupportedEnvironment, UsageError
 from tc_export.pipeline import BuildRequest, build, build_each
 from tc_export.runner import SilentReporter, Stage
 from tc_export.stages import plugins, tools
@@ -32,9 +32,10 @@ from tests.checkpoint.families import edit_config, edit_weights
 from tests.repository import TARGETS
 
 GRAPHS = {"vision", "decoder"}
+ASSETS = {"assets", "answering"}  # what answering reads is tried whenever it changes
 ENGINES = {"vision_engine", "decoder_engine"}
 FORMS = {"vision_tensorrt", "decoder_tensorrt"}
-SHARED = {"shards", "weights", "assets", "embedding", *GRAPHS, "golden"}
+SHARED = {*ASSETS, "shards", "weights", "embedding", *GRAPHS, "golden"}
 LAST = {"parity", "readme"}
 EVERY_STAGE = {
     "cpu": {*SHARED, "engine", *LAST},
@@ -148,6 +149,8 @@ def test_several_targets_are_all_looked_at_before_one_is_built(world: World) -> 
         build_each(world.request, ["cpu", "orin"])
     assert not several.exists()
     world.ask(precision="fp16")
+    elsewhere = build_each(world.request, ["orin"], lambda name: world.folder / f"small-{name}")
+    assert [place for place, _ in elsewhere] == [world.folder / "small-orin"]
     places = [place for place, _ in build_each(world.request, ["orin", "thor"])]
     assert places == [several / "orin", several / "thor"]
 
@@ -159,7 +162,7 @@ def test_the_builder_of_engines_must_be_installed(
         raise PackageNotFoundError(package)
 
     monkeypatch.setattr(tools, "version", nothing)
-    with pytest.raises(EnvironmentLacks, match="tensorrt-rtx") as raised:
+    with pytest.raises(UnsupportedEnvironment, match="tensorrt-rtx") as raised:
         build(replace(world.request, target="rtx4090"), SilentReporter())
     assert "pip install" in str(raised.value.hint)
 
@@ -168,11 +171,11 @@ def test_engines_that_are_built_here_take_a_compiler_of_the_releases_cuda(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(found: Release) -> None:
-        raise EnvironmentLacks(f"CUDA {found.cuda}")
+        raise UnsupportedEnvironment(f"CUDA {found.cuda}")
 
     monkeypatch.setattr(plugins, "can_compile_for", lambda release: False)
     monkeypatch.setattr(plugins, "check_cuda", refuse)
-    with pytest.raises(EnvironmentLacks, match="CUDA 13"):
+    with pytest.raises(UnsupportedEnvironment, match="CUDA 13"):
         build(replace(world.request, target="rtx4090"), SilentReporter())
 
 
@@ -231,61 +234,63 @@ def plugin_sources(world: World) -> None:
 ON_WEIGHTS = {"shards", "weights", "embedding", *GRAPHS, "golden", "parity"}
 
 CHANGES: list[tuple[str, Callable[[World], object], set[str]]] = [
-    ("cpu", asked(max_length=100), {"assets", "golden", "parity", "readme"}),
-    ("cpu", asked(max_frames=2), {"assets", "golden", "parity", "readme"}),
+    ("cpu", asked(max_length=100), {*ASSETS, "golden", "parity", "readme"}),
+    ("cpu", asked(max_frames=2), {*ASSETS, "golden", "parity", "readme"}),
     (
         "cpu",
         asked(precision="vision=fp16"),
-        {"assets", "vision", "golden", "engine", "parity", "readme"},
+        {*ASSETS, "vision", "golden", "engine", "parity", "readme"},
     ),
     (
         "cpu",
         asked(precision="decoder=fp16"),
-        {"assets", "embedding", "decoder", "golden", "engine", "parity", "readme"},
+        {*ASSETS, "embedding", "decoder", "golden", "engine", "parity", "readme"},
     ),
     ("cpu", installed("onnxruntime"), {"engine", "parity"}),
+    ("cpu", installed("tokenizers"), ASSETS),
+    ("cpu", installed("jinja2"), {"answering"}),
     ("cpu", installed("torch"), {"embedding", *GRAPHS, "golden", "engine", "parity"}),
     ("cpu", installed("onnxscript"), {"embedding", *GRAPHS, "engine", "parity"}),
     ("cpu", one_weight, {*ON_WEIGHTS, "engine", "readme"}),
     (
         "cpu",
         asked(settings=ModelSettings(temporal=TemporalConfig(gamma=0.5))),
-        {*ON_WEIGHTS, "assets", "engine", "readme"},
+        {*ON_WEIGHTS, *ASSETS, "engine", "readme"},
     ),
-    ("cpu", tokenizer, {"assets"}),
-    ("cpu", line_of_the_config, {"assets"}),
-    ("cpu", World.move_checkpoint, {"assets"}),
+    ("cpu", tokenizer, ASSETS),
+    ("cpu", line_of_the_config, ASSETS),
+    ("cpu", World.move_checkpoint, ASSETS),
     ("cpu", asked(weights=Placement.COPY), {"shards"}),
     ("cpu", longer_header, {"shards", *GRAPHS, "engine", "parity"}),
     ("cpu", shard_by_another_name, {"shards", *GRAPHS, "engine", "parity"}),
     ("orin", longer_header, set()),  # nothing stays as it is stored
-    ("rtx4090", asked(max_length=100), {"assets", "golden", *ENGINES, "parity", "readme"}),
-    ("rtx4090", asked(max_frames=2), {"assets", "golden", *ENGINES, "parity", "readme"}),
+    ("rtx4090", asked(max_length=100), {*ASSETS, "golden", *ENGINES, "parity", "readme"}),
+    ("rtx4090", asked(max_frames=2), {*ASSETS, "golden", *ENGINES, "parity", "readme"}),
     (
         "rtx4090",
         asked(precision="vision=bf16"),
-        {"assets", "vision", "golden", "vision_engine", "parity", "readme"},
+        {*ASSETS, "vision", "golden", "vision_engine", "parity", "readme"},
     ),
     (
         "rtx4090",
         asked(precision="decoder=bf16"),
-        {"assets", "embedding", "decoder", "golden", "decoder_engine", "parity", "readme"},
+        {*ASSETS, "embedding", "decoder", "golden", "decoder_engine", "parity", "readme"},
     ),
-    ("rtx4090", asked(target="rtx5090"), {"assets", "plugins", *ENGINES, "readme"}),
+    ("rtx4090", asked(target="rtx5090"), {*ASSETS, "plugins", *ENGINES, "readme"}),
     ("rtx4090", plugin_sources, {"plugins", *ENGINES, "readme"}),
     ("rtx4090", installed("tensorrt-rtx-cu13-libs"), ENGINES),
     (
         "rtx4090",
         installed("tc-export"),
-        {"embedding", *GRAPHS, "golden", *ENGINES, "parity", "readme"},
+        {"answering", "embedding", *GRAPHS, "golden", *ENGINES, "parity", "readme"},
     ),
     ("rtx4090", one_weight, {*ON_WEIGHTS, *ENGINES, "readme"}),
-    ("orin", asked(max_length=100), {"assets", "golden", "finish", "parity", "readme"}),
+    ("orin", asked(max_length=100), {*ASSETS, "golden", "finish", "parity", "readme"}),
     ("orin", asked(release="10.3"), {*FORMS, "finish", "readme"}),
     (
         "orin",
         asked(precision="vision=bf16"),
-        {"assets", "vision", "golden", "vision_tensorrt", "finish", "parity", "readme"},
+        {*ASSETS, "vision", "golden", "vision_tensorrt", "finish", "parity", "readme"},
     ),
     ("orin", plugin_sources, {"plugins", "finish", "readme"}),
     ("orin", installed("torch"), {"embedding", *GRAPHS, "golden", *FORMS, "finish", "parity"}),
@@ -298,7 +303,7 @@ CHANGES: list[tuple[str, Callable[[World], object], set[str]]] = [
     (
         "orin",
         lambda world: world.edit_target('name = "orin"', 'name = "bench"'),
-        {"assets", "finish", "readme"},
+        {*ASSETS, "finish", "readme"},
     ),
 ]
 
@@ -318,7 +323,7 @@ def test_an_engine_is_bound_to_its_gpu_whatever_the_plugins_are(
     world.ask(target="rtx4090")
     monkeypatch.setattr(plugins, "library_key", lambda target: "sources")
     monkeypatch.setattr(BuildInputs, "plugin_library", "plugins/library.so")
-    assert changed_by(world, asked(target="rtx5090")) == {"assets", *ENGINES, "readme"}
+    assert changed_by(world, asked(target="rtx5090")) == {*ASSETS, *ENGINES, "readme"}
 
 
 def test_another_limit_of_the_graphs_is_written_down_again(
@@ -327,4 +332,4 @@ def test_another_limit_of_the_graphs_is_written_down_again(
     def change(world: World) -> None:
         monkeypatch.setattr(graph_io, "LOGITS_A_CALL", graph_io.LOGITS_A_CALL + 1)
 
-    assert changed_by(world, change) == {"assets"}
+    assert changed_by(world, change) == ASSETS

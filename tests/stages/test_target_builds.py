@@ -21,10 +21,12 @@ from tests.repository import TARGETS
 from tests.stages.conftest import HEAD_SIZE, Tools, built
 from tests.test_pipeline import Watching
 
+ASSETS = {"assets", "answering"}
+
 
 def test_the_manifest_says_what_was_built(request_: BuildRequest, tools: Tools) -> None:
     manifest, ran = built(replace(request_, precision="vision=fp16,decoder=bf16"))
-    assert ran[-3:] == ["plugins", "vision_engine", "decoder_engine"]
+    assert ran[-4:] == ["plugins", "vision_engine", "decoder_engine", "readme"]
     assert manifest.engine is not None
     assert (manifest.engine.state, manifest.engine.backend) == ("built", "tensorrt-rtx")
     assert manifest.precision_asked == {"vision": "float16", "decoder": "bfloat16"}
@@ -55,12 +57,18 @@ def test_building_again_does_nothing_again(request_: BuildRequest, tools: Tools)
 @pytest.mark.parametrize(
     ("change", "again"),
     [
-        ({"max_length": MAX_LENGTH - 1}, {"assets", "vision_engine", "decoder_engine"}),
+        (
+            {"max_length": MAX_LENGTH - 1},
+            {*ASSETS, "golden", "vision_engine", "decoder_engine", "readme"},
+        ),
         (
             {"precision": "vision=fp16,decoder=bf16"},
-            {"assets", "embedding", "decoder", "decoder_engine"},
+            {*ASSETS, "embedding", "decoder", "golden", "decoder_engine", "readme"},
         ),
-        ({"target": "rtx5090"}, {"assets", "plugins", "vision_engine", "decoder_engine"}),
+        (
+            {"target": "rtx5090"},
+            {*ASSETS, "plugins", "vision_engine", "decoder_engine", "readme"},
+        ),
     ],
 )
 def test_a_change_runs_what_depends_on_it(
@@ -78,7 +86,7 @@ def test_two_targets_share_what_they_have_in_common(request_: BuildRequest, tool
         build_one(watching, lambda checkpoint, profile: None)
         runs[output.name] = set(watching.ran)
     assert {"weights", "vision", "decoder", "plugins"} <= runs["rtx4090"]
-    assert runs["rtx5090"] == {"assets", "plugins", "vision_engine", "decoder_engine"}
+    assert runs["rtx5090"] == {*ASSETS, "plugins", "vision_engine", "decoder_engine", "readme"}
     bundles = [read_manifest(request_.output / name) for name in ("rtx4090", "rtx5090")]
     graphs = [bundle.stages["decoder"].files for bundle in bundles]
     assert graphs[0] == graphs[1]

@@ -62,13 +62,14 @@ class ChosenSettings:
 
     @contextmanager
     def named_in_errors(self) -> Iterator[None]:
-        """Say of wrong usage that a file takes part in it: the command line does not show that."""
+        """Say of wrong usage what a file states: the command line does not show that."""
         try:
             yield
         except UsageError as error:
-            if self.file is None or str(self.file) not in self.sources.values():
+            in_file = [key for key, source in self.sources.items() if source == str(self.file)]
+            if not in_file:
                 raise
-            note = f"some settings are of {self.file}"
+            note = f"{self.file} states {', '.join(in_file)}"
             raise UsageError(
                 str(error), hint=f"{error.hint}\n  {note}" if error.hint else note
             ) from error

@@ -208,12 +208,13 @@ def option_help(key: str) -> str:
 
 
 def stated(settings: Settings) -> dict[str, Any]:
-    """The settings that were said, by their keys."""
-    inner = tables()
-    said = {key: getattr(settings, key) for key in settings.model_fields_set if key not in inner}
-    for table in inner:
-        values = getattr(settings, table)
-        said |= {f"{table}.{name}": getattr(values, name) for name in values.model_fields_set}
+    """The settings that were said, by their keys and in their order."""
+    said = {}
+    for key in FIELDS:
+        table, _, name = key.rpartition(".")
+        values = getattr(settings, table) if table else settings
+        if name in values.model_fields_set:
+            said[key] = getattr(values, name)
     return said
 
 

@@ -38,7 +38,7 @@ def settings_table(
     """
     table = Table(title=f"{chosen.checkpoint.resolve().name} ({config.family})")
     for heading in ("setting", "value", "from"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold", no_wrap=heading == "setting")
     for key, value in in_effect.items():
         _add(table, key, value, chosen.source(key))
     for key, value, source in _of_the_model(chosen, config):

@@ -112,7 +112,7 @@ def test_an_error_names_the_file_that_takes_part(working_folder: Path) -> None:
     file = working_folder / FILE_NAME
     assert hint(UsageError("odd", hint="do so"), {}) == "do so"
     file.write_text('release = "10.3"\n')
-    assert hint(UsageError("odd", hint="do so"), {}) == f"do so\n  some settings are of {FILE_NAME}"
-    assert hint(UsageError("odd"), {}) == f"some settings are of {FILE_NAME}"
+    assert hint(UsageError("odd", hint="do so"), {}) == f"do so\n  {FILE_NAME} states release"
+    assert hint(UsageError("odd"), {}) == f"{FILE_NAME} states release"
     assert hint(CheckpointError("odd"), {}) is None
     assert hint(UsageError("odd", hint="do so"), {"release": "9"}) == "do so"

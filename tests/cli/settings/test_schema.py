@@ -37,6 +37,7 @@ def test_what_is_stated_is_told_from_what_is_default() -> None:
         "temporal.gamma": 1.0,
     }
     assert settings == Settings(target=("orin",))
+    assert list(stated(settings)) == ["target", "profile.max_frames", "temporal.gamma"]
     assert stated(Settings()) == {}
 
 

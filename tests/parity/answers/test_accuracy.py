@@ -49,6 +49,7 @@ from tc_export.pipeline import BuildRequest, build
 from tc_export.runner import SilentReporter
 from tc_export.tasks import Item, Kind, Split, make_items
 from tc_export.tasks.clips import STEPS
+from tests.bundled import reseal
 from tests.repository import DEMO_CHECKPOINT
 
 CHECKPOINT = DEMO_CHECKPOINT
@@ -90,7 +91,7 @@ def with_fault(demo: Path, folder: Path, fault: Callable[[onnx.ModelProto], None
     fault(model)
     path.unlink()
     onnx.save(model, path)
-    return bundle
+    return reseal(bundle)
 
 
 def mask_dropped(model: onnx.ModelProto) -> None:
