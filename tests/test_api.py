@@ -156,7 +156,7 @@ from tests.cli.without_export import Blocker
 sys.meta_path.insert(0, Blocker())
 import tc_export
 for call in (
-    lambda: tc_export.build("checkpoints/tc-llava-tiny", output="nowhere"),
+    lambda: tc_export.build("checkpoints/tc-llava-tiny", output=sys.argv[2]),
     lambda: tc_export.check_parity(sys.argv[1]),
     lambda: tc_export.check_answers(sys.argv[1]),
 ):
@@ -167,9 +167,9 @@ for call in (
 """
 
 
-def test_a_package_that_is_missing_is_named(bundle: Path) -> None:
+def test_a_package_that_is_missing_is_named(bundle: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_EXPORT, str(bundle)],
+        [sys.executable, "-c", WITHOUT_EXPORT, str(bundle), str(tmp_path / "out")],
         capture_output=True,
         text=True,
         check=False,
