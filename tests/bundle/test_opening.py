@@ -267,7 +267,7 @@ def test_a_bundle_says_which_file_of_the_checkpoint_it_shares(
 ) -> None:
     """In the place where it was built, its `config.json` names the checkpoint."""
     weights = bundle.parent / "checkpoint" / "model.safetensors"
-    assert weights.samefile(bundle / "decoder" / "model.safetensors")
+    assert weights.samefile(bundle / WEIGHTS)
     original = weights.read_bytes()
     times = (weights.stat().st_atime_ns, weights.stat().st_mtime_ns)
     changed = bytearray(original)
