@@ -33,7 +33,7 @@ from kernel_roofline import (
     work_of,
 )
 
-from tc_export.errors import EnvironmentLacks, TcExportError
+from tc_export.errors import TcExportError, UnsupportedEnvironment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 KERNELS = REPOSITORY / "plugins" / "kernels"
@@ -44,12 +44,14 @@ PAGE = REPOSITORY / "docs" / "kernels.md"
 
 
 def run(*command: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; EnvironmentLacks where it fails."""
+    """Run a command to its end; UnsupportedEnvironment where it fails."""
     environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"} if path else None
     words = [str(word) for word in command]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
-        raise EnvironmentLacks(f"{words[0]} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        raise UnsupportedEnvironment(
+            f"{words[0]} ended with {done.returncode}:\n{done.stderr[-2000:]}"
+        )
     return done
 
 
@@ -57,7 +59,9 @@ def find_nvcc() -> str:
     """The CUDA compiler."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
-        raise EnvironmentLacks("nvcc is not on PATH", hint="install CUDA's compiler, 13.0 or later")
+        raise UnsupportedEnvironment(
+            "nvcc is not on PATH", hint="install CUDA's compiler, 13.0 or later"
+        )
     return nvcc
 
 

@@ -8,7 +8,7 @@
     │   ├── CheckpointError        not a checkpoint, damaged, or of another shape
     │   ├── VideoError             no video, damaged, or too long
     │   └── BundleError            not a bundle, damaged, or of another version
-    └── EnvironmentLacks        4  this machine or the target cannot do it
+    └── UnsupportedEnvironment        4  this machine or the target cannot do it
 
 Exit code 0 is success; 130 is an interrupt by the user, 143 an end by SIGTERM (the shell's
 conventions).
@@ -61,7 +61,7 @@ class BundleError(InputError):
     """The bundle is missing, damaged, or was made by another version."""
 
 
-class EnvironmentLacks(TcExportError):
+class UnsupportedEnvironment(TcExportError):
     """This machine, or the target, lacks what was asked for."""
 
     exit_code = 4

@@ -108,7 +108,7 @@ def build(
     Raises:
         CheckpointError: the checkpoint cannot be used.
         UsageError: the request cannot be fulfilled as it stands.
-        EnvironmentLacks: this machine cannot make what is asked for.
+        UnsupportedEnvironment: this machine cannot make what is asked for.
         CheckFailed: the engine does not compute what PyTorch computes; nothing is published.
     """
     target, precisions, release, profile = _checked(request)
@@ -149,7 +149,7 @@ def build_each(
 
     Raises:
         UsageError: a target, or what is asked for it, cannot be.
-        EnvironmentLacks: this machine cannot make what is asked for.
+        UnsupportedEnvironment: this machine cannot make what is asked for.
     """
     requests = [replace(request, target=name) for name in targets]
     names = [_checked(each)[0].name for each in requests]

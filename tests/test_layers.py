@@ -17,12 +17,14 @@ from tests.repository import REPOSITORY
 
 PACKAGE = REPOSITORY / "tc_export"
 LAYERS = {
-    "foundation": {"errors", "config", "dtypes", "digests", "contracts", "targets"},
+    "foundation": {
+        *("errors", "missing_packages", "config", "dtypes", "digests", "contracts", "targets"),
+    },
     "model": {"ops", "model", "checkpoint", "tasks"},
     "make": {"graph", "native"},
     "hold": {"bundle", "engine"},
     "use": {"runtime", "parity", "golden", "device_build", "plan", "doctor", "demo_model"},
-    "drive": {"runner", "stages", "pipeline", "cli", "__main__"},
+    "drive": {"runner", "stages", "pipeline", "api", "cli", "__main__"},
 }
 RANK = {room: rank for rank, rooms in enumerate(LAYERS.values()) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NoReturn
 
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 
 OnCopied = Callable[[int], None]
 """Called with a number of bytes that were copied."""
@@ -72,7 +72,7 @@ def place_file(
     link keeps the mode of the file; any other new file has the one that the umask gives.
 
     Raises:
-        EnvironmentLacks: a reflink or a link is asked for, and cannot be.
+        UnsupportedEnvironment: a reflink or a link is asked for, and cannot be.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     source = source.resolve(strict=True)
@@ -131,7 +131,7 @@ def _copy(source: Path, destination: Path, on_copied: OnCopied) -> None:
 
 
 def _refuse(source: Path, destination: Path, what: str, error: OSError) -> NoReturn:
-    raise EnvironmentLacks(
+    raise UnsupportedEnvironment(
         f"{source} cannot have a {what} in {destination.parent}: {error.strerror}",
         hint="use --weights auto or --weights copy, or name an output on a file system where it "
         "can be",

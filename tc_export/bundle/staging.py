@@ -49,7 +49,7 @@ from tc_export.bundle.manifest import (
 from tc_export.bundle.placement import Placement, link_or_copy, place_file
 from tc_export.config import Config
 from tc_export.digests import Digests, recall, remember
-from tc_export.errors import BundleError, EnvironmentLacks, TcExportError, UsageError
+from tc_export.errors import BundleError, TcExportError, UnsupportedEnvironment, UsageError
 
 _LOCK, _STATE, _BUNDLE, _PREVIOUS = "lock", "state.json", "bundle", "previous"
 _OURS = {_LOCK, _STATE, f"{_STATE}.tmp", _BUNDLE, _PREVIOUS}
@@ -258,7 +258,7 @@ def open_staging(output: Path, placement: Placement = Placement.AUTO) -> Iterato
 
     Raises:
         UsageError: `output` cannot be, or is something that a build may not replace.
-        EnvironmentLacks: another build holds the lock, the disk is full or not writable.
+        UnsupportedEnvironment: another build holds the lock, the disk is full or not writable.
         KeyboardInterrupt: with a message that says what is kept.
     """
     output = _checked(output)
@@ -363,7 +363,7 @@ def _acquire(folder: Path) -> int:
         except BlockingIOError:
             holder = os.read(descriptor, 1000).decode(errors="replace") or "another process"
             os.close(descriptor)
-            raise EnvironmentLacks(
+            raise UnsupportedEnvironment(
                 f"another build is writing the same bundle: {holder} holds {lock}",
                 hint="wait until it ends, stop it, or name another output folder",
             ) from None
@@ -410,12 +410,12 @@ def _raise_explained(error: OSError, output: Path, folder: Path) -> NoReturn:
     where = Path(os.fsdecode(error.filename or folder))
     if error.errno in _DISK_FULL:
         free_gib = shutil.disk_usage(parent).free / 2**30
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"writing {where} failed: {error.strerror} ({free_gib:.2f} GiB free in {parent})",
             hint="make room and run the same command again: finished stages are kept",
         ) from error
     if error.errno in _NOT_WRITABLE and any(where.is_relative_to(x) for x in (folder, output)):
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"a build of {output} writes in {parent}, but {where} cannot be used: {error.strerror}",
             hint=f"change the permissions of {parent}, or name another output folder",
         ) from error

@@ -42,7 +42,7 @@ def finish_if_here(bundle: Path, manifest: Manifest) -> Manifest:
     from tc_export.bundle import EngineState
     from tc_export.device_build.machine import check_machine, this_machine
     from tc_export.device_build.spec import read_spec
-    from tc_export.errors import EnvironmentLacks
+    from tc_export.errors import UnsupportedEnvironment
 
     if manifest.engine is None or manifest.engine.state is not EngineState.PENDING:
         return manifest
@@ -50,7 +50,7 @@ def finish_if_here(bundle: Path, manifest: Manifest) -> Manifest:
     try:
         machine = this_machine(spec)
         check_machine(spec, machine, bundle)
-    except EnvironmentLacks:
+    except UnsupportedEnvironment:
         return manifest
     return _finish_on(machine, bundle)
 

@@ -23,9 +23,9 @@ from tc_export.cli import (
     verify,
 )
 from tc_export.cli.failure import INTERRUPTED, Failure, ReportedFailure, is_of_parser
-from tc_export.cli.missing_packages import missing_packages_named
 from tc_export.cli.signals import TERMINATED, termination_as_interrupt
 from tc_export.cli.terminal import Terminal
+from tc_export.missing_packages import missing_packages_named
 
 # Imports of a verb's own machinery stand in the verb: `--help` need not load PyTorch.
 

@@ -59,7 +59,7 @@ def open_on_gpu(engine: Path, plugin_library: Path, spec: EngineSpec, /) -> Engi
 
     Raises:
         BundleError: TensorRT refuses the file.
-        EnvironmentLacks: no GPU, no TensorRT, or the plugin library does not load.
+        UnsupportedEnvironment: no GPU, no TensorRT, or the plugin library does not load.
     """
     runtime = open_runtime(FLAVOURS[TENSORRT])
     if spec.custom_nodes:
@@ -85,7 +85,7 @@ def finish(bundle: Path, machine: Machine, tools: Tools) -> Manifest:
 
     Raises:
         BundleError: it is none, is damaged, or has nothing that could be finished.
-        EnvironmentLacks: this is not the machine that it was made for.
+        UnsupportedEnvironment: this is not the machine that it was made for.
         CheckFailed: an engine does not compute what the model computes; nothing was changed.
     """
     bundle = bundle.resolve()

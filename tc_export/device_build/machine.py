@@ -14,7 +14,7 @@ from tc_export.device_build.spec import DeviceBuildSpec
 from tc_export.engine.tensorrt.bindings import import_tensorrt
 from tc_export.engine.tensorrt.cuda import compute_capability, open_cuda
 from tc_export.engine.tensorrt.flavours import FLAVOURS, TENSORRT
-from tc_export.errors import BundleError, EnvironmentLacks
+from tc_export.errors import BundleError, UnsupportedEnvironment
 from tc_export.native import elf
 
 
@@ -31,8 +31,8 @@ def this_machine(spec: DeviceBuildSpec) -> Machine:
     """The machine that we run on.
 
     Raises:
-        EnvironmentLacks: it is not of the spec's processor, has no GPU, no TensorRT, or not the
-            bindings to reach it.
+        UnsupportedEnvironment: it is not of the spec's processor, has no GPU, no TensorRT, or not
+            the bindings to reach it.
     """
     architecture = platform.machine()
     _check_processor(spec, architecture)  # first: a host need not be told that it has no TensorRT
@@ -44,7 +44,7 @@ def this_machine(spec: DeviceBuildSpec) -> Machine:
 
 def _check_processor(spec: DeviceBuildSpec, architecture: str) -> None:
     if architecture != spec.architecture:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"this machine is {architecture}; the bundle is for {spec.target}, which is "
             f"{spec.architecture}",
             hint=f"copy the bundle to the {spec.target}, and run the command there",
@@ -55,13 +55,13 @@ def check_machine(spec: DeviceBuildSpec, machine: Machine, bundle: Path) -> None
     """See that the engines of `bundle` can be built here.
 
     Raises:
-        EnvironmentLacks: another processor or GPU, or another TensorRT than the graphs were made
-            for.
+        UnsupportedEnvironment: another processor or GPU, or another TensorRT than the graphs were
+            made for.
         BundleError: the plugin library is missing, or for another processor than the spec names.
     """
     _check_processor(spec, machine.architecture)
     if machine.sm != spec.sm:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"this machine's GPU is of SM {machine.sm}; the plugins in the bundle are for SM "
             f"{spec.sm} ({spec.target})",
             hint="build the bundle for a target of this GPU: tc-export targets lists them",
@@ -69,7 +69,7 @@ def check_machine(spec: DeviceBuildSpec, machine: Machine, bundle: Path) -> None
     here, made_for = Version(machine.tensorrt), Version(spec.tensorrt)
     # A parser keeps what older ones of its major version took.
     if here.major != made_for.major or here.minor < made_for.minor:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"this machine has TensorRT {machine.tensorrt}; the graphs in the bundle were made for "
             f"TensorRT {spec.tensorrt} or a later {made_for.major}.x",
             hint=f"build the bundle again for a release of {spec.target} that has TensorRT "

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from tc_export.device_build.spec import FOLDER
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 
 SCRIPT = f"{FOLDER}/compile_plugins.sh"
 _LAST_LINES = 15  # of what the compiler said, in the message
@@ -17,8 +17,8 @@ def compile_plugins(bundle: Path, library: str) -> None:
     """Compile `library`, a path in `bundle`, as `finish.sh` does: by the same script.
 
     Raises:
-        EnvironmentLacks: no CUDA compiler, no C++ compiler, no headers of TensorRT, or the compiler
-            failed.
+        UnsupportedEnvironment: no CUDA compiler, no C++ compiler, no headers of TensorRT, or the
+            compiler failed.
     """
     ended = subprocess.run(
         ["sh", SCRIPT, library],
@@ -31,7 +31,7 @@ def compile_plugins(bundle: Path, library: str) -> None:
     )
     if ended.returncode != 0:
         lines = ended.stdout.strip().splitlines()[-_LAST_LINES:]
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             "the plugins could not be compiled:\n" + "\n".join(f"  {line}" for line in lines),
             hint="run the command again once that is mended; the bundle is as it was",
         )

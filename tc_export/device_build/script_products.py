@@ -25,7 +25,7 @@ from pathlib import Path
 from tc_export.bundle.files import remove
 from tc_export.device_build.spec import FOLDER, SUMS, DeviceBuildSpec
 from tc_export.digests import Digests
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 
 _ENGINE_SUFFIXES = ("", ".sha256", ".layers.json")
 _LIBRARY_SUFFIXES = ("", ".sha256")
@@ -89,7 +89,7 @@ def set_aside(bundle: Path, spec: DeviceBuildSpec) -> Iterator[ScriptProducts]:
     When the block ends well, the folder goes; else it is kept for the next run.
 
     Raises:
-        EnvironmentLacks: the script is at work.
+        UnsupportedEnvironment: the script is at work.
     """
     _check_idle(bundle)
     folder = bundle.with_name(f".{bundle.name}.finishing")
@@ -128,7 +128,7 @@ def _check_idle(bundle: Path) -> None:
     """Refuse while the script runs; remove the scratch of one that was killed."""
     for scratch in (bundle / FOLDER).glob(".work.*"):
         if _is_alive(scratch.suffix.removeprefix(".")):
-            raise EnvironmentLacks(
+            raise UnsupportedEnvironment(
                 f"finish.sh is at work in {bundle} (process {scratch.suffix.removeprefix('.')})",
                 hint="wait until it ends, or stop it",
             )

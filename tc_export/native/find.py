@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 
 _HERE = Path(__file__).resolve().parent
 _FILE_NAME = {"darwin": "libtc_ops.dylib", "win32": "tc_ops.dll"}.get(sys.platform, "libtc_ops.so")
@@ -45,22 +45,22 @@ def load_native_library(path: Path) -> NativeLibrary:
     """Load the library at `path`, and check that it is ours and of our version.
 
     Raises:
-        EnvironmentLacks: it cannot be loaded here, is another library, or of another version.
+        UnsupportedEnvironment: it cannot be loaded here, is another library, or of another version.
     """
     path = path.resolve()
     if not path.is_file():
-        raise EnvironmentLacks(f"there is no native library at {path}", hint=_BUILD_HINT)
+        raise UnsupportedEnvironment(f"there is no native library at {path}", hint=_BUILD_HINT)
     try:
         handle = ctypes.CDLL(str(path))
         found_version = handle.tc_ops_version
     except (OSError, AttributeError) as error:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"{path} is not a tc-export library for this machine: {error}", hint=_BUILD_HINT
         ) from error
     found_version.restype = ctypes.c_char_p
     found, expected = found_version().decode(), version("tc-export")
     if found != expected:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"{path} is of version {found}; this is tc-export {expected}",
             hint=_BUILD_HINT,
         )
@@ -75,7 +75,7 @@ def find_native_library(
     """Load the first library that is there, or return None when none was built.
 
     Raises:
-        EnvironmentLacks: there is one, and it is not usable.
+        UnsupportedEnvironment: there is one, and it is not usable.
     """
     for folder in folders:
         path = folder / _FILE_NAME
@@ -88,10 +88,10 @@ def require_native_library(folders: Sequence[Path] = SEARCH_FOLDERS) -> NativeLi
     """Load the library, or say where it was looked for and how to build it.
 
     Raises:
-        EnvironmentLacks: there is none, or it is not usable.
+        UnsupportedEnvironment: there is none, or it is not usable.
     """
     library = find_native_library(folders)
     if library is None:
         looked = ", ".join(str(folder) for folder in folders)
-        raise EnvironmentLacks(f"no {_FILE_NAME} in {looked}", hint=_BUILD_HINT)
+        raise UnsupportedEnvironment(f"no {_FILE_NAME} in {looked}", hint=_BUILD_HINT)
     return library

@@ -12,7 +12,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from tc_export.errors import EnvironmentLacks, TcExportError, UsageError
+from tc_export.errors import TcExportError, UnsupportedEnvironment, UsageError
 from tc_export.ops.block_causal_attention import (
     block_causal_attention,
     block_causal_attention_reference,
@@ -146,7 +146,7 @@ class NativeKernels:
         if status == _OK:
             return
         sizes = ", ".join(f"{name} {getattr(args, name)}" for name in _SIZES if hasattr(args, name))
-        error = EnvironmentLacks if status in _LACKING else UsageError
+        error = UnsupportedEnvironment if status in _LACKING else UsageError
         raise error(f"{function}: {self._library.tc_status_message(status).decode()} ({sizes})")
 
 

@@ -79,7 +79,7 @@ def judged_engines(
 
     Raises:
         BundleError: an engine or a graph cannot be loaded.
-        EnvironmentLacks: this machine cannot run the engines.
+        UnsupportedEnvironment: this machine cannot run the engines.
     """
     from tc_export.parity.graph_engines import load_graphs
     from tc_export.runtime.answering import open_engines

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tc_export.config import ModelConfig
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 from tc_export.plan.build_memory import least_bytes, memory_limits, truth_bytes
 from tc_export.plan.host import host_memory
 from tc_export.plan.memory import BYTES, RUNTIME_BYTES
@@ -51,10 +51,9 @@ def build_cost(config: ModelConfig, target: Target, precisions: Precisions) -> B
     engines = vision * _loaded(precisions.vision) + decoder * _loaded(precisions.decoder)
     peaks: dict[str, float] = {
         "export": EXPORTER_BYTES,  # weights stay on the disk
+        "golden data": truth_bytes(config),
         "parity": _comparison_bytes(config, precisions),
     }
-    if target.toolchain.engine == "tensorrt":
-        peaks["golden data"] = truth_bytes(config)
     if target.toolchain.engine == "onnxruntime":
         peaks["engine"] = RUNTIME_BYTES["onnxruntime"] + engines
     if target.toolchain.engine == "tensorrt-rtx":
@@ -70,14 +69,14 @@ def _comparison_bytes(config: ModelConfig, precisions: Precisions) -> int:
     """With this host's memory as it is free now; where that is too little, the least it takes."""
     try:
         return memory_limits(config, precisions).peak_bytes
-    except EnvironmentLacks:
+    except UnsupportedEnvironment:
         return least_bytes(config, precisions)
 
 
 def _host_bytes() -> int | None:
     try:
         return host_memory().total
-    except EnvironmentLacks:
+    except UnsupportedEnvironment:
         return None
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tc_export.config import ModelConfig
 from tc_export.contracts.parts import Part, even_parts
 from tc_export.dtypes import DType
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 from tc_export.plan.host import host_memory
 from tc_export.plan.memory import BYTES
 from tc_export.plan.parameters import decoder_count, head_matrix, vision_count
@@ -61,12 +61,12 @@ def memory_limits(
     None: two thirds of what is free on this machine.
 
     Raises:
-        EnvironmentLacks: one layer takes more; says what it takes.
+        UnsupportedEnvironment: one layer takes more; says what it takes.
     """
     limit = memory_bytes or round(host_memory().available * SHARE_OF_FREE)
     needed = least_bytes(config, precisions)
     if limit < needed:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"comparing with PyTorch takes {spell_bytes(needed)} of memory for one layer at a "
             f"time, and may take {spell_bytes(limit)}",
             hint="give it more with --memory, close other programs, or use --no-parity",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP_LIMITS = (
@@ -30,14 +30,14 @@ def host_memory(
     """Memory of this machine, or of the container that we run in where that has less.
 
     Raises:
-        EnvironmentLacks: the system does not say.
+        UnsupportedEnvironment: the system does not say.
     """
     try:
         lines = (line.split() for line in meminfo.read_text().splitlines())
         kib = {words[0]: int(words[1]) for words in lines if len(words) > 1}
         total, available = kib["MemTotal:"] * 1024, kib["MemAvailable:"] * 1024
     except (OSError, KeyError, ValueError) as error:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"this system does not say how much memory it has ({meminfo}: {error})",
             hint="state total_gb in a target's file of your own (docs/adding-a-target.md)",
         ) from error

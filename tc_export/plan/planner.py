@@ -80,7 +80,7 @@ def make_plan(
 
     Raises:
         UsageError: the frames do not fit the length, or the length exceeds the model's context.
-        EnvironmentLacks: the target is this host, and it does not say how much memory it has.
+        UnsupportedEnvironment: the target is this host, and it does not say how much memory it has.
     """
     workload = Workload(
         frames=frames,

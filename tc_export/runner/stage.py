@@ -53,7 +53,7 @@ class StageContext:
         The bytes may then be shared: nobody may open the output for writing.
 
         Raises:
-            EnvironmentLacks: it cannot be done in that way.
+            UnsupportedEnvironment: it cannot be done in that way.
         """
         place_file(source, self.folder / output, self.placement, on_copied)
 

@@ -89,7 +89,7 @@ class VideoLanguageModel:
 
         Raises:
             BundleError: not a bundle, damaged, of another version, or without its engine.
-            EnvironmentLacks: the native library is demanded and cannot serve.
+            UnsupportedEnvironment: the native library is demanded and cannot serve.
         """
         manifest = open_bundle(bundle, on_read)
         return cls(
@@ -271,8 +271,7 @@ class VideoLanguageModel:
             VideoError: the video cannot be used.
             UsageError: more frames than the profile has, or a question that does not fit.
         """
-        uniform = Uniform(frames=self.manifest.profile.max_frames)
-        seen = sample_video(Path(video), sampling or uniform)
+        seen = sample_video(video, sampling or Uniform(frames=self.manifest.profile.max_frames))
         answer = self.answer(seen.frames, question, generation, on_text, cancel=cancel)
         return about(seen, answer, self.config.image_note)
 
@@ -311,6 +310,8 @@ class VideoLanguageModel:
             features = self.watch(frames, lambda done: advance("frames", done, len(frames)))
             for members, batch, logits_BV in self._read(prompts, features, batch_size, advance):
                 yield from self._speak(said, members, batch, logits_BV, generation, cancel)
+                if members.stop < len(prompts):
+                    _check(cancel)
         except _CancelledError:
             pass
         yield from _end([*enumerate(said)], Finish.CANCELLED)
@@ -403,7 +404,7 @@ def open_engines(
 
     Raises:
         BundleError: the engine is not built yet, or cannot be loaded.
-        EnvironmentLacks: this machine cannot run it.
+        UnsupportedEnvironment: this machine cannot run it.
     """
     record = manifest.engine
     if record is None or record.state is EngineState.PENDING:

@@ -16,6 +16,7 @@ Axes: H rows, W columns, 3 channels (red, green, blue).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor, isfinite, log10
@@ -99,8 +100,8 @@ class _Timeline:
     notes: list[str]
 
 
-def sample_video(path: Path, sampling: Sampling) -> SampledVideo:
-    """Decode the frames that `sampling` asks for.
+def sample_video(video: str | os.PathLike[str], sampling: Sampling) -> SampledVideo:
+    """Decode the frames of a video or image file that `sampling` asks for.
 
     A clip that is damaged part-way is used up to the damage, and a note says so. (Damage that
     FFmpeg's decoder can conceal, it conceals, as players do.)
@@ -108,6 +109,7 @@ def sample_video(path: Path, sampling: Sampling) -> SampledVideo:
     Raises:
         VideoError: there is no video to decode, or it has more frames than `sampling` allows.
     """
+    path = Path(video)
     timeline = _scan(path)
     indices, notes = choose_frames(timeline.times_s, timeline.duration_s, sampling)
     if timeline.is_picture:

@@ -29,8 +29,8 @@ def stage(inputs: BuildInputs) -> Stage:
     """Compile the plugins for the device, take them from the cache, or send their sources.
 
     Raises:
-        EnvironmentLacks: the CUDA compiler is not here, or its code cannot run on the release of a
-            device whose engines are built here.
+        UnsupportedEnvironment: the CUDA compiler is not here, or its code cannot run on the release
+            of a device whose engines are built here.
     """
     assert inputs.release is not None
     if inputs.target.toolchain.engine == "tensorrt" and not can_compile_for(inputs.release):

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError
 
 from tc_export.bundle import Profile
 from tc_export.config import ModelConfig
-from tc_export.errors import EnvironmentLacks, UsageError
+from tc_export.errors import UnsupportedEnvironment, UsageError
 from tc_export.plan.build_cost import build_cost
 from tc_export.plan.planner import profile_length
 from tc_export.plan.units import spell_bytes
@@ -36,8 +36,8 @@ def check_possible(
 
     Raises:
         UsageError: the device's kernels do not have the model's head size.
-        EnvironmentLacks: what builds the engines is not installed, or a step of the build needs
-            more memory than this machine has.
+        UnsupportedEnvironment: what builds the engines is not installed, or a step of the build
+            needs more memory than this machine has.
     """
     _check_head_size(config.text.head_dim, target)
     if target.toolchain.engine == "tensorrt-rtx":
@@ -71,7 +71,7 @@ def _check_installed(packages: Iterable[str], extra: str) -> None:
     try:
         versions(packages)
     except PackageNotFoundError as error:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"the package {error.name} is not installed, which builds this target's engines",
             hint=f"pip install 'tc-export[{extra}]'",
         ) from error
@@ -88,7 +88,7 @@ def _check_memory(
     }
     worst = max(steps, key=lambda step: steps[step])
     if cost.host_bytes is not None and steps[worst] > cost.host_bytes:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"the build's step {worst!r} would take {spell_bytes(steps[worst])} of memory, and "
             f"this machine has {spell_bytes(cost.host_bytes)}",
             hint="--no-parity leaves the comparison with PyTorch out"

@@ -14,7 +14,7 @@ import pytest
 
 from tc_export.bundle import Placement, open_staging, place_file, placement, verify
 from tc_export.bundle.placement import link_or_copy
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 from tc_export.runner import Stage, StageContext
 from tests.runner.toy import Toy, die, exit_code, in_child
 
@@ -86,7 +86,7 @@ def test_what_is_asked_for_and_cannot_be_is_refused(
 ) -> None:
     monkeypatch.setattr(fcntl, "ioctl", failing(errno.EOPNOTSUPP))
     monkeypatch.setattr(os, "link", failing(errno.EXDEV))
-    with pytest.raises(EnvironmentLacks, match=f"cannot have a .*{asked}") as raised:
+    with pytest.raises(UnsupportedEnvironment, match=f"cannot have a .*{asked}") as raised:
         place_file(source, destination, asked)
     assert "--weights copy" in str(raised.value.hint)
     assert not destination.exists()
@@ -153,7 +153,7 @@ def test_a_second_name_for_a_while(
 def test_a_true_reflink(source: Path, destination: Path) -> None:
     try:
         place_file(source, destination, Placement.REFLINK)
-    except EnvironmentLacks as error:
+    except UnsupportedEnvironment as error:
         pytest.skip(str(error))
     assert destination.read_bytes() == CONTENT
     destination.write_bytes(b"other")

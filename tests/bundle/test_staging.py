@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tc_export.bundle import Placement, open_staging, staging, verify
-from tc_export.errors import EnvironmentLacks, TcExportError, UsageError
+from tc_export.errors import TcExportError, UnsupportedEnvironment, UsageError
 from tc_export.runner import Stage, StageContext
 from tests.runner.toy import Toy, exit_code, in_child
 
@@ -137,7 +137,7 @@ class TestTwoBuilds:
     def test_the_second_is_told_who_holds_the_lock(self, toy: Toy) -> None:
         first = in_child(lambda: toy.build(_slow(toy.stages(), "engine")))
         _eventually(lambda: "engine" in toy.log.read_text())
-        with pytest.raises(EnvironmentLacks, match=f"process {first.pid} on ") as caught:
+        with pytest.raises(UnsupportedEnvironment, match=f"process {first.pid} on ") as caught:
             toy.build()
         assert "wait until it ends" in str(caught.value.hint)
         first.kill()
@@ -180,12 +180,12 @@ class TestTwoBuilds:
 
         monkeypatch.setattr(staging, "remove", another_comes)
         toy.build()
-        assert [failure.get("kind") for failure in refused] == ["EnvironmentLacks"]
+        assert [failure.get("kind") for failure in refused] == ["UnsupportedEnvironment"]
 
     def test_many_at_once_give_one_whole_bundle(self, toy: Toy) -> None:
         def build() -> None:
             for seed in (1, 2) * 5:
-                with contextlib.suppress(EnvironmentLacks):
+                with contextlib.suppress(UnsupportedEnvironment):
                     toy.build(seed=seed)
                 if toy.output.exists():
                     assert (toy.output / "manifest.json").exists()
@@ -303,7 +303,7 @@ def test_the_disk_is_full_and_then_it_is_not(toy: Toy) -> None:
         return [failure, before, {"runs": toy.runs(), "problems": len(verify(toy.output))}]
 
     failure, before, after = _on_own_mount(toy, "size=256k", work)  # type: ignore[misc]
-    assert failure["kind"] == "EnvironmentLacks"
+    assert failure["kind"] == "UnsupportedEnvironment"
     assert "No space left on device" in failure["text"]
     assert "GiB free" in failure["text"]
     assert "finished stages are kept" in failure["hint"]
@@ -319,7 +319,7 @@ def test_the_output_folder_is_read_only(toy: Toy) -> None:
 
     failure = _on_own_mount(toy, "size=1m", work)
     assert isinstance(failure, dict)
-    assert failure["kind"] == "EnvironmentLacks"
+    assert failure["kind"] == "UnsupportedEnvironment"
     assert "Read-only file system" in failure["text"]
     assert str(toy.output.parent) in failure["hint"]
 
@@ -335,7 +335,7 @@ def test_a_file_may_not_grow_so_large(toy: Toy) -> None:
 
     assert exit_code(in_child(work)) == 0
     failure = json.loads(told.read_text())
-    assert failure["kind"] == "EnvironmentLacks"
+    assert failure["kind"] == "UnsupportedEnvironment"
     assert "File too large" in failure["text"]
 
 
@@ -344,7 +344,7 @@ def test_a_native_library_tells_of_a_full_disk_in_words_only(toy: Toy) -> None:
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
     stages = toy.stages()
-    with pytest.raises(EnvironmentLacks, match="No space left on device"):
+    with pytest.raises(UnsupportedEnvironment, match="No space left on device"):
         toy.build([*stages[:2], replace(stages[2], run=fail), stages[3]])
 
 
@@ -360,7 +360,7 @@ def test_the_disk_is_full_when_the_state_is_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(staging, "write_atomically", fail)
-        with pytest.raises(EnvironmentLacks, match="No space left"):
+        with pytest.raises(UnsupportedEnvironment, match="No space left"):
             toy.build()
     toy.runs()
     toy.build()

@@ -23,6 +23,7 @@ from tc_export.checkpoint.hf_config import read_config
 from tc_export.config import AttentionMask
 from tc_export.engine.session import DecoderSession
 from tc_export.model.positions import Clip, Text
+from tc_export.parity.judged_bundle import open_with_checkpoint
 from tc_export.runtime.answering import VideoLanguageModel
 from tests.bundled import save_with_tokenizer
 from tests.checkpoint.families import edit_config, edit_weights, save_small
@@ -155,6 +156,8 @@ def test_stock_llava_with_its_class_token(tmp_path: Path) -> None:
     assert found["tokens per frame"] == ("17", "computed")
     bundle = tmp_path / "engines" / "out" / "small-cpu"
     assert json.loads((bundle / "parity" / "report.json").read_text())["passed"]
+    _, judged = open_with_checkpoint(bundle, None)  # as `tc-export parity` does
+    assert judged.config.model == read_config(bundle).model
 
     opened = VideoLanguageModel.open(bundle, threads=1)
     pixels = np.random.default_rng(3).standard_normal((1, 3, 32, 32), dtype=np.float32)

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
-from tc_export.cli.missing_packages import EXPORT_PACKAGES, missing_packages_named
-from tc_export.errors import EnvironmentLacks
+from tc_export.missing_packages import EXPORT_PACKAGES
 from tests.repository import REPOSITORY
 from tests.runtime.clips import write_clip
 
@@ -29,16 +28,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_packages_are_those_of_the_extra() -> None:
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    names = {
-        text.split(">")[0].replace("-", "_") for text in project["optional-dependencies"]["export"]
-    }
-    assert names == EXPORT_PACKAGES
-    assert not {text.split(">")[0] for text in project["dependencies"]} & EXPORT_PACKAGES
-
-
-@pytest.mark.parametrize("verb", ["ask", "verify", "inspect", "targets", "plan", "version"])
+@pytest.mark.parametrize("verb", ["ask", "verify", "inspect", "targets", "plan", "--version"])
 def test_what_a_device_does_needs_no_more(verb: str, bundle: Path, tmp_path: Path) -> None:
     arguments: dict[str, tuple[object, ...]] = {
         "ask": (
@@ -67,13 +57,8 @@ def test_what_builds_says_what_to_install(verb: str, bundle: Path, tmp_path: Pat
     done = run(verb, *arguments[verb])
     assert done.returncode == 4
     said = " ".join(done.stderr.split())
-    assert "needs the package torch, which is not installed" in said
+    named = re.search(r"needs the package (\w+), which is not installed", said)
+    assert named
+    assert named[1] in EXPORT_PACKAGES
     assert "pip install 'tc-export[export]'" in said
     assert "Traceback" not in said
-
-
-def test_another_missing_module_is_a_bug_of_ours() -> None:
-    with pytest.raises(ModuleNotFoundError), missing_packages_named():
-        raise ModuleNotFoundError("No module named 'tc_export.nowhere'", name="tc_export.nowhere")
-    with pytest.raises(EnvironmentLacks, match="onnx_ir"), missing_packages_named():
-        raise ModuleNotFoundError("No module named 'onnx_ir.passes'", name="onnx_ir.passes")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 
-from tc_export.cli.missing_packages import EXPORT_PACKAGES
+from tc_export.missing_packages import EXPORT_PACKAGES
 
 
 class Blocker:

@@ -20,7 +20,7 @@ from tc_export.device_build.machine import Machine, check_machine, library_archi
 from tc_export.device_build.script_products import ScriptProducts
 from tc_export.device_build.spec import read_spec
 from tc_export.engine.onnxruntime import OrtEngine
-from tc_export.errors import BundleError, CheckFailed, EnvironmentLacks
+from tc_export.errors import BundleError, CheckFailed, UnsupportedEnvironment
 from tests.device_build.conftest import ARCHITECTURE, PLUGIN, TENSORRT, Device, elf_header
 from tests.device_build.fake_tools import FakeTools
 
@@ -216,7 +216,7 @@ def test_an_interrupt_leaves_a_whole_bundle(pending: Path, fake: FakeTools) -> N
 def test_another_machine_is_refused(
     pending: Path, fake: FakeTools, machine: Machine, words: str
 ) -> None:
-    with pytest.raises(EnvironmentLacks, match=words) as raised:
+    with pytest.raises(UnsupportedEnvironment, match=words) as raised:
         finish(pending, machine, fake.tools)
     assert raised.value.hint
     assert not fake.built
@@ -303,7 +303,7 @@ def test_a_spec_that_leaves_the_bundle_through_a_link_is_refused(
 def test_a_running_script_is_not_disturbed(pending: Path, fake: FakeTools) -> None:
     scratch = pending / "finish" / f".work.{os.getpid()}"
     scratch.mkdir()
-    with pytest.raises(EnvironmentLacks, match=f"at work .*process {os.getpid()}"):
+    with pytest.raises(UnsupportedEnvironment, match=f"at work .*process {os.getpid()}"):
         finish(pending, HERE, fake.tools)
     scratch.rename(scratch.with_name(".work.999999999"))
     finish(pending, HERE, fake.tools)

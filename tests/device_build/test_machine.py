@@ -17,7 +17,7 @@ from tc_export.device_build.machine import this_machine
 from tc_export.device_build.spec import EngineSpec, read_spec
 from tc_export.engine.tensorrt import cuda
 from tc_export.engine.tensorrt.cuda import BINDINGS
-from tc_export.errors import CheckFailed, EnvironmentLacks
+from tc_export.errors import CheckFailed, UnsupportedEnvironment
 from tests.device_build.conftest import PLUGIN
 from tests.device_build.fake_tools import FakeTools, exported_graph
 from tests.engine.tensorrt.fake_cuda import FakeCuda, FakeDriver
@@ -121,6 +121,6 @@ def test_a_wrong_engine_is_found_there_too(pending: Path, jetson: Jetson) -> Non
 
 def test_plugins_that_do_not_load(pending: Path, jetson: Jetson) -> None:
     jetson.trt.loadable_plugins.clear()
-    with pytest.raises(EnvironmentLacks, match="cannot load the plugins"):
+    with pytest.raises(UnsupportedEnvironment, match="cannot load the plugins"):
         finish(pending, this_machine(read_spec(pending)), Tools(build_engine=FakeTools().build))
     assert not verify(pending)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tc_export.contracts.ops import CONTRACTS
 from tc_export.device_build.finish import finish
 from tc_export.device_build.machine import Machine
 from tc_export.device_build.plugins import compile_plugins
-from tc_export.errors import BundleError, EnvironmentLacks
+from tc_export.errors import BundleError, UnsupportedEnvironment
 from tests.device_build.conftest import (
     ARCHITECTURE,
     PLUGIN,
@@ -101,6 +102,17 @@ def test_other_sources_are_compiled_again(pending: Path, device: Device) -> None
     assert len(links(device)) == 2
 
 
+def test_one_source_more_is_compiled_in(pending: Path, device: Device) -> None:
+    assert device.finish(pending)[0] == 0
+    more, sums = f"{PLUGIN_SOURCES}/tensorrt/more.cpp", pending / "finish" / "SHA256SUMS"
+    (pending / more).write_text("// more\n")
+    with sums.open("a") as file:
+        file.write(f"{sha256((pending / more).read_bytes()).hexdigest()}  {more}\n")
+    code, said = device.finish(pending)
+    assert code == 0, said
+    assert [more in call for call in links(device)] == [False, True]
+
+
 def test_a_library_that_is_not_the_compiled_one_is_compiled_again(
     pending: Path, device: Device
 ) -> None:
@@ -145,7 +157,7 @@ def test_what_is_missing_is_named_with_what_to_install(
     assert words in said
     assert re.search(r"sudo apt-get install g\+\+ .*cuda-toolkit-12-6 .*libnvinfer-dev", said)
     assert not added(pending)
-    with pytest.raises(EnvironmentLacks, match=re.escape(words)) as raised:
+    with pytest.raises(UnsupportedEnvironment, match=re.escape(words)) as raised:
         finish(pending, HERE, FakeTools().tools)
     assert raised.value.exit_code == 4
     assert "cuda-toolkit-12-6" in str(raised.value)
@@ -159,7 +171,7 @@ def test_what_the_compiler_says_is_quoted(pending: Path, device: Device) -> None
     assert code == 4, said
     assert "a star is missing" in said
     assert not added(pending)
-    with pytest.raises(EnvironmentLacks, match="a star is missing"):
+    with pytest.raises(UnsupportedEnvironment, match="a star is missing"):
         finish(pending, HERE, FakeTools().tools)
     assert is_pending_and_whole(pending)
 

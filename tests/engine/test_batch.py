@@ -81,13 +81,18 @@ def test_a_batch_says_what_each_sequence_says_alone(
     assert session.length == 4 + 3 * exported.config.tokens_per_frame
 
 
-@pytest.mark.parametrize("mask", ["causal", "full_visual", "frame_block"])
-def test_every_mask(tmp_path: Path, native_library: Path | None, mask: str) -> None:
-    exported = export_small(tmp_path, temporal={"mask": mask, "after_clip": "share"})
-    path = exported.graph("decoder")
+@pytest.fixture(scope="module", params=["causal", "full_visual", "frame_block"])
+def masked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Exported with each of the other masks."""
+    temporal = {"mask": request.param, "after_clip": "share"}
+    return export_small(tmp_path_factory.mktemp(request.param), temporal=temporal)
+
+
+def test_every_mask(masked: Exported, native_library: Path | None) -> None:
+    path = masked.graph("decoder")
     engine = OrtEngine(path, native_library=native_library, threads=1)
-    batch = DecoderBatch(watched(engine, exported.config), len(LENGTHS))
-    check(batch, exported.config, expected(engine, exported.config))
+    batch = DecoderBatch(watched(engine, masked.config), len(LENGTHS))
+    check(batch, masked.config, expected(engine, masked.config))
 
 
 def test_the_last_sequences_may_be_left_out(exported: Exported, either_engine: OrtEngine) -> None:

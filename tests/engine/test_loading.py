@@ -10,7 +10,7 @@ import pytest
 
 from tc_export.engine import loading
 from tc_export.engine.loading import load_engines
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 from tc_export.native.find import NativeLibrary, find_native_library
 from tc_export.parity.tensors.check import check_parity
 from tc_export.parity.tensors.check_bundle import references
@@ -56,7 +56,7 @@ def test_a_node_that_is_not_served_is_an_error(
     """As if the library had a kernel too few: the manifest knows how many nodes there are."""
     nodes = custom_nodes(exported)
     nodes["decoder"] = {**nodes["decoder"], "TcDualRope": 5}
-    with pytest.raises(EnvironmentLacks, match="silently"):
+    with pytest.raises(UnsupportedEnvironment, match="silently"):
         load_engines(exported.folder, nodes, native=True)
 
 
@@ -64,10 +64,10 @@ def test_demanding_a_library_that_is_not_there(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nowhere() -> NativeLibrary:
-        raise EnvironmentLacks("no libtc_ops.so")
+        raise UnsupportedEnvironment("no libtc_ops.so")
 
     monkeypatch.setattr(loading, "require_native_library", nowhere)
-    with pytest.raises(EnvironmentLacks, match="libtc_ops"):
+    with pytest.raises(UnsupportedEnvironment, match="libtc_ops"):
         load_engines(exported.folder, custom_nodes(exported), native=True)
     monkeypatch.setattr(loading, "find_native_library", lambda: None)
     assert not load_engines(exported.folder, custom_nodes(exported)).native
@@ -81,5 +81,5 @@ def test_a_library_without_onnxruntime_ops(
     monkeypatch.setattr(loading, "find_native_library", lambda: bare)
     monkeypatch.setattr(loading, "require_native_library", lambda: bare)
     assert not load_engines(exported.folder, custom_nodes(exported)).native
-    with pytest.raises(EnvironmentLacks, match="without ONNX Runtime's headers"):
+    with pytest.raises(UnsupportedEnvironment, match="without ONNX Runtime's headers"):
         load_engines(exported.folder, custom_nodes(exported), native=True)

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tc_export.bundle.layout import GRAPH_FOLDER, graph_path
-from tc_export.errors import EnvironmentLacks, TcExportError
+from tc_export.errors import TcExportError, UnsupportedEnvironment
 from tc_export.graph.export import check_graph
 from tc_export.graph.passes.float32_arithmetic import compute_in_float32
 from tc_export.graph.tensorrt_form import TensorrtForm, to_tensorrt_form
@@ -140,7 +140,7 @@ def test_attention_is_refused_for_10_3_and_taken_from_10_14_on(
 ) -> None:
     """The ablation mask goes through Attention with an explicit mask."""
     exported = small("float16", "frame_block")
-    with pytest.raises(EnvironmentLacks, match=r"Attention.*10\.3.*10\.14") as raised:
+    with pytest.raises(UnsupportedEnvironment, match=r"Attention.*10\.3.*10\.14") as raised:
         form(exported, "decoder", "10.3")
     assert "scaled_dot_product_attention" in str(raised.value)
     assert raised.value.exit_code == 4
@@ -156,7 +156,7 @@ def test_attention_is_refused_for_10_3_and_taken_from_10_14_on(
             assert not names & {"softcap", "qk_matmul_output_mode"}
     model = ir.load(exported / GRAPH_FOLDER / "decoder-10.14.onnx")
     model.opset_imports[""] = 20
-    with pytest.raises(EnvironmentLacks, match=r"Attention; it came with 10\.14") as raised:
+    with pytest.raises(UnsupportedEnvironment, match=r"Attention; it came with 10\.14") as raised:
         check_operators(model, "10.13")
     assert "10.13" in str(raised.value)
 
@@ -190,7 +190,7 @@ def test_attention_in_steps_takes_the_scale(tmp_path: Path, scale: float | None)
 @pytest.mark.parametrize("attributes", [{"is_causal": 1}, {"softcap": 2.0}])
 def test_attention_with_more_to_it_is_refused(tmp_path: Path, attributes: dict[str, Any]) -> None:
     source = attention_graph(tmp_path, **attributes)
-    with pytest.raises(EnvironmentLacks, match="node look"):
+    with pytest.raises(UnsupportedEnvironment, match="node look"):
         to_tensorrt_form(source, tmp_path / TENSORRT_FILE, "10.3")
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tc_export.bundle.layout import graph_path
-from tc_export.errors import EnvironmentLacks, TcExportError, UsageError
+from tc_export.errors import TcExportError, UnsupportedEnvironment, UsageError
 from tc_export.graph.tensorrt_operators import (
     FIRST_VERSION,
     check_operators,
@@ -38,9 +38,9 @@ def test_a_newer_opset_and_an_unknown_operator_are_refused() -> None:
     node = helper.make_node("NonZero", ["x"], ["y"], name="where")
     graph = helper.make_graph([node], "one", [x], [y])
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)]))
-    with pytest.raises(EnvironmentLacks, match=r"opset 23.*10\.3.*opset 20"):
+    with pytest.raises(UnsupportedEnvironment, match=r"opset 23.*10\.3.*opset 20"):
         check_operators(model, "10.3")
-    with pytest.raises(EnvironmentLacks, match="node where: NonZero; no version is known"):
+    with pytest.raises(UnsupportedEnvironment, match="node where: NonZero; no version is known"):
         check_operators(model, "11.4")
 
 
@@ -83,7 +83,7 @@ def test_what_is_no_version(text: str) -> None:
 
 def test_versions_and_opsets() -> None:
     assert read_version("10.16.1.11") == (10, 16)
-    with pytest.raises(EnvironmentLacks, match=r"8\.6.*too old.*10\.3"):
+    with pytest.raises(UnsupportedEnvironment, match=r"8\.6.*too old.*10\.3"):
         read_version("8.6")
     opsets = {"10.3": 20, "10.7": 20, "10.13": 20, "10.14": 23, "10.15": 24, "11.4": 24}
     assert {text: newest_opset(read_version(text)) for text in opsets} == opsets

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tc_export.errors import EnvironmentLacks, UsageError
+from tc_export.errors import UnsupportedEnvironment, UsageError
 from tc_export.native import build as plugins
 from tc_export.native.build import (
     LIBRARY,
@@ -220,7 +220,7 @@ def test_a_failure_shows_the_end_of_the_log_and_keeps_nothing(
     tools: Tools, checkout: Path, phase: str
 ) -> None:
     tools.fails = phase
-    with pytest.raises(EnvironmentLacks, match="a star is missing") as raised:
+    with pytest.raises(UnsupportedEnvironment, match="a star is missing") as raised:
         build_plugins(load_target("rtx4090"), root=checkout)
     assert "build.log" in str(raised.value.hint)
     assert not list(checkout.rglob(LIBRARY))
@@ -236,7 +236,7 @@ def without(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
 
 def test_no_compiler(tools: Tools, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "g++")
-    with pytest.raises(EnvironmentLacks, match="needs g\\+\\+"):
+    with pytest.raises(UnsupportedEnvironment, match="needs g\\+\\+"):
         build_plugins(load_target("rtx4090"), root=checkout)
 
 
@@ -265,7 +265,9 @@ def test_neither_nvcc_nor_a_registry(
     without(monkeypatch, "nvcc")
     monkeypatch.setattr(subprocess, "run", pip)
     monkeypatch.setattr(plugins, "fetch", fetch)
-    with pytest.raises(EnvironmentLacks, match=r"nvcc could not be fetched.*no connection") as e:
+    with pytest.raises(
+        UnsupportedEnvironment, match=r"nvcc could not be fetched.*no connection"
+    ) as e:
         build_plugins(load_target("rtx4090"), root=checkout)
     assert "put nvcc on the PATH" in str(e.value.hint)
 
@@ -276,9 +278,9 @@ def test_no_gpu(tools: Tools, checkout: Path) -> None:
 
 
 def test_an_installed_package_has_no_sources(tools: Tools, tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentLacks, match="does not have them"):
+    with pytest.raises(UnsupportedEnvironment, match="does not have them"):
         build_plugins(load_target("rtx4090"), root=tmp_path)
-    with pytest.raises(EnvironmentLacks, match="does not have them"):
+    with pytest.raises(UnsupportedEnvironment, match="does not have them"):
         find_sources(tmp_path)
 
 
@@ -302,7 +304,7 @@ def test_the_compiler_and_the_release_have_one_cuda(
     if fits:
         check_cuda(chosen)
         return
-    with pytest.raises(EnvironmentLacks, match="would not load there") as caught:
+    with pytest.raises(UnsupportedEnvironment, match="would not load there") as caught:
         check_cuda(chosen)
     assert caught.value.hint
     assert "--release" in caught.value.hint

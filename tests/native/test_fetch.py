@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 from tc_export.native import fetch as fetching
 
 Pip = Callable[[Path], None]  # what pip does to its target folder
@@ -73,7 +73,7 @@ def test_a_failure_leaves_nothing_and_says_why(
     assert capsys.readouterr().err == (
         "thing could not be fetched from the package registry: ERROR: no such package\n"
     )
-    with pytest.raises(EnvironmentLacks) as caught:
+    with pytest.raises(UnsupportedEnvironment) as caught:
         fetching.fetch("thing")
     assert caught.value.hint == "make it yourself"
     assert [path.name for path in cache.iterdir()] == [".gitignore"]

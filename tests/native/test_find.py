@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 from tc_export.native import find as native_library
 from tc_export.native.find import (
     NativeLibrary,
@@ -31,17 +31,17 @@ def test_the_first_folder_that_has_it_wins(library: NativeLibrary, tmp_path: Pat
 
 def test_none_is_an_answer_and_a_demand_says_where_it_looked(tmp_path: Path) -> None:
     assert find_native_library([tmp_path]) is None
-    with pytest.raises(EnvironmentLacks, match=str(tmp_path)) as caught:
+    with pytest.raises(UnsupportedEnvironment, match=str(tmp_path)) as caught:
         require_native_library([tmp_path])
     assert "cmake" in str(caught.value.hint)
 
 
 def test_what_is_not_our_library_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentLacks, match="there is no native library"):
+    with pytest.raises(UnsupportedEnvironment, match="there is no native library"):
         load_native_library(tmp_path / "libtc_ops.so")
     text = tmp_path / "libtc_ops.so"
     text.write_text("not a library")
-    with pytest.raises(EnvironmentLacks, match="not a tc-export library"):
+    with pytest.raises(UnsupportedEnvironment, match="not a tc-export library"):
         load_native_library(text)
 
 
@@ -49,7 +49,9 @@ def test_another_version_is_refused(
     library: NativeLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native_library, "version", lambda name: "9.9.9")
-    with pytest.raises(EnvironmentLacks, match=r"is of version 0\.1\.0; this is tc-export 9\.9\.9"):
+    with pytest.raises(
+        UnsupportedEnvironment, match=r"is of version 0\.1\.0; this is tc-export 9\.9\.9"
+    ):
         load_native_library(library.path)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tc_export.config import ModelConfig
 from tc_export.demo_model.config import tiny_model
-from tc_export.errors import EnvironmentLacks, UsageError
+from tc_export.errors import UnsupportedEnvironment, UsageError
 from tc_export.plan import build_memory
 from tc_export.plan.chart import draw_chart
 from tc_export.plan.host import host_memory
@@ -292,7 +292,7 @@ class TestHostMemory:
     def test_a_system_that_does_not_say(self, tmp_path: Path, text: str) -> None:
         file = self.meminfo(tmp_path, text)
         for path in (file, tmp_path / "none"):
-            with pytest.raises(EnvironmentLacks, match="does not say"):
+            with pytest.raises(UnsupportedEnvironment, match="does not say"):
                 host_memory(path, [])
 
 
@@ -315,7 +315,7 @@ def test_parts_follow_from_the_memory(config: ModelConfig) -> None:
         limits = build_memory.memory_limits(config, precisions, memory)
         assert [x for part in limits.parts for x in part.layers] == list(range(32))
         assert limits.peak_bytes <= memory
-    with pytest.raises(EnvironmentLacks, match=r"2\.6 GB of memory for one layer"):
+    with pytest.raises(UnsupportedEnvironment, match=r"2\.6 GB of memory for one layer"):
         build_memory.memory_limits(config, precisions, least - 1)
 
 

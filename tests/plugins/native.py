@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 from tc_export.native.fetch import fetch
 from tests.repository import REPOSITORY
 
@@ -41,7 +41,7 @@ def fetched(name: str) -> Path:
     """The folder of a package of `tc_export.native.fetch`; skip where it cannot be had."""
     try:
         return fetch(name)
-    except EnvironmentLacks as error:
+    except UnsupportedEnvironment as error:
         pytest.skip(str(error))
 
 

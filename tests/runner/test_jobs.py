@@ -117,6 +117,17 @@ def test_a_stage_waits_for_all_that_it_needs(toy: Toy) -> None:
     build(toy, stages, jobs=3)
 
 
+def test_a_stage_waits_for_those_that_it_is_after(toy: Toy) -> None:
+    def slow(context: StageContext) -> None:
+        threading.Event().wait(0.2)
+
+    def read(context: StageContext) -> None:
+        assert (context.folder / "slow").exists()
+
+    reader = replace(stage("reader", read), after=("slow",))
+    build(toy, [stage("slow", slow, in_subprocess=True), reader], jobs=3)
+
+
 def test_no_more_than_so_many_run(toy: Toy) -> None:
     running, most, lock = 0, 0, threading.Lock()
 

@@ -126,6 +126,24 @@ def test_the_effective_key_depends_on(depends: str) -> None:
     assert key != changed[depends].effective_key(ended)
 
 
+def test_a_stage_that_is_only_after_another_does_not_depend_on_its_key(toy: Toy) -> None:
+    first = _stage("first", ("x",))
+    last = _stage("last", (), after=("first",))
+    ran: list[str] = []
+
+    def run(name: str) -> Callable[[StageContext], None]:
+        def note(context: StageContext) -> None:
+            ran.append(name)
+            if name == "first":
+                context.path("x").write_text("x")
+
+        return note
+
+    toy.build([replace(first, run=run("first")), replace(last, run=run("last"))])
+    toy.build([replace(first, key={"a": 2}, run=run("first")), replace(last, run=run("last"))])
+    assert ran == ["first", "last", "first"]
+
+
 def test_another_result_from_the_same_key_runs_what_needs_it(toy: Toy) -> None:
     """Tools that do not build the same bytes twice must not leave a stale report."""
     stages = toy.stages()
@@ -274,6 +292,28 @@ def test_a_large_file_is_hashed_once_a_run(toy: Toy, monkeypatch: pytest.MonkeyP
     assert hashed.count(toy.checkpoint.stat().st_ino) == 1
 
 
+def test_a_large_file_is_hashed_once_over_several_builds(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    original = digests_module._sha256
+
+    def counting(file: BinaryIO, on_read: Callable[[int], None]) -> str:
+        hashed.append(Path(file.name).name)
+        return original(file, on_read)
+
+    os.utime(toy.checkpoint, (1_000_000_000, 1_000_000_000))
+    monkeypatch.setattr(digests_module, "_sha256", counting)
+    monkeypatch.setattr(digests_module, "LARGE_BYTES", toy.checkpoint.stat().st_size - 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    toy.build()
+    assert hashed.count("weights.bin") == 1
+    del hashed[:]
+    toy.build()
+    assert "a.onnx" in hashed
+    assert "weights.bin" not in hashed
+
+
 def test_a_hash_is_not_remembered_for_a_file_that_was_just_written(tmp_path: Path) -> None:
     """Two writes in one tick of the clock have one modification time, and may have one size."""
     path, digests = tmp_path / "file", Digests()
@@ -293,6 +333,7 @@ def _stage(name: str, outputs: tuple[str, ...], **more: Any) -> Stage:
     [
         ([_stage("a", ()), _stage("a", ())], "two stages are called 'a'"),
         ([_stage("a", (), needs=("b",)), _stage("b", ())], r"needs \['b'\]"),
+        ([_stage("a", (), after=("b",)), _stage("b", ())], r"needs \['b'\]"),
         ([_stage("a", ("x",)), _stage("b", ("x/y",))], "both write"),
         ([_stage("a", ("x/y",)), _stage("b", ("x",))], "both write"),
         ([_stage("a", ("x",))], r"missing \['x'\]"),

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from tc_export.config import TemporalConfig
 from tc_export.errors import CheckpointError, UsageError
 from tc_export.model.positions import Clip, Text, lay_out
-from tc_export.runtime.prompt import Prompt, PromptBuilder, TextStream
+from tc_export.runtime.prompt import Prompt, PromptBuilder, TextStream, shared_tokens
 from tests.runtime.tokenizers_for_tests import as_runtime, byte_level, sentencepiece_like
 
 CLIP = Clip(frames=2, tokens_per_frame=3)
@@ -192,6 +192,35 @@ def test_a_prompt_longer_than_the_context_is_refused_with_numbers() -> None:
 def test_a_template_without_a_place_for_clip_and_question_is_refused(template: str) -> None:
     with pytest.raises(CheckpointError, match="no place for a clip"):
         PromptBuilder(as_runtime(sentencepiece_like(["<video>"])), template)
+
+
+def prompt_of(*pieces: tuple[int, ...] | Clip) -> Prompt:
+    return Prompt(pieces=pieces)
+
+
+def test_the_first_tokens_of_a_prompt() -> None:
+    prompt = prompt_of((1, 2), CLIP, (3, 4))
+    assert prompt.first(0) == prompt_of()
+    assert prompt.first(1) == prompt_of((1,))
+    assert prompt.first(2) == prompt_of((1, 2))
+    assert prompt.first(8) == prompt_of((1, 2), CLIP)
+    assert prompt.first(9) == prompt_of((1, 2), CLIP, (3,))
+    assert prompt.first(10) == prompt
+
+
+def test_prompts_share_what_they_begin_with() -> None:
+    begin = ((1, 2), CLIP)
+    asked = [prompt_of(*begin, end) for end in ((3, 4, 5), (3, 4, 6, 7), (3, 4, 5, 7))]
+    assert shared_tokens(asked) == 2 + CLIP.length + 2
+    assert shared_tokens([asked[0], asked[0]]) == asked[0].length - 1, "each keeps a token"
+    assert shared_tokens([asked[0], asked[2]]) == asked[0].length - 1
+    assert shared_tokens([prompt_of(*begin, (3,)), prompt_of(*begin, (4, 3))]) == 2 + CLIP.length
+
+
+def test_prompts_whose_clip_comes_after_the_question_share_nothing() -> None:
+    assert shared_tokens([prompt_of((1, 2), CLIP, (3,)), prompt_of((1, 4), CLIP, (3,))]) == 0
+    assert shared_tokens([prompt_of((1, 2), CLIP, (3,)), prompt_of((1, 2, 4), CLIP, (3,))]) == 0
+    assert shared_tokens([prompt_of((1, 2), CLIP)] * 2) == 0, "no token is left after the clip"
 
 
 def test_a_prompt_may_begin_with_a_clip() -> None:

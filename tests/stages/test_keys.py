@@ -21,7 +21,7 @@ from tc_export import pipeline
 from tc_export.bundle import Placement, StageRecord
 from tc_export.config import AttentionMask, ModelSettings, TemporalConfig
 from tc_export.contracts import graph_io
-from tc_export.errors import EnvironmentLacks, UsageError
+from tc_export.errors import UnsupportedEnvironment, UsageError
 from tc_export.pipeline import BuildRequest, build, build_each
 from tc_export.runner import SilentReporter, Stage
 from tc_export.stages import plugins, tools
@@ -162,7 +162,7 @@ def test_the_builder_of_engines_must_be_installed(
         raise PackageNotFoundError(package)
 
     monkeypatch.setattr(tools, "version", nothing)
-    with pytest.raises(EnvironmentLacks, match="tensorrt-rtx") as raised:
+    with pytest.raises(UnsupportedEnvironment, match="tensorrt-rtx") as raised:
         build(replace(world.request, target="rtx4090"), SilentReporter())
     assert "pip install" in str(raised.value.hint)
 
@@ -171,11 +171,11 @@ def test_engines_that_are_built_here_take_a_compiler_of_the_releases_cuda(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(found: Release) -> None:
-        raise EnvironmentLacks(f"CUDA {found.cuda}")
+        raise UnsupportedEnvironment(f"CUDA {found.cuda}")
 
     monkeypatch.setattr(plugins, "can_compile_for", lambda release: False)
     monkeypatch.setattr(plugins, "check_cuda", refuse)
-    with pytest.raises(EnvironmentLacks, match="CUDA 13"):
+    with pytest.raises(UnsupportedEnvironment, match="CUDA 13"):
         build(replace(world.request, target="rtx4090"), SilentReporter())
 
 

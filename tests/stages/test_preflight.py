@@ -12,7 +12,7 @@ import pytest
 
 from tc_export.checkpoint.hf_config import read_config
 from tc_export.config import ModelConfig
-from tc_export.errors import EnvironmentLacks, UsageError
+from tc_export.errors import UnsupportedEnvironment, UsageError
 from tc_export.pipeline import BuildRequest, build
 from tc_export.plan import build_cost
 from tc_export.stages import preflight
@@ -77,7 +77,7 @@ def test_too_little_memory(
         return build_cost.BuildCost(peak_by_step=peaks, host_bytes=8_000_000_000)
 
     monkeypatch.setattr(preflight, "build_cost", cost)
-    message = refused(replace(request_, check_parity=parity), EnvironmentLacks)
+    message = refused(replace(request_, check_parity=parity), UnsupportedEnvironment)
     assert f"{step!r} would take 9.0 GB" in message
     assert "8.0 GB" in message
     assert hint in message
@@ -91,7 +91,7 @@ def test_memory_for_parity_is_needed_for_parity_only(
     config, target = read_config(checkpoint).model, load_target("orin")
     check = partial(preflight.check_possible, config, target, Precisions.both("float16"))
     check(check_parity=False)
-    with pytest.raises(EnvironmentLacks, match="'parity'"):
+    with pytest.raises(UnsupportedEnvironment, match="'parity'"):
         check(check_parity=True)
 
 

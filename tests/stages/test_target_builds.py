@@ -26,7 +26,7 @@ ASSETS = {"assets", "answering"}
 
 def test_the_manifest_says_what_was_built(request_: BuildRequest, tools: Tools) -> None:
     manifest, ran = built(replace(request_, precision="vision=fp16,decoder=bf16"))
-    assert ran[-3:] == ["plugins", "vision_engine", "decoder_engine"]
+    assert ran[-4:] == ["plugins", "vision_engine", "decoder_engine", "readme"]
     assert manifest.engine is not None
     assert (manifest.engine.state, manifest.engine.backend) == ("built", "tensorrt-rtx")
     assert manifest.precision_asked == {"vision": "float16", "decoder": "bfloat16"}

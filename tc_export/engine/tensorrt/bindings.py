@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tc_export.engine.tensorrt.flavours import Flavour
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def import_tensorrt(flavour: Flavour) -> Any:
     """Import the flavour's module, and see that it is of a version that we drive.
 
     Raises:
-        EnvironmentLacks: it is not installed, cannot be loaded, or is of another version.
+        UnsupportedEnvironment: it is not installed, cannot be loaded, or is of another version.
     """
     reasons = []
     for name in flavour.modules:
@@ -45,7 +45,7 @@ def import_tensorrt(flavour: Flavour) -> Any:
         found = f"is installed and cannot be loaded: {'; '.join(reasons)}"
     else:
         found = f"is not installed: no module {' or '.join(flavour.modules)}"
-    raise EnvironmentLacks(f"{flavour.title} {found}", hint=flavour.install)
+    raise UnsupportedEnvironment(f"{flavour.title} {found}", hint=flavour.install)
 
 
 def _check_version(flavour: Flavour, version: str) -> None:
@@ -53,7 +53,7 @@ def _check_version(flavour: Flavour, version: str) -> None:
     if major not in flavour.majors or (major, minor) < flavour.oldest:
         known = " or ".join(f"{known}.x" for known in flavour.majors)
         oldest = ".".join(map(str, flavour.oldest))
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"{flavour.title} {version} is here; expected {known}, {oldest} or later",
             hint=flavour.install,
         )
@@ -91,7 +91,7 @@ def link_parser_library() -> None:
     folder: the parser looks nowhere that we could name.
 
     Raises:
-        EnvironmentLacks: the wheel's folder cannot be written to.
+        UnsupportedEnvironment: the wheel's folder cannot be written to.
     """
     spec = importlib.util.find_spec("tensorrt_rtx_libs")
     for folder in (spec and spec.submodule_search_locations) or ():
@@ -102,7 +102,7 @@ def link_parser_library() -> None:
             with contextlib.suppress(FileExistsError):  # another build was quicker
                 link.symlink_to(library.name)
         except OSError as error:
-            raise EnvironmentLacks(
+            raise UnsupportedEnvironment(
                 f"TensorRT-RTX's parser needs {link}, which its wheel lacks and which cannot be "
                 f"made here: {error.strerror}",
                 hint=f"with the right to write there: ln -s {library.name} {link}",

@@ -24,9 +24,9 @@ from tc_export.engine.tensorrt.builder.process import Ended, descriptor, path_of
 from tc_export.engine.tensorrt.layer_listing import Realised, read_layers, summarise
 from tc_export.errors import (
     CheckFailed,
-    EnvironmentLacks,
     InputError,
     TcExportError,
+    UnsupportedEnvironment,
     UsageError,
 )
 from tc_export.native import elf
@@ -98,7 +98,8 @@ def build_engine(request: EngineRequest, on_progress: OnProgress) -> EngineRepor
     Raises:
         UsageError: the shapes do not fit the graph.
         InputError: the graph is not there, or TensorRT cannot parse it.
-        EnvironmentLacks: TensorRT, its version, the GPU or the plugin library is not what it takes.
+        UnsupportedEnvironment: TensorRT, its version, the GPU or the plugin library is not what it
+            takes.
         CheckFailed: the builder chose another precision.
         TcExportError: the builder died.
     """
@@ -204,7 +205,7 @@ def _error(
 def _died(ended: Ended) -> TcExportError:
     how = ended.signal_name or f"exit code {ended.returncode}"
     if how == "SIGKILL":
-        return EnvironmentLacks(
+        return UnsupportedEnvironment(
             "the builder's process was killed (SIGKILL): most likely memory ran out",
             hint="tc-export plan says how much a build takes; close other programs, or build on a "
             "machine with more",
@@ -232,16 +233,16 @@ def _check_files(request: EngineRequest) -> None:
     if library is None:
         return
     if not library.is_file():
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"there is no plugin library at {library}",
             hint="tc-export plugins build makes it for a target",
         )
     with library.open("rb") as file:
         machine = elf.architecture(file.read(elf.HEADER_BYTES))
     if machine is None:
-        raise EnvironmentLacks(f"{library} is not a shared library")
+        raise UnsupportedEnvironment(f"{library} is not a shared library")
     if machine != platform.machine():
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"{library} is for {machine}, and this machine is {platform.machine()}",
             hint="build the engine on the device, or the library for this machine",
         )

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tc_export.errors import EnvironmentLacks, TcExportError
+from tc_export.errors import TcExportError, UnsupportedEnvironment
 
 if TYPE_CHECKING:  # the process that builds an engine does without
     import numpy as np
@@ -76,7 +76,7 @@ def compute_capability() -> int:
     """The compute capability of the first GPU, as one number: 8.9 is 89.
 
     Raises:
-        EnvironmentLacks: no driver, or no GPU.
+        UnsupportedEnvironment: no driver, or no GPU.
     """
     driver = open_driver()
     device = ctypes.c_int()
@@ -85,7 +85,7 @@ def compute_capability() -> int:
     for attribute, value in zip((_MAJOR, _MINOR), values, strict=True):
         status = status or driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
     if status:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"there is no CUDA GPU here: the driver finds none (CUDA error {status})",
             hint=_NO_GPU_HINT,
         )
@@ -97,12 +97,12 @@ def open_driver() -> Any:
     """Load the driver's library.
 
     Raises:
-        EnvironmentLacks: there is no driver.
+        UnsupportedEnvironment: there is no driver.
     """
     try:
         return ctypes.CDLL(DRIVER)
     except OSError as error:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"no GPU can be used here: there is no NVIDIA driver: {error}", hint=_NO_GPU_HINT
         ) from error
 
@@ -111,12 +111,12 @@ def open_cuda() -> CudaRuntime:
     """Import the bindings, and see that the driver serves them.
 
     Raises:
-        EnvironmentLacks: they are not installed, or are of a newer CUDA than the driver.
+        UnsupportedEnvironment: they are not installed, or are of a newer CUDA than the driver.
     """
     try:
         bindings: CudaRuntime = importlib.import_module(BINDINGS)
     except ImportError as error:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"running a TensorRT engine needs the CUDA bindings for Python: {error}",
             hint="pip install cuda-bindings, of the CUDA version of the driver: "
             "'cuda-bindings<13' for CUDA 12",
@@ -129,13 +129,13 @@ def call(runtime: CudaRuntime, function: str, *arguments: Any) -> Any:
     """Call a function of the runtime; return its result, where it has one.
 
     Raises:
-        EnvironmentLacks: this machine cannot do it: no driver, no GPU, no memory left.
+        UnsupportedEnvironment: this machine cannot do it: no driver, no GPU, no memory left.
         TcExportError: any other error of CUDA.
     """
     try:
         status, *results = getattr(runtime, function)(*arguments)
     except RuntimeError as error:  # older bindings raise where there is no driver at all
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"CUDA cannot be used here: {error}", hint=_LACKS["cudaErrorInsufficientDriver"]
         ) from error
     if int(status) != 0:
@@ -145,7 +145,7 @@ def call(runtime: CudaRuntime, function: str, *arguments: Any) -> Any:
         spelt = f"{function}({', '.join(map(str, arguments))})"
         message = f"{spelt} failed: {text.decode()} ({status.name})"
         if status.name in _LACKS:
-            raise EnvironmentLacks(message, hint=_LACKS[status.name])
+            raise UnsupportedEnvironment(message, hint=_LACKS[status.name])
         raise TcExportError(message)
     return results[0] if results else None
 

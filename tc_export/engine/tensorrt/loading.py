@@ -20,7 +20,7 @@ from tc_export.bundle.layout import PLUGIN_FOLDER, engine_path, plugin_path
 from tc_export.engine.tensorrt.bindings import import_tensorrt
 from tc_export.engine.tensorrt.flavours import Flavour
 from tc_export.engine.tensorrt.run import TrtEngine, open_runtime
-from tc_export.errors import BundleError, EnvironmentLacks
+from tc_export.errors import BundleError, UnsupportedEnvironment
 
 
 def open_tensorrt_engines(
@@ -33,8 +33,8 @@ def open_tensorrt_engines(
 
     Raises:
         BundleError: an engine is missing or damaged.
-        EnvironmentLacks: this machine lacks the GPU, the version of TensorRT, the CUDA bindings or
-            the plugins that the engines need.
+        UnsupportedEnvironment: this machine lacks the GPU, the version of TensorRT, the CUDA
+            bindings or the plugins that the engines need.
     """
     version = import_tensorrt(flavour).__version__
     for graph, build in builds.items():
@@ -60,7 +60,7 @@ def _check_version(graph: str, build: EngineBuild, name: str, here: str) -> None
             hint="build the bundle again with `tc-export build`",
         ) from error
     if built_name != name or not same:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"the {graph} engine was built with {build.builder}, and here is {name} {here}: an "
             "engine runs on the version that built it",
             hint=f"install {build.builder}, or build the bundle again with {name} {here}",
@@ -69,7 +69,7 @@ def _check_version(graph: str, build: EngineBuild, name: str, here: str) -> None
 
 def _check_gpu(graph: str, build: EngineBuild, sm: int) -> None:
     if build.sm not in (None, sm):
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"the {graph} engine was built for GPUs of SM {build.sm}, and the one here is SM {sm}",
             hint="build the bundle for a target of this GPU: tc-export targets lists them",
         )
@@ -80,7 +80,7 @@ def _find_plugins(folder: Path, sm: int) -> Path:
     path = folder / plugin_path(platform.machine(), sm)
     if not path.is_file():
         present = sorted(file.parent.name for file in folder.glob(f"{PLUGIN_FOLDER}/*/*.so"))
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"this machine needs plugins for {path.parent.name}; the bundle has "
             f"{', '.join(present) or 'none'}",
             hint="build the bundle for a target of this machine: tc-export targets lists them",

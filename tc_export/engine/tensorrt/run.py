@@ -35,7 +35,7 @@ from tc_export.engine.tensorrt.cuda import (
     open_cuda,
 )
 from tc_export.engine.tensorrt.flavours import Flavour
-from tc_export.errors import BundleError, EnvironmentLacks, TcExportError
+from tc_export.errors import BundleError, TcExportError, UnsupportedEnvironment
 
 _TYPES = ("FLOAT", "HALF", "BF16", "INT32", "INT64")  # of inputs and outputs
 
@@ -76,10 +76,10 @@ class TensorRtRuntime:
         """Register our plugins with this runtime alone, so that bundles do not share them.
 
         Raises:
-            EnvironmentLacks: the library does not load here.
+            UnsupportedEnvironment: the library does not load here.
         """
         if self._runtime.get_plugin_registry().load_library(str(library)) is None:
-            raise EnvironmentLacks(
+            raise UnsupportedEnvironment(
                 f"{self.name} cannot load the plugins {library}: {self.complaints()}",
                 hint="build them for this machine: tc-export plugins build --target TARGET",
             )
@@ -113,7 +113,7 @@ class TensorRtRuntime:
         """A context to run `engine` in.
 
         Raises:
-            EnvironmentLacks: there is not enough memory for it.
+            UnsupportedEnvironment: there is not enough memory for it.
         """
         if self.captures_graphs:
             config = engine.create_runtime_config()
@@ -122,7 +122,7 @@ class TensorRtRuntime:
         else:
             context = engine.create_execution_context()
         if context is None:
-            raise EnvironmentLacks(
+            raise UnsupportedEnvironment(
                 f"{self.name} cannot prepare the engine to run: {self.complaints()}",
                 hint="most often the GPU's memory is full: end other programs on it, or build "
                 "with a smaller --max-length or --max-frames",
@@ -145,7 +145,7 @@ def open_runtime(flavour: Flavour) -> TensorRtRuntime:
     """TensorRT or TensorRT-RTX as it is installed here.
 
     Raises:
-        EnvironmentLacks: this machine lacks it, a GPU, or the CUDA bindings.
+        UnsupportedEnvironment: this machine lacks it, a GPU, or the CUDA bindings.
     """
     trt = import_tensorrt(flavour)
     sm = compute_capability()
@@ -170,7 +170,7 @@ class TrtEngine(Engine):
 
         Raises:
             BundleError: the file cannot be loaded, or is no engine of ours.
-            EnvironmentLacks: the GPU's memory does not hold it.
+            UnsupportedEnvironment: the GPU's memory does not hold it.
         """
         super().__init__()
         self._tensorrt = tensorrt

@@ -17,7 +17,7 @@ from collections import Counter
 import numpy as np
 import onnx_ir as ir
 
-from tc_export.errors import EnvironmentLacks, TcExportError
+from tc_export.errors import TcExportError, UnsupportedEnvironment
 from tc_export.graph.passes.nodes import constant, replace_node, typed
 from tc_export.graph.tensorrt_operators import FIRST_VERSION, Version, spell
 
@@ -26,7 +26,7 @@ def attention_in_steps(model: ir.Model, version: Version) -> Counter[str]:
     """Replace each `Attention` for a TensorRT that has none; return how many there were.
 
     Raises:
-        EnvironmentLacks: an attention has a mask, a cache, a softcap or fewer key heads.
+        UnsupportedEnvironment: an attention has a mask, a cache, a softcap or fewer key heads.
     """
     replaced: Counter[str] = Counter()
     for node in list(model.graph):
@@ -53,8 +53,8 @@ def _is_plain(node: ir.Node) -> bool:
     )
 
 
-def _refusal(node: ir.Node, version: Version) -> EnvironmentLacks:
-    return EnvironmentLacks(
+def _refusal(node: ir.Node, version: Version) -> UnsupportedEnvironment:
+    return UnsupportedEnvironment(
         f"node {node.name or node.outputs[0].name}: an Attention with a mask has no place in "
         f"TensorRT {spell(version)}, whose parser has no Attention; it came with "
         f"{spell(FIRST_VERSION['Attention'])}",

@@ -34,7 +34,7 @@ from tc_export.contracts.graph_io import (
 )
 from tc_export.dtypes import round_to
 from tc_export.engine.session import position_feeds
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 from tc_export.model.positions import TEXT, Layout, Text, frame_chunks, lay_out
 from tc_export.parity.layerwise import GreedyAnswer, LayerwiseModel, TokenSequence
 from tc_export.parity.tensors.scenario import DECODE_STEPS, Scenario
@@ -150,10 +150,10 @@ def check_parity(
         advance: called with a phrase after each of `STEPS` steps.
 
     Raises:
-        EnvironmentLacks: the profile has no room for any scenario.
+        UnsupportedEnvironment: the profile has no room for any scenario.
     """
     if not scenarios:
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             "the bundle's profile is too small for any parity scenario",
             hint="build with more --max-frames or a larger --max-length",
         )

@@ -44,7 +44,8 @@ def check_bundle(
     Raises:
         BundleError: the bundle cannot be used.
         CheckpointError: the checkpoint is gone, or is another one.
-        EnvironmentLacks: this machine cannot run the engine, or the memory does not hold a layer.
+        UnsupportedEnvironment: this machine cannot run the engine, or the memory does not hold a
+            layer.
     """
     manifest, opened = open_with_checkpoint(bundle, checkpoint)
     precisions = Precisions.model_validate(manifest.precision_asked)

@@ -19,7 +19,7 @@ from tc_export.engine.tensorrt.bindings import import_tensorrt, new_logger
 from tc_export.engine.tensorrt.builder.network import NetworkBuilder, network_flags, new_monitor
 from tc_export.engine.tensorrt.builder.progress import Phases
 from tc_export.engine.tensorrt.flavours import FLAVOURS
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 
 
 def argument_counts(method: Any, name: str) -> set[int]:
@@ -83,7 +83,7 @@ def main() -> None:
     try:
         NetworkBuilder(flavour, trt)
         start = "started"
-    except EnvironmentLacks as error:
+    except UnsupportedEnvironment as error:
         start = str(error)
     report = {
         "version": trt.__version__,

@@ -24,7 +24,7 @@ import pytest
 from tc_export.engine.tensorrt import bindings
 from tc_export.engine.tensorrt.builder import network
 from tc_export.engine.tensorrt.flavours import FLAVOURS
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 from tests.engine.tensorrt import fake_runtime
 from tests.plugins.native import fetched, need, run
 from tests.repository import REPOSITORY
@@ -207,7 +207,9 @@ def test_a_version_that_we_do_not_drive(monkeypatch: pytest.MonkeyPatch, version
     flavour = FLAVOURS["tensorrt"]
     for name in flavour.modules:
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(__version__=version))
-    with pytest.raises(EnvironmentLacks, match=f"TensorRT {version} is here; expected 10.x or 11"):
+    with pytest.raises(
+        UnsupportedEnvironment, match=f"TensorRT {version} is here; expected 10.x or 11"
+    ):
         bindings.import_tensorrt(flavour)
 
 
@@ -217,7 +219,7 @@ def test_the_module_that_loads_is_taken(tmp_path: Path, monkeypatch: pytest.Monk
     first, second = FLAVOURS["tensorrt"].modules
     (tmp_path / f"{first}.py").write_text("raise ImportError('libnvinfer.so.10 is not here')")
     monkeypatch.setitem(sys.modules, second, None)
-    with pytest.raises(EnvironmentLacks, match="cannot be loaded: libnvinfer"):
+    with pytest.raises(UnsupportedEnvironment, match="cannot be loaded: libnvinfer"):
         bindings.import_tensorrt(FLAVOURS["tensorrt"])
     working = SimpleNamespace(__version__="10.3.0")
     monkeypatch.setitem(sys.modules, second, working)
@@ -248,7 +250,7 @@ def test_a_wheel_that_cannot_be_mended(wheel: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
-    with pytest.raises(EnvironmentLacks, match="cannot be made here: Read-only") as raised:
+    with pytest.raises(UnsupportedEnvironment, match="cannot be made here: Read-only") as raised:
         bindings.link_parser_library()
     assert f"ln -s libtensorrt_rtx.so.1 {wheel}" in str(raised.value.hint)
 
@@ -261,6 +263,8 @@ def test_a_flavour_that_is_not_installed(
 ) -> None:
     for name in FLAVOURS[flavour].modules:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(EnvironmentLacks, match="is not installed: no module tensorrt") as raised:
+    with pytest.raises(
+        UnsupportedEnvironment, match="is not installed: no module tensorrt"
+    ) as raised:
         bindings.import_tensorrt(FLAVOURS[flavour])
     assert hint in str(raised.value.hint)

@@ -19,9 +19,9 @@ from tc_export.engine.tensorrt import cuda
 from tc_export.engine.tensorrt.build import EngineReport, EngineRequest, build_engine
 from tc_export.errors import (
     CheckFailed,
-    EnvironmentLacks,
     InputError,
     TcExportError,
+    UnsupportedEnvironment,
     UsageError,
 )
 from tests.engine.tensorrt.test_layer_listing import OLD_CONVOLUTION, OLD_GEMM
@@ -118,7 +118,7 @@ def test_an_engine_is_replaced_only_by_one_that_passed(
     build: Build, request_of: EngineRequest
 ) -> None:
     request_of.engine.write_bytes(b"the last one")
-    with pytest.raises(EnvironmentLacks):
+    with pytest.raises(UnsupportedEnvironment):
         build({"crash": "build"})
     assert request_of.engine.read_bytes() == b"the last one"
     build()
@@ -130,11 +130,15 @@ def test_an_engine_is_replaced_only_by_one_that_passed(
     ("crash", "error", "says"),
     [
         ("abort", TcExportError, r"died \(SIGABRT\)[^$]*\n.*throwing an instance"),
-        ("memory", EnvironmentLacks, "killed .*most likely memory ran out"),
+        ("memory", UnsupportedEnvironment, "killed .*most likely memory ran out"),
         ("bug", TcExportError, r"died \(exit code 1\)[^$]*ZeroDivisionError: a bug"),
-        ("start", EnvironmentLacks, "TensorRT 10.3.0 does not start: .*nullptr"),
-        ("import", EnvironmentLacks, "cannot be loaded: libnvinfer.so.10"),
-        ("build", EnvironmentLacks, r"could not build the engine\n  Error Code 10: no implem"),
+        ("start", UnsupportedEnvironment, "TensorRT 10.3.0 does not start: .*nullptr"),
+        ("import", UnsupportedEnvironment, "cannot be loaded: libnvinfer.so.10"),
+        (
+            "build",
+            UnsupportedEnvironment,
+            r"could not build the engine\n  Error Code 10: no implem",
+        ),
         ("profile", UsageError, "TensorRT 10.3.0 refuses the profile"),
     ],
 )
@@ -150,7 +154,7 @@ def test_what_goes_wrong_in_the_builder(
 @pytest.mark.parametrize("version", ["8.6.1", "10.2.0", "12.0.0"])
 def test_another_version(build: Build, request_of: EngineRequest, version: str) -> None:
     expected = rf"TensorRT {version} is here; expected 10.x or 11.x, 10.3 or later"
-    with pytest.raises(EnvironmentLacks, match=expected):
+    with pytest.raises(UnsupportedEnvironment, match=expected):
         build({"version": version})
     assert left(request_of) == []
 
@@ -159,7 +163,9 @@ def test_another_version(build: Build, request_of: EngineRequest, version: str) 
 def test_a_silent_fall_back_is_a_failure(
     build: Build, request_of: EngineRequest, plugins: list[str]
 ) -> None:
-    with pytest.raises(EnvironmentLacks, match=r"made plugin layers \{.*custom nodes \{") as raised:
+    with pytest.raises(
+        UnsupportedEnvironment, match=r"made plugin layers \{.*custom nodes \{"
+    ) as raised:
         build({"plugins": plugins})
     assert "'TcBlockCausalAttention': 1" in str(raised.value)
     assert left(request_of) == []
@@ -226,7 +232,7 @@ def test_the_timing_cache_is_read_and_written_again(
 
 def test_the_gpu_is_that_of_the_target(build: Build, request_of: EngineRequest) -> None:
     assert build(compute_capability=None).precision == "float16"
-    with pytest.raises(EnvironmentLacks, match=r"which is an SM87; asked for was SM110"):
+    with pytest.raises(UnsupportedEnvironment, match=r"which is an SM87; asked for was SM110"):
         build(compute_capability=110)
 
 
@@ -234,10 +240,10 @@ def test_no_driver_and_no_gpu(build: Build, device: Path, monkeypatch: pytest.Mo
     source = device / "driver.c"
     source.write_text(source.read_text().replace("flags) { return 0", "flags) { return 100"))
     run("cc", "-shared", "-fPIC", "-o", device / cuda.DRIVER, source)
-    with pytest.raises(EnvironmentLacks, match=r"the driver finds none \(CUDA error 100\)"):
+    with pytest.raises(UnsupportedEnvironment, match=r"the driver finds none \(CUDA error 100\)"):
         build()
     monkeypatch.setattr(cuda, "DRIVER", "libcuda-is-not-here.so")
-    with pytest.raises(EnvironmentLacks, match="there is no NVIDIA driver"):
+    with pytest.raises(UnsupportedEnvironment, match="there is no NVIDIA driver"):
         cuda.compute_capability()
 
 
@@ -252,15 +258,15 @@ def test_files_that_are_not_what_they_should_be(
 ) -> None:
     with pytest.raises(InputError, match="there is no graph at"):
         build(graph=tmp_path / "none.onnx")
-    with pytest.raises(EnvironmentLacks, match="there is no plugin library at"):
+    with pytest.raises(UnsupportedEnvironment, match="there is no plugin library at"):
         build(plugin_library=tmp_path / "none.so")
     other = {"x86_64": 183, "aarch64": 62}[os.uname().machine]
-    with pytest.raises(EnvironmentLacks, match=r"is for .*, and this machine is"):
+    with pytest.raises(UnsupportedEnvironment, match=r"is for .*, and this machine is"):
         build(plugin_library=elf(tmp_path / "other.so", other))
-    with pytest.raises(EnvironmentLacks, match="is for ELF machine 243"):
+    with pytest.raises(UnsupportedEnvironment, match="is for ELF machine 243"):
         build(plugin_library=elf(tmp_path / "other.so", 243))
     (tmp_path / "text.so").write_text("not a library, but long enough to be one")
-    with pytest.raises(EnvironmentLacks, match="is not a shared library"):
+    with pytest.raises(UnsupportedEnvironment, match="is not a shared library"):
         build(plugin_library=tmp_path / "text.so")
     assert left(request_of) == []
 

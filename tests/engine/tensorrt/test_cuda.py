@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tc_export.engine.tensorrt import cuda
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 from tests.engine.tensorrt.fake_cuda import FakeCuda, FakeDriver
 
 
@@ -20,7 +20,7 @@ def test_the_gpu_that_is_here(monkeypatch: pytest.MonkeyPatch, sm: int) -> None:
 
 def test_a_driver_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "open_driver", lambda: FakeDriver(FakeCuda(devices=0)))
-    with pytest.raises(EnvironmentLacks, match=r"finds none \(CUDA error 100\)") as raised:
+    with pytest.raises(UnsupportedEnvironment, match=r"finds none \(CUDA error 100\)") as raised:
         cuda.compute_capability()
     assert "tc-export doctor" in str(raised.value.hint)
 
@@ -31,5 +31,5 @@ def test_bindings_of_a_newer_cuda_than_the_driver(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, cuda.BINDINGS, fake)
     assert cuda.open_cuda() is fake  # type: ignore[comparison-overlap]
     fake.driver_is_old = True
-    with pytest.raises(EnvironmentLacks, match="cudaErrorInsufficientDriver"):
+    with pytest.raises(UnsupportedEnvironment, match="cudaErrorInsufficientDriver"):
         cuda.open_cuda()

@@ -17,7 +17,7 @@ from tc_export.engine.tensorrt import cuda
 from tc_export.engine.tensorrt import run as tensorrt
 from tc_export.engine.tensorrt.bindings import import_tensorrt
 from tc_export.engine.tensorrt.flavours import FLAVOURS, TENSORRT_RTX
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 from tests.engine.tensorrt import fake_runtime as fake
 from tests.engine.tensorrt.fake_cuda import CaptureMode, CopyKind, Error, FakeCuda
 from tests.plugins.native import fetched
@@ -101,7 +101,7 @@ def test_the_real_package_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.stdout.strip() == "1.7.1.116"
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
-    with pytest.raises(EnvironmentLacks):
+    with pytest.raises(UnsupportedEnvironment):
         import_tensorrt(FLAVOURS[TENSORRT_RTX])
 
 
@@ -152,5 +152,5 @@ def test_the_real_bindings_without_a_gpu(bindings: ModuleType) -> None:
     """What they answer with becomes our error."""
     if int(bindings.cudaGetDeviceCount()[0]) == 0:
         pytest.skip("there is a GPU here")
-    with pytest.raises(EnvironmentLacks, match=r"cudaGetDeviceCount\(\) failed"):
+    with pytest.raises(UnsupportedEnvironment, match=r"cudaGetDeviceCount\(\) failed"):
         cuda.open_cuda()

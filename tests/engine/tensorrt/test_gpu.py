@@ -15,7 +15,7 @@ from tc_export.engine.loading import load_engines
 from tc_export.engine.session import DecoderSession
 from tc_export.engine.tensorrt.cuda import compute_capability, open_cuda
 from tc_export.engine.tensorrt.run import TrtEngine
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 from tc_export.model.positions import Clip, Text
 from tests.repository import REPOSITORY
 
@@ -27,7 +27,7 @@ def sm() -> int:
     try:
         open_cuda()
         return compute_capability()
-    except EnvironmentLacks as error:
+    except UnsupportedEnvironment as error:
         pytest.skip(f"no GPU can be used: {error}")
 
 

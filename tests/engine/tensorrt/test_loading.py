@@ -15,7 +15,7 @@ from tc_export.engine.loading import Engines, load_engines
 from tc_export.engine.tensorrt import cuda
 from tc_export.engine.tensorrt.cuda import BINDINGS
 from tc_export.engine.tensorrt.run import TrtEngine
-from tc_export.errors import BundleError, EnvironmentLacks, UsageError
+from tc_export.errors import BundleError, UnsupportedEnvironment, UsageError
 from tests.engine.tensorrt.fake_cuda import FakeCuda, FakeDriver
 from tests.engine.tensorrt.fake_runtime import FakeTensorRt
 from tests.engine.tensorrt.test_run import feeds, toy
@@ -86,7 +86,9 @@ def test_another_patch_release_is_left_to_tensorrt(device: Device, builder: str)
 
 @pytest.mark.parametrize("builder", ["TensorRT 10.13.3.9", "TensorRT 11.3.0", "TensorRT-RTX 10.3"])
 def test_another_version_is_refused_before_loading(device: Device, builder: str) -> None:
-    with pytest.raises(EnvironmentLacks, match=f"built with {builder}, and here is TensorRT 10.3"):
+    with pytest.raises(
+        UnsupportedEnvironment, match=f"built with {builder}, and here is TensorRT 10.3"
+    ):
         device.load(builder)
     assert device.cuda.live() == []
 
@@ -98,20 +100,22 @@ def test_a_manifest_without_a_version(device: Device, builder: str) -> None:
 
 
 def test_another_gpu(device: Device) -> None:
-    with pytest.raises(EnvironmentLacks, match=r"GPUs of SM 89, and the one here is SM 87"):
+    with pytest.raises(UnsupportedEnvironment, match=r"GPUs of SM 89, and the one here is SM 87"):
         device.load(sm=89)
 
 
 def test_no_plugins_for_this_machine(device: Device) -> None:
     device.add_plugins("riscv64-sm87")
     device.cuda.sm = 89
-    with pytest.raises(EnvironmentLacks, match=r"-sm89; the bundle has riscv64-sm87, .*-sm87$"):
+    with pytest.raises(
+        UnsupportedEnvironment, match=r"-sm89; the bundle has riscv64-sm87, .*-sm87$"
+    ):
         device.load(sm=None)
 
 
 def test_plugins_that_do_not_load(device: Device) -> None:
     device.trt.loadable_plugins.clear()
-    with pytest.raises(EnvironmentLacks, match=r"cannot load the plugins .*: Unable to load"):
+    with pytest.raises(UnsupportedEnvironment, match=r"cannot load the plugins .*: Unable to load"):
         device.load()
 
 
@@ -130,17 +134,17 @@ def test_bundles_do_not_share_plugins(device: Device) -> None:
 
 def test_no_gpu(device: Device) -> None:
     device.cuda.devices = 0
-    with pytest.raises(EnvironmentLacks, match="no CUDA GPU"):
+    with pytest.raises(UnsupportedEnvironment, match="no CUDA GPU"):
         device.load()
 
 
 def test_an_old_driver(device: Device) -> None:
     device.cuda.driver_is_old = True
-    with pytest.raises(EnvironmentLacks, match="cudaErrorInsufficientDriver") as caught:
+    with pytest.raises(UnsupportedEnvironment, match="cudaErrorInsufficientDriver") as caught:
         device.load()
     assert "driver" in str(caught.value.hint)
     device.monkeypatch.setattr(device.cuda, "cudaGetDeviceCount", fail_to_open_the_driver)
-    with pytest.raises(EnvironmentLacks, match="Failed to dlopen"):
+    with pytest.raises(UnsupportedEnvironment, match="Failed to dlopen"):
         device.load()
 
 
@@ -152,10 +156,12 @@ def fail_to_open_the_driver() -> None:
 def test_tensorrt_is_not_installed(device: Device) -> None:
     for name in ("tensorrt", "tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings"):
         device.install(name, None)
-    with pytest.raises(EnvironmentLacks, match="TensorRT is not installed: no module") as caught:
+    with pytest.raises(
+        UnsupportedEnvironment, match="TensorRT is not installed: no module"
+    ) as caught:
         device.load()
     assert "nvidia-jetpack" in str(caught.value.hint)
-    with pytest.raises(EnvironmentLacks, match="TensorRT-RTX is not installed") as caught:
+    with pytest.raises(UnsupportedEnvironment, match="TensorRT-RTX is not installed") as caught:
         device.load("TensorRT-RTX 1.7.1.116", backend="tensorrt-rtx")
     assert "tc-export[rtx]" in str(caught.value.hint)
 
@@ -170,7 +176,7 @@ def test_the_bindings_alone_will_do(device: Device) -> None:
 
 def test_the_cuda_bindings_are_not_installed(device: Device) -> None:
     device.install(BINDINGS, None)
-    with pytest.raises(EnvironmentLacks, match="CUDA bindings for Python") as caught:
+    with pytest.raises(UnsupportedEnvironment, match="CUDA bindings for Python") as caught:
         device.load()
     assert "cuda-bindings" in str(caught.value.hint)
 

@@ -24,7 +24,13 @@ from tc_export.demo_model.tokenizer import make_tokenizer
 from tc_export.demo_model.trainer import new_model
 from tc_export.dtypes import DType
 from tc_export.engine.tensorrt.build import EngineReport, EngineRequest, build_engine
-from tc_export.errors import CheckFailed, EnvironmentLacks, InputError, TcExportError, UsageError
+from tc_export.errors import (
+    CheckFailed,
+    InputError,
+    TcExportError,
+    UnsupportedEnvironment,
+    UsageError,
+)
 from tests.engine.tensorrt.builder.test_process import need_fixed_addresses
 from tests.exported import export_graph
 from tests.plugins.native import fetched, need, run
@@ -89,10 +95,18 @@ def test_a_product_whose_weights_are_hard_links(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [
-        ({"compute_capability": 87}, EnvironmentLacks, "SM87; it does for SM75, SM80, SM86, SM89"),
+        (
+            {"compute_capability": 87},
+            UnsupportedEnvironment,
+            "SM87; it does for SM75, SM80, SM86, SM89",
+        ),
         ({"shapes": {"x": ShapeRange((1, 32), (4, 32), (9, 32))}}, UsageError, "x: .*does not fit"),
         ({"shapes": {}}, UsageError, "x: no shapes are given"),
-        ({"custom_nodes": {"TcDualRope": 1}}, EnvironmentLacks, r"made plugin layers \{\} of"),
+        (
+            {"custom_nodes": {"TcDualRope": 1}},
+            UnsupportedEnvironment,
+            r"made plugin layers \{\} of",
+        ),
         ({"precision": "bfloat16"}, CheckFailed, "asked for in bfloat16.*in float16"),
     ],
     ids=["SM", "shapes", "no shapes", "counts", "precision"],
@@ -164,7 +178,9 @@ def test_plugins_are_counted_by_their_ops(host_plugin: Path, tmp_path: Path) -> 
     report = build_engine(request, ignore)
     assert report.plugin_layers == {"TcBlockCausalAttention": 1, "TcDualRope": 2}
     assert report.precision == "bfloat16"
-    with pytest.raises(EnvironmentLacks, match=r"TcDualRope': 2.*has custom nodes.*TcDualRope': 3"):
+    with pytest.raises(
+        UnsupportedEnvironment, match=r"TcDualRope': 2.*has custom nodes.*TcDualRope': 3"
+    ):
         build_engine(
             replace(request, custom_nodes={"TcDualRope": 3, "TcBlockCausalAttention": 1}), ignore
         )
@@ -181,7 +197,9 @@ def test_a_library_that_has_no_plugins(tmp_path: Path) -> None:
     source.write_text("int other(void) { return 1; }")
     run("cc", "-shared", "-fPIC", "-o", library, source)
     request = layer_request(tmp_path, library)
-    with pytest.raises(EnvironmentLacks, match=r"cannot load the plugin library .*libother.so"):
+    with pytest.raises(
+        UnsupportedEnvironment, match=r"cannot load the plugin library .*libother.so"
+    ):
         build_engine(request, ignore)
     assert left(request) == []
 

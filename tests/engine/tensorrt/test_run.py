@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tc_export.dtypes import BFLOAT16
 from tc_export.engine.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
 from tc_export.engine.tensorrt.run import TensorRtRuntime, TrtBuffer, TrtEngine
-from tc_export.errors import BundleError, EnvironmentLacks, TcExportError, UsageError
+from tc_export.errors import BundleError, TcExportError, UnsupportedEnvironment, UsageError
 from tests.engine.tensorrt.fake_cuda import FakeCuda, Misuse
 from tests.engine.tensorrt.fake_runtime import Arrays, DataType, FakeTensorRt, Input, Model, Output
 
@@ -322,7 +322,7 @@ def test_memory_that_is_used_up(tmp_path: Path) -> None:
     lab = Lab(tmp_path, memory_bytes=200)
     engine = with_state(lab)
     with pytest.raises(
-        EnvironmentLacks, match=r"cudaMalloc\(64\) failed: .*cudaErrorMemoryAllocation"
+        UnsupportedEnvironment, match=r"cudaMalloc\(64\) failed: .*cudaErrorMemoryAllocation"
     ) as caught:
         engine.run(feeds(8))
     assert "--max-length" in str(caught.value.hint)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from tc_export.errors import EnvironmentLacks, TcExportError
+from tc_export.errors import TcExportError, UnsupportedEnvironment
 from tc_export.graph.passes.attention_in_steps import attention_in_steps
 
 TENSORRT = (10, 3)
@@ -60,7 +60,7 @@ def test_a_graph_without_attention_is_as_it_was() -> None:
 )
 def test_what_needs_more_than_these_steps_is_refused(inputs: str, key_heads: str) -> None:
     """Masks and fewer key heads, or as many as nobody knows."""
-    with pytest.raises(EnvironmentLacks, match=r"TensorRT 10\.3, .*came with 10\.14"):
+    with pytest.raises(UnsupportedEnvironment, match=r"TensorRT 10\.3, .*came with 10\.14"):
         attention_in_steps(model_with(inputs, key_heads), TENSORRT)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from tc_export import ops
 from tc_export.contracts import ops as contracts
-from tc_export.errors import EnvironmentLacks, TcExportError, UsageError
+from tc_export.errors import TcExportError, UnsupportedEnvironment, UsageError
 from tc_export.native.find import NativeLibrary
 from tc_export.ops.native import NativeKernels, register_native_kernels
 from tests.plugins.cpu.definition import (
@@ -174,14 +174,14 @@ def test_what_this_machine_lacks_is_no_wrong_usage(
     library: NativeLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unknown = NativeKernels(library.handle, isa=99)
-    with pytest.raises(EnvironmentLacks, match="does not have"):
+    with pytest.raises(UnsupportedEnvironment, match="does not have"):
         unknown.dual_rope(*rotation(), 0.5)
-    with pytest.raises(EnvironmentLacks, match="does not have"):
+    with pytest.raises(UnsupportedEnvironment, match="does not have"):
         unknown.block_causal_attention(
             *ones_of(contracts.BLOCK_CAUSAL_ATTENTION, torch.float32), 0.5
         )
     monkeypatch.setattr(library.handle, "tc_cpu_dual_rope_on", lambda *arguments: 4)
-    with pytest.raises(EnvironmentLacks, match="out of memory"):
+    with pytest.raises(UnsupportedEnvironment, match="out of memory"):
         NativeKernels(library.handle).dual_rope(*rotation(), 0.5)
 
 

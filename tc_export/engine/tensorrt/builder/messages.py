@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from tc_export.errors import EnvironmentLacks, InputError, TcExportError, UsageError
+from tc_export.errors import InputError, TcExportError, UnsupportedEnvironment, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,8 @@ class Result(Message):
 
 
 _RAISED = {
-    error.__name__: error for error in (TcExportError, UsageError, InputError, EnvironmentLacks)
+    error.__name__: error
+    for error in (TcExportError, UsageError, InputError, UnsupportedEnvironment)
 }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from tc_export.engine.tensorrt.bindings import LAST_ERRORS, link_parser_library, new_logger
 from tc_export.engine.tensorrt.builder.progress import Phases
 from tc_export.engine.tensorrt.flavours import Flavour
-from tc_export.errors import EnvironmentLacks, InputError, UsageError
+from tc_export.errors import InputError, UnsupportedEnvironment, UsageError
 
 ShapeTriple = Sequence[Sequence[int]]
 """The smallest, the usual and the largest shape of an input."""
@@ -28,7 +28,7 @@ class NetworkBuilder:
         """Start the builder of the module `trt`.
 
         Raises:
-            EnvironmentLacks: it does not start, or its parser would not.
+            UnsupportedEnvironment: it does not start, or its parser would not.
         """
         if flavour.needs_parser_link:
             link_parser_library()
@@ -46,7 +46,7 @@ class NetworkBuilder:
         """Register the creators of a plugin library.
 
         Raises:
-            EnvironmentLacks: TensorRT cannot load it.
+            UnsupportedEnvironment: TensorRT cannot load it.
         """
         if self._trt.get_plugin_registry().load_library(library) is None:
             raise self._lacks(f"cannot load the plugin library {library}")
@@ -88,7 +88,7 @@ class NetworkBuilder:
 
         Raises:
             UsageError: the shapes do not fit the network's inputs.
-            EnvironmentLacks: this TensorRT does not build for the target.
+            UnsupportedEnvironment: this TensorRT does not build for the target.
         """
         trt = self._trt
         config = self._builder.create_builder_config()
@@ -120,15 +120,15 @@ class NetworkBuilder:
         """Build the engine.
 
         Raises:
-            EnvironmentLacks: the builder gave up.
+            UnsupportedEnvironment: the builder gave up.
         """
         engine = self._builder.build_serialized_network(self.network, config)
         if engine is None:
             raise self._lacks("could not build the engine")
         return memoryview(engine)
 
-    def _lacks(self, what: str) -> EnvironmentLacks:
-        return EnvironmentLacks(f"{self.name} {what}{listed(self.log.errors)}")
+    def _lacks(self, what: str) -> UnsupportedEnvironment:
+        return UnsupportedEnvironment(f"{self.name} {what}{listed(self.log.errors)}")
 
     def _check_shapes(self, shapes: Mapping[str, ShapeTriple]) -> None:
         """See that each input has a range that its own shape allows; name all that do not."""
@@ -157,7 +157,7 @@ class NetworkBuilder:
                 for name, member in members.items()
                 if name.startswith("SM") and config.set_compute_capability(member, 0)
             ]
-            raise EnvironmentLacks(
+            raise UnsupportedEnvironment(
                 f"{self.name} does not build for SM{compute_capability}; "
                 f"it does for {', '.join(accepted)}",
                 hint="for other devices, TensorRT itself builds the engine on the device",

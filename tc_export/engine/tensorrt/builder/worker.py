@@ -22,7 +22,7 @@ from tc_export.engine.tensorrt.builder.process import fix_addresses
 from tc_export.engine.tensorrt.builder.progress import Phases
 from tc_export.engine.tensorrt.cuda import compute_capability
 from tc_export.engine.tensorrt.flavours import FLAVOURS, Flavour
-from tc_export.errors import EnvironmentLacks, TcExportError
+from tc_export.errors import TcExportError, UnsupportedEnvironment
 
 
 class Channel:
@@ -57,7 +57,7 @@ def build(task: Task, phases: Phases) -> Result:
     builder.parse(task.graph)
     plugin_layers = builder.plugin_layers()
     if plugin_layers != dict(task.custom_nodes):
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"{builder.name} made plugin layers {plugin_layers} of {task.graph}, which has custom "
             f"nodes {dict(task.custom_nodes)}: the rest would silently run as standard operators",
             hint=f"is {task.plugin_library or 'a plugin library'} the one that this graph needs?",
@@ -86,7 +86,7 @@ def _check_gpu(flavour: Flavour, wanted: int | None) -> None:
         return
     here = compute_capability()
     if wanted not in (None, here):
-        raise EnvironmentLacks(
+        raise UnsupportedEnvironment(
             f"{flavour.title} builds for the GPU that is here, which is an SM{here}; "
             f"asked for was SM{wanted}",
             hint="build on the device itself",

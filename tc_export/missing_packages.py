@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said where a command needs packages that answering does not."""
+"""What is said where something needs packages that answering does not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tc_export.errors import EnvironmentLacks
+from tc_export.errors import UnsupportedEnvironment
 
 EXPORT_PACKAGES = frozenset(
     (
@@ -30,7 +30,7 @@ def missing_packages_named() -> Iterator[None]:
     """Say how to install a package of `[export]` that cannot be imported.
 
     Raises:
-        EnvironmentLacks: in the place of the ModuleNotFoundError.
+        UnsupportedEnvironment: in the place of the ModuleNotFoundError.
     """
     try:
         yield
@@ -38,7 +38,7 @@ def missing_packages_named() -> Iterator[None]:
         package = (error.name or "").split(".")[0].replace("-", "_")
         if package not in EXPORT_PACKAGES:
             raise
-        raise EnvironmentLacks(
-            f"this command needs the package {package}, which is not installed",
+        raise UnsupportedEnvironment(
+            f"this needs the package {package}, which is not installed",
             hint="pip install 'tc-export[export]'",
         ) from error
