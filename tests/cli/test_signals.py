@@ -113,6 +113,7 @@ def test_it_ends_every_process_that_was_started(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_a_build_at_one_moment_after_the_other(tmp_path: Path) -> None:
     """Each time it goes on from what was kept; in the end it is whole."""
     checkpoint = save_with_tokenizer(tmp_path / "checkpoint")
