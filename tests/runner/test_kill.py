@@ -3,7 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
@@ -12,10 +18,11 @@ from typing import Any
 
 import pytest
 
-from tc_export.bundle import Staging, staging, verify
+from tc_export.bundle import Staging, open_staging, staging, verify
+from tc_export.cli.signals import TERMINATED, termination_as_interrupt
 from tc_export.errors import CheckFailed
-from tc_export.runner import StageContext
-from tests.runner.toy import NAMES, Toy, die, exit_code, in_child
+from tc_export.runner import SilentReporter, Stage, StageContext, run_stages
+from tests.runner.toy import NAMES, SPEC, Toy, die, exit_code, in_child
 
 # Each is a point of its own, before and after: all that touches the disk outside the stages.
 _STEPS = (
@@ -159,3 +166,93 @@ def test_the_old_bundle_is_back_even_when_the_next_build_fails(tmp_path: Path) -
         toy.build([replace(stages[0], run=fail), *stages[1:]])
     assert toy.hashes() == old
     assert verify(toy.output) == []
+
+
+def _terminated(work: Callable[[], object]) -> tuple[int | None, str]:
+    """Run `work` in a child as the command line does; return its exit code, and what was said."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def main() -> None:
+        with termination_as_interrupt() as was_terminated:
+            try:
+                work()
+            except KeyboardInterrupt as interrupt:
+                sender.send(str(interrupt))
+        os._exit(TERMINATED if was_terminated() else 0)
+
+    code = exit_code(in_child(main))
+    return code, receiver.recv() if receiver.poll() else ""
+
+
+def _terminate_at(moment: str) -> Callable[[str], None]:
+    def tick(name: str) -> None:
+        if name == moment:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return tick
+
+
+@pytest.mark.parametrize(
+    ("name", "over_old_bundle"),
+    [(name, False) for name in NAMES] + [(name, True) for name in ("graph", "engine", "report")],
+)
+def test_a_build_that_sigterm_ends_resumes(toy: Toy, name: str, over_old_bundle: bool) -> None:
+    if over_old_bundle:
+        toy.build(seed=1)
+        toy.runs()
+    old = toy.hashes()
+
+    tick = _terminate_at(f"middle of {name}")
+    code, said = _terminated(lambda: toy.build(seed=2, tick=tick))
+
+    kept = NAMES.index(name)  # stages that had ended
+    assert code == TERMINATED
+    assert ("nothing is left behind" if name == "graph" else f"{kept} finished stage") in said
+    assert toy.hashes() == old
+    assert toy.building.exists() == (name != "graph")
+    assert (toy.building / "bundle/engine/model.bin").exists() == (name == "report")
+    ran = toy.runs()
+    toy.build(seed=2)
+    ran += toy.runs()
+    assert ran == {stage: 1 + (stage == name) for stage in ran}
+    assert verify(toy.output) == []
+    assert [path.name for path in toy.output.parent.iterdir()] == ["bundle"]
+
+
+def _swallow(context: StageContext) -> None:
+    with contextlib.suppress(BaseException):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_that_a_library_swallows_ends_the_build(toy: Toy) -> None:
+    stages = toy.stages()
+    library = replace(stages[1], name="library", outputs=(), run=_swallow)
+    code, said = _terminated(lambda: toy.build([stages[0], library, *stages[1:]]))
+    assert code == TERMINATED
+    assert "2 finished stages kept" in said
+    assert toy.runs() == {"graph": 1}
+
+
+def test_sigterm_ends_what_a_stage_beside_has_started(toy: Toy) -> None:
+    """It runs in a thread, which no exception reaches: the compiler in it must end."""
+
+    def compile_(context: StageContext) -> None:
+        with subprocess.Popen(["sleep", "600"]) as compiler:
+            os.kill(os.getpid(), signal.SIGTERM)
+            if compiler.wait() != 0:
+                raise CheckFailed("the compiler failed")
+
+    stages = [
+        Stage(name="kept", description="", key={}, outputs=(), run=lambda context: None),
+        Stage(name="plugins", description="", key={}, outputs=(), run=compile_, in_subprocess=True),
+    ]
+
+    def work() -> None:
+        with open_staging(toy.output) as opened:
+            run_stages(opened, stages, SPEC, SilentReporter(), jobs=2)
+
+    start = time.monotonic()
+    code, said = _terminated(work)
+    assert code == TERMINATED
+    assert said.startswith("interrupted")
+    assert time.monotonic() - start < 30
