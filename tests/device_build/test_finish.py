@@ -234,13 +234,13 @@ def test_a_library_for_another_processor_is_refused(pending: Path) -> None:
     spec, library = read_spec(pending), pending / PLUGIN
     library.write_bytes(elf_header(other))
     with pytest.raises(BundleError, match=f"is for {other}, expected {ARCHITECTURE}"):
-        check_machine(spec, HERE, library)
+        check_machine(spec, HERE, pending)
     library.write_bytes(b"no library")
     with pytest.raises(BundleError, match="no shared library"):
-        check_machine(spec, HERE, library)
+        check_machine(spec, HERE, pending)
     library.unlink()
     with pytest.raises(BundleError, match="cannot be read"):
-        check_machine(spec, HERE, library)
+        check_machine(spec, HERE, pending)
 
 
 @pytest.mark.parametrize("change", ["another library", "none", "a pipe"])
