@@ -176,7 +176,7 @@ def test_weights_come_as_they_are_asked_for(
     output, shard = copy_bundle(bundle, tmp_path), checkpoint / "model.safetensors"
     watching = Watching()
     manifest = build(replace(request_for(checkpoint, output), weights=weights), watching)
-    assert watching.ran == ["shards"]
+    assert watching.ran == ["shards", "readme"]
     assert manifest.weights_asked is weights
     assert verify(output) == []
     graphs_folder = output / "graphs"

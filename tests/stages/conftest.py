@@ -32,7 +32,8 @@ class Tools:
         self.compiled: list[str] = []
         self.engines: list[EngineRequest] = []
 
-    def build_plugins(self, target: Target) -> PluginLibrary:
+    def build_plugins(self, target: Target, *, on_step: Callable[[str], None]) -> PluginLibrary:
+        on_step("compiling")
         assert target.sm is not None
         assert target.toolchain.architecture is not None
         self.compiled.append(target.name)

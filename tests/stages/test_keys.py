@@ -260,7 +260,7 @@ CHANGES: list[tuple[str, Callable[[World], object], set[str]]] = [
     ("cpu", tokenizer, ASSETS),
     ("cpu", line_of_the_config, ASSETS),
     ("cpu", World.move_checkpoint, ASSETS),
-    ("cpu", asked(weights=Placement.COPY), {"shards"}),
+    ("cpu", asked(weights=Placement.COPY), {"shards", "readme"}),
     ("cpu", longer_header, {"shards", *GRAPHS, "engine", "parity"}),
     ("cpu", shard_by_another_name, {"shards", *GRAPHS, "engine", "parity"}),
     ("orin", longer_header, set()),  # nothing stays as it is stored
