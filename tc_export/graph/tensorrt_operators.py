@@ -120,7 +120,7 @@ def check_operators(model: ir.Model, tensorrt: str) -> None:
     lacking = list(_lacking(model, version))
     if lacking:
         raise UnsupportedEnvironment(
-            f"the parser of TensorRT {spell(version)} lacks operators of this graph:\n"
+            f"the parser of TensorRT {spell(version)} does not have these operators of the graph:\n"
             + "\n".join(f"  {line}" for line in lacking),
             hint="choose a newer TensorRT, or another mask: docs/pipeline.md",
         )

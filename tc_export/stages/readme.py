@@ -20,7 +20,7 @@ from tc_export.targets import Release, Target
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class BundleSummary:
     """All that the text is made from.
 
     Attributes:
@@ -36,7 +36,7 @@ class Facts:
     has_report: bool
 
     def as_json(self) -> dict[str, Any]:
-        """The facts as JSON values, for the stage's key."""
+        """The summary as JSON values, for the stage's key."""
         toolchain = self.target.toolchain
         return {
             "model": self.model,
@@ -49,7 +49,7 @@ class Facts:
 
 def stage(inputs: BuildInputs, *, has_report: bool) -> Stage:
     """Write the text."""
-    facts = Facts(
+    summary = BundleSummary(
         model=inputs.checkpoint.config.family,
         spec=inputs.spec,
         target=inputs.target,
@@ -58,33 +58,33 @@ def stage(inputs: BuildInputs, *, has_report: bool) -> Stage:
     return Stage(
         name="readme",
         description="write the README",
-        key={"facts": facts.as_json(), "tools": versions(("tc-export",))},
+        key={"summary": summary.as_json(), "tools": versions(("tc-export",))},
         outputs=(README_FILE,),
         needs=() if inputs.release is None else ("plugins",),  # sent as a library, or as sources
-        run=partial(_run, facts=facts),
+        run=partial(_run, summary=summary),
     )
 
 
-def _run(context: StageContext, *, facts: Facts) -> None:
-    text = readme(facts, sends_sources=(context.folder / PLUGIN_SOURCES).is_dir())
+def _run(context: StageContext, *, summary: BundleSummary) -> None:
+    text = readme(summary, sends_sources=(context.folder / PLUGIN_SOURCES).is_dir())
     context.path(README_FILE).write_text(text, encoding="utf-8")
 
 
-def readme(facts: Facts, *, sends_sources: bool) -> str:
+def readme(summary: BundleSummary, *, sends_sources: bool) -> str:
     """The whole text. `sends_sources`: the device compiles the plugins itself."""
     sections = [
-        _what_it_is(facts),
+        _what_it_is(summary),
         _COPY,
-        _install(facts.target, facts.spec.release, sends_sources=sends_sources),
-        _finish(facts.target, sends_sources=sends_sources),
+        _install(summary.target, summary.spec.release, sends_sources=sends_sources),
+        _finish(summary.target, sends_sources=sends_sources),
         _USE,
-        _parity(facts),
+        _parity(summary),
     ]
     return "\n\n".join(section.strip() for section in sections if section) + "\n"
 
 
-def _what_it_is(facts: Facts) -> str:
-    spec, target = facts.spec, facts.target
+def _what_it_is(summary: BundleSummary) -> str:
+    spec, target = summary.spec, summary.target
     device = target.description
     if target.sm is not None:
         device += f" (SM {target.sm}, {target.toolchain.architecture})"
@@ -94,7 +94,7 @@ def _what_it_is(facts: Facts) -> str:
         "tensorrt": "TensorRT, built on the device into `engines/`",
     }[target.toolchain.engine]
     rows = {
-        "model": f"{facts.model}, a video-language model",
+        "model": f"{summary.model}, a video-language model",
         "made from": f"the checkpoint with the digest `{spec.checkpoint_digest[:16]}…`",
         "target": f"`{target.name}`: {device}",
         "software": str(spec.release) if spec.release else "",
@@ -106,10 +106,10 @@ def _what_it_is(facts: Facts) -> str:
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value)
     maker = versions(("tc-export",))["tc-export"]
     return f"""
-# {facts.model} for {target.description}
+# {summary.model} for {target.description}
 
 An engine bundle, made by tc-export {maker}. It answers questions about videos.
-`manifest.json` has these facts and more, and the hash of every file.
+`manifest.json` has these summary and more, and the hash of every file.
 
 | | |
 |---|---|
@@ -210,14 +210,14 @@ _USE = """
 """
 
 
-def _parity(facts: Facts) -> str:
+def _parity(summary: BundleSummary) -> str:
     report = ""
-    if facts.has_report:
+    if summary.has_report:
         report = (
             "`parity/report.html` is the comparison that was made when the bundle was built.\n\n"
         )
     elsewhere = ""
-    if facts.target.sm is not None:
+    if summary.target.sm is not None:
         elsewhere = """
 This runs the engines, on their device. On any other machine, judge the graphs that they were built
 from:

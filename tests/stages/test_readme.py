@@ -18,7 +18,7 @@ from tc_export.bundle import read_manifest
 from tc_export.bundle.manifest import BundleSpec
 from tc_export.pipeline import BuildRequest
 from tc_export.stages import plugins
-from tc_export.stages.readme import Facts, readme
+from tc_export.stages.readme import BundleSummary, readme
 from tc_export.targets import Release, choose_release, list_targets, load_target
 from tests.bundled import MAX_FRAMES, MAX_LENGTH
 from tests.repository import REPOSITORY
@@ -116,13 +116,13 @@ def test_every_target_has_one_for_every_release(target, on_processor: Path) -> N
     spec = read_manifest(on_processor)
     for release in target.toolchain.releases or (None,):
         values = {name: getattr(spec, name) for name in BundleSpec.model_fields}
-        facts = Facts(
+        summary = BundleSummary(
             model="llava",
             spec=BundleSpec(**{**values, "target": target.name, "release": release}),
             target=target,
             has_report=True,
         )
-        text = readme(facts, sends_sources=False)
+        text = readme(summary, sends_sources=False)
         assert target.description in text
         assert "None" not in text
         assert "\n\n\n" not in text

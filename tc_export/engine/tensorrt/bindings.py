@@ -103,7 +103,7 @@ def link_parser_library() -> None:
                 link.symlink_to(library.name)
         except OSError as error:
             raise UnsupportedEnvironment(
-                f"TensorRT-RTX's parser needs {link}, which its wheel lacks and which cannot be "
+                f"TensorRT-RTX's parser needs {link}, which is not in its wheel and cannot be "
                 f"made here: {error.strerror}",
                 hint=f"with the right to write there: ln -s {library.name} {link}",
             ) from error

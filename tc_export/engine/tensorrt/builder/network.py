@@ -39,7 +39,7 @@ class NetworkBuilder:
         try:
             self._builder = trt.Builder(self.log)
         except (TypeError, RuntimeError) as error:  # what pybind11 makes of a null pointer
-            raise self._lacks(f"does not start: {error}") from error
+            raise self._unsupported(f"does not start: {error}") from error
         self.network = self._builder.create_network(network_flags(trt))
 
     def load_plugins(self, library: str) -> None:
@@ -49,7 +49,7 @@ class NetworkBuilder:
             UnsupportedEnvironment: TensorRT cannot load it.
         """
         if self._trt.get_plugin_registry().load_library(library) is None:
-            raise self._lacks(f"cannot load the plugin library {library}")
+            raise self._unsupported(f"cannot load the plugin library {library}")
 
     def parse(self, graph: str) -> None:
         """Read an ONNX file, and the weights beside it, into the network.
@@ -124,10 +124,10 @@ class NetworkBuilder:
         """
         engine = self._builder.build_serialized_network(self.network, config)
         if engine is None:
-            raise self._lacks("could not build the engine")
+            raise self._unsupported("could not build the engine")
         return memoryview(engine)
 
-    def _lacks(self, what: str) -> UnsupportedEnvironment:
+    def _unsupported(self, what: str) -> UnsupportedEnvironment:
         return UnsupportedEnvironment(f"{self.name} {what}{listed(self.log.errors)}")
 
     def _check_shapes(self, shapes: Mapping[str, ShapeTriple]) -> None:
