@@ -83,13 +83,12 @@ def memory_limits(
     )
     truth = truth_bytes(config)
     answer_bytes = max(0, min(ANSWER_BYTES, limit - truth))
+    caches = min(answer_bytes, _caches_bytes(config))
     engine = opened_part_bytes(config, precisions.decoder, -(-layers // parts))
     return MemoryLimits(
         parts=even_parts(layers, parts),
         answer_bytes=answer_bytes,
-        peak_bytes=max(
-            engine, BASE_BYTES + _vision_bytes(config, precisions), truth + answer_bytes
-        ),
+        peak_bytes=max(engine, BASE_BYTES + _vision_bytes(config, precisions), truth + caches),
     )
 
 
@@ -111,6 +110,13 @@ def least_bytes(config: ModelConfig, precisions: Precisions) -> int:
         _part_bytes(config, precisions.decoder, 1),
         _vision_bytes(config, precisions),
     )
+
+
+def _caches_bytes(config: ModelConfig) -> int:
+    """The truth's caches for one answer of the model's whole context: no answer takes more."""
+    text = config.text
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    return per_token * text.max_position_embeddings * DType.FLOAT64.bits // 8
 
 
 def _layer_weights(config: ModelConfig) -> int:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tc_export.checkpoint.hf_config import read_config
 from tc_export.config import ModelConfig
 from tc_export.demo_model.config import tiny_model
 from tc_export.errors import UnsupportedEnvironment, UsageError
@@ -23,7 +24,7 @@ from tc_export.plan.planner import FramesAsked, make_plan, most_frames, profile_
 from tc_export.plan.report import plan_as_json
 from tc_export.targets import Precision, Precisions, Target, load_target, read_precisions
 from tests.plan.configs import model_configs, vicuna
-from tests.repository import REPOSITORY
+from tests.repository import DEMO_CHECKPOINT, REPOSITORY
 
 PARTS = {
     "vision_weights",
@@ -325,3 +326,10 @@ def test_parts_follow_from_the_memory(config: ModelConfig) -> None:
 def test_a_small_model_is_not_cut() -> None:
     limits = build_memory.memory_limits(tiny_model(100), Precisions.both("float16"), 10**9)
     assert len(limits.parts) == 1
+
+
+def test_the_demo_models_build_is_predicted_within_15_percent() -> None:
+    """`build --target cpu` with parity peaked at 0.57 GB; no allowance for caches is counted."""
+    config = read_config(DEMO_CHECKPOINT).model
+    limits = build_memory.memory_limits(config, Precisions.both("float32"), 16_000_000_000)
+    assert limits.peak_bytes == pytest.approx(0.57e9, rel=0.15)
