@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs in benchmarks/ run, at a small size; none of their figures is judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.repository import REPOSITORY
+
+
+def test_a_build_is_measured_through_the_front_door(tmp_path: Path) -> None:
+    words = ("--target", "cpu", "--shape", "small", "--folder", tmp_path, "--json")
+    ended = subprocess.run(
+        [sys.executable, "benchmarks/real_size.py", *map(str, words)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    figures = json.loads(ended.stdout.splitlines()[-1])
+    assert set(figures) == {
+        "target",
+        "seconds",
+        "peak_rss_gib",
+        "bytes_written_gib",
+        "parity",
+        "engine",
+    }
+    assert (figures["target"], figures["parity"], figures["engine"]) == ("cpu", True, "built")
+    assert figures["bytes_written_gib"] < 0.05  # weights are not written a second time
