@@ -1,18 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-import os
-from pathlib import Path
+"""What tests of the runner have, tests of the bundles that it fills have too."""
 
-import pytest
+from tests.runner.conftest import _without_waiting_for_the_disk, toy
 
-from tests.runner.toy import Toy
-
-
-@pytest.fixture(autouse=True)
-def _without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process loses nothing that it wrote; only a power cut does, and none is tested."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def toy(tmp_path: Path) -> Toy:
-    return Toy(tmp_path)
+__all__ = ["_without_waiting_for_the_disk", "toy"]
