@@ -67,6 +67,7 @@ def build(
     check_parity: bool = True,
     jobs: int = 1,
     memory_bytes: int | None = None,
+    parts: int | None = None,
     weights: Placement = Placement.AUTO,
     reporter: Reporter | None = None,
 ) -> Manifest:
@@ -85,7 +86,9 @@ def build(
             `{"temporal": {"gamma": 0.5}, "pooling": {"stride": 2}}`.
         check_parity: compare the graphs with PyTorch in float64.
         jobs: stages that may run at once; each takes memory of its own.
-        memory_bytes: how much the comparison may use; None is two thirds of what is free.
+        memory_bytes: how much comparing, and building engines here, may use; None is two thirds, of
+            what is free and of what there is.
+        parts: engines that the decoder is built as; None is as few as memory allows.
         weights: how the checkpoint's weights come into the bundle.
         reporter: is told how the build goes; None tells nobody.
 
@@ -114,6 +117,7 @@ def build(
         check_parity=check_parity,
         jobs=jobs,
         memory_bytes=memory_bytes,
+        parts=parts,
         weights=weights,
     )
     return pipeline.build(request, reporter or SilentReporter())
@@ -127,6 +131,8 @@ def make_plan(
     precision: str | None = None,
     max_length: int | None = None,
     settings: Mapping[str, Any] | None = None,
+    parts: int | None = None,
+    memory_bytes: int | None = None,
 ) -> Plan:
     """Predict whether a model fits a device, how many frames do, and how fast it would be.
 
@@ -139,6 +145,8 @@ def make_plan(
         precision: as for `build`.
         max_length: as for `build`.
         settings: as for `build`.
+        parts: as for `build`.
+        memory_bytes: as for `build`.
 
     Raises:
         CheckpointError: the configuration cannot be used.
@@ -152,7 +160,15 @@ def make_plan(
     device = load_target(target)
     asked = ModelSettings.read(settings or {}, where="settings")
     model = read_config(Path(checkpoint), asked).model
-    return planner.make_plan(model, device, read_precisions(precision, device), frames, max_length)
+    return planner.make_plan(
+        model,
+        device,
+        read_precisions(precision, device),
+        frames,
+        max_length,
+        parts=parts,
+        memory_bytes=memory_bytes,
+    )
 
 
 @missing_packages_named()

@@ -21,10 +21,12 @@ from tc_export.config import ModelSettings
 from tc_export.contracts.graph_io import GRAPHS
 from tc_export.errors import UsageError
 from tc_export.plan.build_memory import memory_limits
+from tc_export.plan.parts import choose_parts
 from tc_export.runner import Reporter, Stage, run_stages
 from tc_export.stages import (
     answering,
     assets,
+    decoder_parts,
     device_build,
     device_graphs,
     embedding,
@@ -58,15 +60,17 @@ def list_stages(inputs: BuildInputs, *, check_parity: bool) -> list[Stage]:
     stages += [embedding.stage(inputs)]
     stages += [graphs.stage(inputs, graph) for graph in GRAPHS]
     stages += [golden.stage(inputs)]
+    if inputs.decoder_parts:
+        stages += [decoder_parts.stage(inputs)]
     match inputs.target.toolchain.engine:
         case "onnxruntime":
             stages += [onnxruntime_engine.stage()]
         case "tensorrt-rtx":
             stages += [plugins.stage(inputs)]
-            stages += [tensorrt_engines.stage(inputs, graph) for graph in GRAPHS]
+            stages += [tensorrt_engines.stage(inputs, each) for each in inputs.engine_graphs]
         case "tensorrt":
             stages += [plugins.stage(inputs)]
-            stages += [device_graphs.stage(inputs, graph) for graph in GRAPHS]
+            stages += [device_graphs.stage(inputs, each) for each in inputs.engine_graphs]
             stages += [device_build.stage(inputs)]
     if check_parity:
         stages += [parity.stage(inputs)]
@@ -76,6 +80,8 @@ def list_stages(inputs: BuildInputs, *, check_parity: bool) -> list[Stage]:
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
     """What the user asks for. `max_length` is in tokens; None takes a default.
+
+    `parts` are the engines that the decoder is built as; None takes as few as memory allows.
 
     `settings` are the model's, as far as the user chose them and the checkpoint leaves them open.
     """
@@ -91,6 +97,7 @@ class BuildRequest:
     check_parity: bool = True
     jobs: int = 1
     memory_bytes: int | None = None
+    parts: int | None = None
     weights: Placement = Placement.AUTO
 
 
@@ -111,7 +118,7 @@ def build(
         UnsupportedEnvironment: this machine cannot make what is asked for.
         CheckFailed: the engine does not compute what PyTorch computes; nothing is published.
     """
-    target, precisions, release, profile = _checked(request)
+    target, precisions, release, profile, parts = _checked(request)
     checkpoint = open_checkpoint(request.checkpoint, request.settings)
     check_mask(checkpoint.config.model, target)
     on_opened(checkpoint, profile)
@@ -121,6 +128,7 @@ def build(
             release=release,
             checkpoint_digest=checkpoint.digest(partial(reporter.read, "the checkpoint")),
             profile=profile,
+            decoder_parts=parts,
             precision_asked=precisions.model_dump(mode="json"),
             weights_asked=request.weights,
             tools=versions({*EXPORTERS, *RUNNERS}),
@@ -165,15 +173,16 @@ def build_each(
     return [(each.output, partial(build, each)) for each in requests]
 
 
-def _checked(request: BuildRequest) -> tuple[Target, Precisions, Release | None, Profile]:
-    """What the request asks for, if it can be; no weight has been read yet."""
+def _checked(request: BuildRequest) -> tuple[Target, Precisions, Release | None, Profile, int]:
+    """What the request asks for, if it can be, the decoder's parts last; no weight is read yet."""
     target = load_target(request.target)
     precisions = read_precisions(request.precision, target)
     release = choose_release(target, request.release)
     config = read_config(request.checkpoint, request.settings).model
     check_tokenizer_is_there(request.checkpoint)
     profile = choose_profile(config, request.max_frames, request.max_length)
-    check_possible(config, target, precisions, check_parity=request.check_parity)
+    parts = choose_parts(config, target, precisions.decoder, request.parts, request.memory_bytes)
+    check_possible(config, target, precisions, parts=parts, check_parity=request.check_parity)
     if request.check_parity:
         memory_limits(config, precisions, request.memory_bytes)
-    return target, precisions, release, profile
+    return target, precisions, release, profile, parts

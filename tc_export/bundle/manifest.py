@@ -26,7 +26,7 @@ from tc_export.errors import BundleError
 from tc_export.targets import Release
 
 FORMAT = "tc-export bundle"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 
 _HEADER = ("format", "format_version", "seal")
@@ -103,6 +103,7 @@ class BundleSpec(Config):
     checkpoint_digest: Sha256
     profile: Profile
     precision_asked: dict[str, str]  # by engine
+    decoder_parts: int = Field(default=1, ge=1)  # engines that the decoder is built as
     weights_asked: Placement = Placement.AUTO  # how the checkpoint's files came into the bundle
     tools: dict[str, str]  # version of every tool that builds, by name
 

@@ -23,6 +23,7 @@ from tc_export.cli.options import (
     MemoryOption,
     OutputOption,
     ParityOption,
+    PartsOption,
     PoolingModeOption,
     PoolingStrideOption,
     PrecisionOption,
@@ -62,6 +63,7 @@ def build(
     weights: WeightsOption = None,
     parity: ParityOption = None,
     memory: MemoryOption = None,
+    parts: PartsOption = None,
     jobs: JobsOption = None,
 ) -> None:
     """Make a bundle of engines from a checkpoint, and check it against PyTorch.
@@ -89,6 +91,7 @@ def build(
         "build.weights": weights,
         "build.parity": parity,
         "build.memory": memory,
+        "build.parts": parts,
         "build.jobs": jobs,
     }
     chosen = choose_settings(flags, config)
@@ -114,6 +117,7 @@ def _build(chosen: ChosenSettings) -> None:
         check_parity=values.build.parity,
         jobs=values.build.jobs,
         memory_bytes=None if memory is None else round(memory * 1e9),
+        parts=None if values.build.parts == "auto" else values.build.parts,
         weights=values.build.weights,
     )
     builds = build_each(request, values.target, chosen.place)

@@ -65,6 +65,7 @@ VisionFeaturesOption = Annotated[
 WeightsOption = Annotated[Placement | None, _setting("build.weights", "--weights")]
 ParityOption = Annotated[bool | None, _setting("build.parity", "--parity/--no-parity")]
 MemoryOption = Annotated[float | None, _setting("build.memory", "--memory", min=0)]
+PartsOption = Annotated[str | None, _setting("build.parts", "--parts", metavar="N|auto")]
 JobsOption = Annotated[int | None, _setting("build.jobs", min=1)]
 
 NativeOption = Annotated[

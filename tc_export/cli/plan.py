@@ -14,7 +14,9 @@ from tc_export.cli.options import (
     FramesOption,
     JsonOption,
     MaxLengthOption,
+    MemoryOption,
     OneTargetOption,
+    PartsOption,
     PoolingStrideOption,
     PrecisionOption,
     VisionFeaturesOption,
@@ -45,6 +47,8 @@ def plan(
     answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 128,
     pooling_stride: PoolingStrideOption = None,
     vision_features: VisionFeaturesOption = None,
+    memory: MemoryOption = None,
+    parts: PartsOption = None,
     chart: Annotated[
         Path | None, typer.Option(help="Draw memory over frames to this PNG.", show_default=False)
     ] = None,
@@ -65,6 +69,8 @@ def plan(
         "profile.max_length": max_length,
         "pooling.stride": pooling_stride,
         "vision.features": vision_features,
+        "build.memory": memory,
+        "build.parts": parts,
     }
     chosen = choose_settings(flags, config)
     with chosen.named_in_errors():
@@ -98,7 +104,7 @@ def _make_plan(chosen: ChosenSettings, text_tokens: int) -> Plan:
     precisions = read_precisions(values.precision, device)
     place = chosen.checkpoint
     model = read_config(place.parent if place.name == CONFIG else place, chosen.model).model
-    profile = values.profile
+    profile, build = values.profile, values.build
     return make_plan(
         model,
         device,
@@ -106,4 +112,6 @@ def _make_plan(chosen: ChosenSettings, text_tokens: int) -> Plan:
         profile.max_frames,
         profile.max_length,
         text_tokens=text_tokens,
+        parts=None if build.parts == "auto" else build.parts,
+        memory_bytes=None if build.memory is None else round(build.memory * 1e9),
     )

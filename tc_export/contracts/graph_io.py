@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from tc_export.config import AttentionMask, ModelConfig
 from tc_export.dtypes import DType
@@ -172,43 +171,3 @@ def prefill_tokens(config: ModelConfig, max_length: int) -> int:
     if not config.temporal.mask.allows_frame_chunks:
         return max_length
     return min(max_length, max(PREFILL_TOKENS, config.tokens_per_frame))
-
-
-def as_document(
-    config: ModelConfig, *, max_length: int, precisions: Mapping[str, str]
-) -> dict[str, Any]:
-    """Both graphs' inputs, outputs and limits as JSON values, for `graph_io.json` in a bundle.
-
-    `precisions` are the graphs' own number formats, by graph.
-    """
-
-    def spell(tensors: Iterable[GraphTensor], precision: str) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": tensor.name,
-                "axes": list(tensor.axes),
-                "dtype": precision if tensor.dtype == WEIGHTS_TYPE else str(tensor.dtype),
-                "meaning": tensor.meaning,
-            }
-            for tensor in tensors
-        ]
-
-    sides = {
-        VISION: (vision_inputs(config), vision_outputs(config)),
-        DECODER: (decoder_inputs(config), decoder_outputs(config)),
-    }
-    return {
-        **{
-            graph: {
-                "inputs": spell(inputs, precisions[graph]),
-                "outputs": spell(outputs, precisions[graph]),
-            }
-            for graph, (inputs, outputs) in sides.items()
-        },
-        "limits": {
-            "frames_a_call": FRAMES_A_CALL,
-            "logits_a_call": LOGITS_A_CALL,
-            "prefill_tokens": prefill_tokens(config, max_length),
-            "cache_rows": max_length,
-        },
-    }

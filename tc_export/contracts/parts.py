@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tc_export.contracts.graph_io import DECODER, VISION
+
+_PART = f"{DECODER}_part"
+
 
 @dataclass(frozen=True)
 class Part:
@@ -40,3 +44,49 @@ def even_parts(layers: int, parts: int) -> tuple[Part, ...]:
     size, rest = divmod(layers, parts)
     ends = [size * (index + 1) + min(index + 1, rest) for index in range(parts)]
     return tuple(Part(first, end) for first, end in zip([0, *ends], ends, strict=False))
+
+
+@dataclass(frozen=True)
+class EngineGraph:
+    """What becomes one engine: a graph as a whole, or a part of the decoder's.
+
+    Attributes:
+        name: names its files and its stages, here and on the device.
+        graph: the graph that it is of.
+        part: its layers; None for the whole.
+        count: how many parts there are.
+    """
+
+    name: str
+    graph: str
+    part: Part | None = None
+    count: int = 1
+
+    @property
+    def title(self) -> str:
+        """As a person reads it: `decoder`, or `decoder part 2 of 3`."""
+        if self.part is None:
+            return self.graph
+        return f"{self.graph} part {self.name.removeprefix(_PART)} of {self.count}"
+
+
+def decoder_names(parts: int) -> tuple[str, ...]:
+    """The names of the decoder's engines, in the order in which they run."""
+    return (DECODER,) if parts == 1 else tuple(f"{_PART}{i + 1}" for i in range(parts))
+
+
+def engine_graphs(layers: int, parts: int) -> tuple[EngineGraph, ...]:
+    """What becomes an engine each, where a decoder of so many layers is built in so many parts.
+
+    Raises:
+        ValueError: there are fewer layers than parts, or no part is asked for.
+    """
+    cut = even_parts(layers, parts)
+    vision = EngineGraph(VISION, VISION)
+    if parts == 1:
+        return vision, EngineGraph(DECODER, DECODER)
+    names = decoder_names(parts)
+    decoders = (
+        EngineGraph(name, DECODER, part, parts) for name, part in zip(names, cut, strict=True)
+    )
+    return (vision, *decoders)

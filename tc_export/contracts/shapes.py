@@ -39,8 +39,13 @@ def vision_shapes(config: ModelConfig, max_frames: int) -> dict[str, ShapeRange]
     return _ranges(vision_inputs(config), {"frames": (1, most, most)})
 
 
-def decoder_shapes(config: ModelConfig, max_length: int) -> dict[str, ShapeRange]:
-    """Shapes of the decoder graph's inputs, for one sequence of at most `max_length` tokens."""
+def decoder_shapes(
+    config: ModelConfig, max_length: int, layers: range | None = None
+) -> dict[str, ShapeRange]:
+    """Shapes of the decoder graph's inputs, for one sequence of at most `max_length` tokens.
+
+    With `layers`, of the inputs of the part that has these.
+    """
     most = prefill_tokens(config, max_length)
     lengths = {
         "batch": (1, 1, 1),
@@ -48,7 +53,7 @@ def decoder_shapes(config: ModelConfig, max_length: int) -> dict[str, ShapeRange
         "logits": (1, 1, min(most, LOGITS_A_CALL)),
         "cache_rows": (max_length, max_length, max_length),
     }
-    return _ranges(decoder_inputs(config), lengths)
+    return _ranges(decoder_inputs(config, layers), lengths)
 
 
 def _ranges(

@@ -8,7 +8,7 @@
 #
 #   sh finish/finish.sh
 #
-# Exit code 0: both engines are there and compute what they should. 1: a check failed. 4: this
+# Exit code 0: all engines are there and compute what they should. 1: a check failed. 4: this
 # machine cannot do it. An engine has its name only once it has passed; a second run builds nothing.
 #
 # What is used here and set nowhere comes from finish/*.settings.

@@ -10,6 +10,7 @@ from pathlib import Path
 from tc_export.bundle import EngineBuild
 from tc_export.bundle.layout import graph_path
 from tc_export.contracts.graph_io import DECODER, VISION
+from tc_export.contracts.parts import decoder_names
 from tc_export.engine.interface import Engine
 from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.engine.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
@@ -40,6 +41,7 @@ def load_engines(
     *,
     backend: str = ONNX_RUNTIME,
     builds: Mapping[str, EngineBuild] | None = None,
+    parts: int = 1,
     native: bool | None = None,
     threads: int | None = None,
 ) -> Engines:
@@ -49,7 +51,8 @@ def load_engines(
         folder: a bundle, or one under construction.
         custom_nodes: how many nodes of each custom op each graph has, by graph.
         backend: who runs the engines, one of `BACKENDS`.
-        builds: TensorRT: how each engine was built, by graph, as the bundle's manifest says.
+        builds: TensorRT: how each engine was built, by its name, as the bundle's manifest says.
+        parts: TensorRT: engines that the decoder is built as.
         native: ONNX Runtime: True demands our native library, False leaves it out, None takes it if
             it is there.
         threads: ONNX Runtime: CPU threads of each engine; None is one for each core.
@@ -73,10 +76,12 @@ def load_engines(
             hint="leave out --native, --no-native and --threads",
         )
     builds = builds or {}
-    missing = {VISION, DECODER} - builds.keys()
-    if missing:
+    wanted = {VISION, *decoder_names(parts)}
+    if wanted != builds.keys():
+        missing, other = sorted(wanted - builds.keys()), sorted(builds.keys() - wanted)
         raise BundleError(
-            f"{folder} does not say what built its engines: {', '.join(sorted(missing))}",
+            f"{folder} does not say what built its engines: missing are "
+            f"{', '.join(missing) or 'none'}, unknown {', '.join(other) or 'none'}",
             hint="build the bundle again with `tc-export build`",
         )
     opened = open_tensorrt_engines(folder, FLAVOURS[backend], builds, custom_nodes)

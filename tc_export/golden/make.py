@@ -10,6 +10,7 @@ after the clip and the mask inside it both show. It sees only cache rows that it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +26,10 @@ from tc_export.contracts.graph_io import (
     PIXEL_VALUES,
     VISION,
     VISUAL_FEATURES,
+    hidden_name,
     prefill_tokens,
 )
+from tc_export.contracts.parts import EngineGraph
 from tc_export.engine.session import position_feeds
 from tc_export.errors import CheckFailed
 from tc_export.model.positions import TEXT, Clip, Layout, Segment, Text, lay_out
@@ -53,7 +56,12 @@ class Golden:
 
 
 def make_golden(
-    references: ReferenceSides, precisions: Precisions, *, max_frames: int, max_length: int
+    references: ReferenceSides,
+    precisions: Precisions,
+    *,
+    max_frames: int,
+    max_length: int,
+    parts: Sequence[EngineGraph] = (),
 ) -> dict[str, Golden]:
     """Golden data of both graphs, within the engines' shapes.
 
@@ -62,6 +70,10 @@ def make_golden(
         precisions: number format of each graph.
         max_frames: the profile's.
         max_length: the profile's.
+        parts: of the decoder, in the order of their layers; each has a call of its own then.
+
+    Returns:
+        A call of each graph and each part, by its name.
 
     Raises:
         CheckFailed: the model's numbers leave the range of their format.
@@ -77,12 +89,14 @@ def make_golden(
     vision, features = _vision(references, precisions.vision, pixels)
     embeds = references.truth.embed(tokens)
     embeds[layout.frame_ids >= 0] = features.reshape(-1, features.shape[-1])
-    decoder = _decoder(references, precisions.decoder, embeds, layout)
+    decoders = {DECODER: _decoder(references, precisions.decoder, embeds, layout)}
+    decoders |= _decoder_parts(references, precisions.decoder, embeds, layout, parts)
     if not config.temporal.mask.is_prefix:
         frame_ids = np.full((1, max_length), TEXT, dtype=np.int64)
         frame_ids[0, : layout.length] = layout.frame_ids
-        decoder.inputs[KEY_FRAME_IDS] = frame_ids
-    return {VISION: vision, DECODER: decoder}
+        for decoder in decoders.values():
+            decoder.inputs[KEY_FRAME_IDS] = frame_ids
+    return {VISION: vision, **decoders}
 
 
 def _vision(
@@ -99,18 +113,55 @@ def _decoder(
     references: ReferenceSides, precision: Precision, embeds: np.ndarray, layout: Layout
 ) -> Golden:
     """A call of the decoder graph, whose cache is empty before it."""
-    stored = embeds.astype(precision.dtype.numpy)
+    layers = range(references.truth.config.text.num_hidden_layers)
+    golden, _ = _some_layers(references, precision, embeds, layout, layers)
+    return golden
+
+
+def _decoder_parts(
+    references: ReferenceSides,
+    precision: Precision,
+    embeds: np.ndarray,
+    layout: Layout,
+    parts: Sequence[EngineGraph],
+) -> dict[str, Golden]:
+    """A call of each part, which is given what the truth makes of the parts before it."""
+    calls = {}
+    entering = embeds
+    for each in parts:
+        assert each.part is not None
+        calls[each.name], entering = _some_layers(
+            references, precision, entering, layout, each.part.layers
+        )
+    return calls
+
+
+def _some_layers(
+    references: ReferenceSides,
+    precision: Precision,
+    entering: np.ndarray,
+    layout: Layout,
+    layers: range,
+) -> tuple[Golden, np.ndarray]:
+    """A call of these layers, and what they truly give: hidden states or logits."""
+    stored = entering.astype(precision.dtype.numpy)
     positions = _positions(layout)
     sequence = TokenSequence(
         embeds=stored.astype(np.float64),
         layout=layout,
         logits_indices=positions[LOGITS_INDICES][0],
     )
-    (truth,), (rounded,) = (
-        model.logits([sequence]) for model in (references.truth, references.baseline.decoder)
-    )
-    feeds = {INPUTS_EMBEDS: stored[None], **positions}
-    return _golden(feeds, LOGITS, truth[None], rounded[None], precision)
+    models = (references.truth, references.baseline.decoder)
+    if layers.stop == references.truth.config.text.num_hidden_layers:
+        output = LOGITS
+        (truth,), (rounded,) = (model.logits([sequence], layers) for model in models)
+    else:
+        output = hidden_name(layers.stop)
+        del positions[LOGITS_INDICES]
+        (truth,), (rounded,) = (model.hidden([sequence], layers) for model in models)
+    taken = hidden_name(layers.start) if layers.start else INPUTS_EMBEDS
+    feeds = {taken: stored[None], **positions}
+    return _golden(feeds, output, truth[None], rounded[None], precision), truth
 
 
 def prompt_within(config: ModelConfig, max_frames: int, max_length: int) -> list[Segment]:

@@ -96,7 +96,7 @@ def export_decoder(
     plan = plan_weights(checkpoint, DECODER, dtype)
     constants = {"decoder.inv_freq": inv_freq.numpy()}
     report = attach_weights(model, plan, constants, own_weights(path), advance)
-    return _save(model, path, report, expected=_expected_custom_nodes(config))
+    return _save(model, path, report, expected=expected_custom_nodes(config))
 
 
 def export_embedding(checkpoint: Checkpoint, dtype: DType, path: Path) -> int:
@@ -112,9 +112,9 @@ def export_embedding(checkpoint: Checkpoint, dtype: DType, path: Path) -> int:
     return table.nbytes
 
 
-def _expected_custom_nodes(config: ModelConfig) -> dict[str, int]:
-    """Query and key of each layer are rotated; each layer attends once."""
-    layers = config.text.num_hidden_layers
+def expected_custom_nodes(config: ModelConfig, part: range | None = None) -> dict[str, int]:
+    """Of the decoder, or of a part: each layer rotates query and key, and attends once."""
+    layers = config.text.num_hidden_layers if part is None else len(part)
     expected = {"TcDualRope": 2 * layers}
     if config.temporal.mask.is_prefix:
         expected["TcBlockCausalAttention"] = layers
@@ -212,6 +212,20 @@ def _save(
         bytes_written=weights.bytes_written + path.stat().st_size,
         bytes_referenced=weights.bytes_referenced,
     )
+
+
+def save_checked(model: ir.Model, destination: Path) -> None:
+    """Write a graph whose weights lie elsewhere already.
+
+    It is renamed to its place once it is checked: nobody finds one that was not.
+    """
+    partial = destination.with_name(f".{destination.name}.partial")
+    try:
+        ir.save(model, partial)
+        check_graph(partial)
+        partial.replace(destination)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def check_graph(path: Path) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -39,7 +39,8 @@ from tc_export.contracts.graph_io import (
 )
 from tc_export.contracts.parts import Part
 from tc_export.errors import TcExportError
-from tc_export.graph.export import MODULE_NOTE
+from tc_export.graph.export import MODULE_NOTE, expected_custom_nodes, save_checked
+from tc_export.graph.onnx_ops import custom_node_counts
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)")
 
@@ -61,6 +62,28 @@ def cut_decoder(graph: Path, config: ModelConfig, parts: Sequence[Part]) -> list
     _read_sizes_from_common_inputs(model, config)
     _name_boundaries(model, layers)
     return [_extract(model, config, part) for part in parts]
+
+
+def write_parts(
+    graph: Path, config: ModelConfig, places: Mapping[Part, Path]
+) -> dict[Part, dict[str, int]]:
+    """Write a graph for each part, in the order of the layers; return each one's custom nodes.
+
+    Raises:
+        TcExportError: as `cut_decoder`; or a part has not the custom nodes of its layers.
+    """
+    models = cut_decoder(graph, config, tuple(places))
+    counts = {}
+    for (part, path), model in zip(places.items(), models, strict=True):
+        counts[part] = custom_node_counts(model)
+        expected = expected_custom_nodes(config, part.layers)
+        if counts[part] != expected:
+            raise TcExportError(
+                f"{part} of the decoder have custom nodes {counts[part]}, and should have "
+                f"{expected}"
+            )
+        save_checked(model, path)
+    return counts
 
 
 def _read_sizes_from_common_inputs(model: ir.Model, config: ModelConfig) -> bool:

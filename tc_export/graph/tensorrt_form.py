@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from tc_export.errors import TcExportError
-from tc_export.graph.export import check_graph
+from tc_export.graph.export import save_checked
 from tc_export.graph.onnx_ops import custom_node_counts
 from tc_export.graph.passes.attention_defaults import drop_attention_defaults
 from tc_export.graph.passes.attention_in_steps import attention_in_steps
@@ -62,7 +62,7 @@ def to_tensorrt_form(source: Path, destination: Path, tensorrt: str) -> Tensorrt
     rewritten = _rewrite(model, version, opset)
     model.opset_imports[""] = opset
     check_operators(model, tensorrt)
-    _save(model, destination)
+    save_checked(model, destination)
     return TensorrtForm(opset=opset, custom_nodes=custom_node_counts(model), rewritten=rewritten)
 
 
@@ -78,14 +78,3 @@ def _rewrite(model: ir.Model, version: Version, opset: int) -> dict[str, int]:
         rewritten += convolve_in_float32(model)
     RemoveUnusedNodesPass()(model)  # what nobody reads need not be parsed
     return dict(rewritten)
-
-
-def _save(model: ir.Model, destination: Path) -> None:
-    """Write beside and rename: nobody finds a graph that was not checked."""
-    partial = destination.with_name(f".{destination.name}.partial")
-    try:
-        ir.save(model, partial)
-        check_graph(partial)
-        partial.replace(destination)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -113,10 +113,22 @@ class LayerwiseModel:
         return rows
 
     @torch.inference_mode()
-    def logits(self, sequences: Sequence[TokenSequence]) -> list[np.ndarray]:
-        """Logits [L, V] of each sequence's wanted tokens."""
+    def hidden(self, sequences: Sequence[TokenSequence], layers: range) -> list[np.ndarray]:
+        """Hidden states [S, E] that leave `layers`; the sequences hold those that enter them."""
         running = [self._start(x.embeds, x.layout, x.layout.length) for x in sequences]
-        self._through_layers(running)
+        self._through_layers(running, layers)
+        return [_array(x.x[0]) for x in running]
+
+    @torch.inference_mode()
+    def logits(
+        self, sequences: Sequence[TokenSequence], layers: range | None = None
+    ) -> list[np.ndarray]:
+        """Logits [L, V] of each sequence's wanted tokens.
+
+        With `layers`, which end with the last, the sequences hold what enters these.
+        """
+        running = [self._start(x.embeds, x.layout, x.layout.length) for x in sequences]
+        self._through_layers(running, layers)
         return self._head(
             [
                 x.x[0, torch.from_numpy(sequence.logits_indices)]
@@ -169,15 +181,15 @@ class LayerwiseModel:
             frame_ids[0, torch.from_numpy(layout.position_ids)] = torch.from_numpy(layout.frame_ids)
         return _Running(self._tensor(embeds)[None], layout, frame_ids, rows, [] if keep else None)
 
-    def _through_layers(self, running: Sequence[_Running]) -> None:
-        """Take every sequence through all layers; of a layer nothing stays but kept caches."""
-        layers = self.config.text.num_hidden_layers
-        for index in range(layers):
+    def _through_layers(self, running: Sequence[_Running], layers: range | None = None) -> None:
+        """Take every sequence through these layers, or all; of each stays nothing but its caches."""
+        layers = range(self.config.text.num_hidden_layers) if layers is None else layers
+        for index in layers:
             layer = self._load(f"decoder.layers.{index}")
             for x in running:
                 self._through_layer(layer, index, x)
             del layer
-            self._advance(index + 1, layers)
+            self._advance(index + 1 - layers.start, len(layers))
 
     def _through_layer(self, layer: nn.Module, index: int, running: _Running) -> None:
         """Take one sequence through one layer, so many queries at a time."""

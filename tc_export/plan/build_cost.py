@@ -11,15 +11,12 @@ from tc_export.plan.build_memory import least_bytes, memory_limits, truth_bytes
 from tc_export.plan.host import host_memory
 from tc_export.plan.memory import BYTES, RUNTIME_BYTES
 from tc_export.plan.parameters import decoder_count, vision_count
+from tc_export.plan.parts import builder_bytes, largest_part
 from tc_export.targets import Precision, Precisions, Target
 
 EXPORTER_BYTES = 500_000_000
 """Measured on x86-64: the build of a model of 0.3 million weights peaked at 0.49 GB without parity
 and at 0.52 GB with it."""
-
-RTX_BASE_BYTES, RTX_BYTES_PER_WEIGHT_BYTE = 500_000_000, 3.05
-"""Fitted to two builds by TensorRT-RTX 1.7 with one profile, in float16: a decoder of 227 MB peaked
-at 1.2 GB, one of 2.06 GB at 6.8 GB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +42,13 @@ class BuildCost:
         return self.host_bytes is None or self.peak_bytes <= self.host_bytes
 
 
-def build_cost(config: ModelConfig, target: Target, precisions: Precisions) -> BuildCost:
-    """Predict the steps that run on this host; an engine that is built on its device is not one."""
+def build_cost(
+    config: ModelConfig, target: Target, precisions: Precisions, parts: int = 1
+) -> BuildCost:
+    """Predict the steps that run on this host; an engine that is built on its device is not one.
+
+    `parts` are those that TensorRT-RTX builds the decoder in, one after the other.
+    """
     vision, decoder = vision_count(config).total, decoder_count(config).total
     engines = vision * _loaded(precisions.vision) + decoder * _loaded(precisions.decoder)
     peaks: dict[str, float] = {
@@ -57,8 +59,10 @@ def build_cost(config: ModelConfig, target: Target, precisions: Precisions) -> B
     if target.toolchain.engine == "onnxruntime":
         peaks["engine"] = RUNTIME_BYTES["onnxruntime"] + engines
     if target.toolchain.engine == "tensorrt-rtx":
-        largest = max(vision * BYTES[precisions.vision], decoder * BYTES[precisions.decoder])
-        peaks["engine"] = RTX_BASE_BYTES + RTX_BYTES_PER_WEIGHT_BYTE * largest
+        peaks["engine"] = max(
+            builder_bytes(vision * BYTES[precisions.vision]),
+            builder_bytes(largest_part(config, parts) * BYTES[precisions.decoder]),
+        )
     return BuildCost(
         peak_by_step={step: round(nbytes) for step, nbytes in peaks.items()},
         host_bytes=_host_bytes(),

@@ -15,7 +15,7 @@ from tc_export.dtypes import DType
 from tc_export.errors import UnsupportedEnvironment
 from tc_export.plan.host import host_memory
 from tc_export.plan.memory import BYTES
-from tc_export.plan.parameters import decoder_count, head_matrix, vision_count
+from tc_export.plan.parameters import head_matrix, layer_weights, vision_count
 from tc_export.plan.units import spell_bytes
 from tc_export.targets import Precision, Precisions
 
@@ -119,13 +119,8 @@ def _caches_bytes(config: ModelConfig) -> int:
     return per_token * text.max_position_embeddings * DType.FLOAT64.bits // 8
 
 
-def _layer_weights(config: ModelConfig) -> int:
-    count = decoder_count(config)
-    return (count.matrices - head_matrix(config)) // config.text.num_hidden_layers
-
-
 def _part_bytes(config: ModelConfig, precision: Precision, layers: int) -> int:
-    weights = layers * _layer_weights(config) + head_matrix(config)
+    weights = layers * layer_weights(config) + head_matrix(config)
     return round(weights * BYTES[precision] * OPENED[precision])
 
 
@@ -134,5 +129,5 @@ def _vision_bytes(config: ModelConfig, precisions: Precisions) -> int:
 
 
 def _truth_bytes(config: ModelConfig) -> int:
-    largest = max(_layer_weights(config), head_matrix(config))
+    largest = max(layer_weights(config), head_matrix(config))
     return round(largest * DType.FLOAT64.bits / 8 * TRUTH_FACTOR)

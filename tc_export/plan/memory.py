@@ -46,11 +46,19 @@ _DECODE_ROWS, _DECODE_BLOCKS, _KEYS_A_SPLIT, _ROWS_A_BLOCK = 64, 264, 128, 16
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is asked of the device. `length` is in tokens: rows of the key/value cache."""
+    """What is asked of the device.
+
+    Attributes:
+        frames: of a question.
+        length: in tokens, rows of the key/value cache.
+        precisions: of the two graphs.
+        parts: engines that the decoder is built as; each keeps activations of its own.
+    """
 
     frames: int
     length: int
     precisions: Precisions
+    parts: int = 1
 
 
 def memory_by_part(config: ModelConfig, target: Target, workload: Workload) -> dict[str, int]:
@@ -63,7 +71,9 @@ def memory_by_part(config: ModelConfig, target: Target, workload: Workload) -> d
         "kv_cache": kv_cache_bytes(config, workload),
         "vision_activations": vision_activations(config, workload, on_cpu=on_cpu),
         "decoder_activations": decoder_activations(config, workload, on_cpu=on_cpu),
-        "plugin_workspace": 0 if on_cpu else plugin_workspace(config, workload.length),
+        "plugin_workspace": 0
+        if on_cpu
+        else workload.parts * plugin_workspace(config, workload.length),
         "embedding": embedding_bytes(config, workload) if target.memory.unified else 0,
         "runtime": RUNTIME_BYTES[target.toolchain.engine]
         + (HOST_PROCESS_BYTES if target.memory.unified and not on_cpu else 0),
@@ -113,7 +123,7 @@ def decoder_activations(config: ModelConfig, workload: Workload, *, on_cpu: bool
         _decoder_call(config, S, L, on_cpu=on_cpu) for S, L in prefill_calls(config, workload)
     )
     embeds = workload.length * config.text.hidden_size * INTERFACE_BYTES
-    return round(alive * number) + embeds
+    return workload.parts * round(alive * number) + embeds
 
 
 def _decoder_call(config: ModelConfig, S: int, L: int, *, on_cpu: bool) -> float:

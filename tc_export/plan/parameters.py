@@ -63,3 +63,9 @@ def decoder_count(config: ModelConfig) -> Count:
 def head_matrix(config: ModelConfig) -> int:
     """Weights of the matrix from channels to the vocabulary: used for wanted logits only."""
     return config.text.vocab_size * config.text.hidden_size
+
+
+def layer_weights(config: ModelConfig) -> int:
+    """Numbers in the matrices of one decoder layer."""
+    count = decoder_count(config)
+    return (count.matrices - head_matrix(config)) // config.text.num_hidden_layers

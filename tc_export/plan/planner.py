@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from tc_export.config import ModelConfig
-from tc_export.errors import UsageError
+from tc_export.errors import UnsupportedEnvironment, UsageError
 from tc_export.plan.build_cost import BuildCost, build_cost
 from tc_export.plan.host import host_memory
 from tc_export.plan.memory import Workload, memory_by_part
+from tc_export.plan.parts import choose_parts
 from tc_export.plan.roofline import Times, predict_times
 from tc_export.targets import Precisions, Target, list_targets
 
@@ -73,23 +74,30 @@ def make_plan(
     max_length: int | None = None,
     *,
     text_tokens: int = QUESTION_TOKENS + ANSWER_TOKENS,
+    parts: int | None = None,
+    memory_bytes: int | None = None,
 ) -> Plan:
     """Plan for `frames` frames and `max_length` tokens; None leaves room for text.
 
-    The most frames are those that leave room for `text_tokens` of question and answer.
+    The most frames are those that leave room for `text_tokens` of question and answer. `parts` and
+    `memory_bytes` are as a build takes them: `tc_export.plan.parts`.
 
     Raises:
-        UsageError: the frames do not fit the length, or the length exceeds the model's context.
+        UsageError: the frames do not fit the length, the length exceeds the model's context, or so
+            many parts cannot be.
         UnsupportedEnvironment: the target is this host, and it does not say how much memory it has.
     """
     workload = Workload(
         frames=frames,
         length=profile_length(config, frames, max_length),
         precisions=precisions,
+        parts=_parts(config, target, precisions, parts, memory_bytes),
     )
     limit = memory_limit(target)
     bytes_by_part = memory_by_part(config, target, workload)
-    asked = FramesAsked(config, target, workload, max_length, text_tokens)
+    asked = FramesAsked(
+        config, target, workload, max_length, text_tokens, parts_asked=parts, memory=memory_bytes
+    )
     most, limited_by = most_frames(asked, limit)
     return Plan(
         target=target,
@@ -102,11 +110,25 @@ def make_plan(
         max_frames=most,
         limited_by=limited_by,
         times=predict_times(config, target, workload),
-        build=build_cost(config, target, precisions),
+        build=build_cost(config, target, precisions, workload.parts),
         suggestions=()
         if sum(bytes_by_part.values()) <= limit
         else tuple(_suggestions(asked, limit)),
     )
+
+
+def _parts(
+    config: ModelConfig,
+    target: Target,
+    precisions: Precisions,
+    asked: int | None,
+    memory_bytes: int | None,
+) -> int:
+    """As a build chooses; where this machine has too little for it, as many as there can be."""
+    try:
+        return choose_parts(config, target, precisions.decoder, asked, memory_bytes)
+    except UnsupportedEnvironment:
+        return config.text.num_hidden_layers
 
 
 def memory_limit(target: Target) -> int:
@@ -147,6 +169,13 @@ class FramesAsked:
     workload: Workload
     max_length: int | None  # None: as long as the frames need, within the context
     text_tokens: int  # that must be left
+    parts_asked: int | None = None  # as a build is asked for them, and the memory that it may take
+    memory: int | None = None
+
+    def on(self, device: Target) -> FramesAsked:
+        """The same on another device."""
+        parts = _parts(self.config, device, self.workload.precisions, self.parts_asked, self.memory)
+        return replace(self, target=device, workload=replace(self.workload, parts=parts))
 
     @property
     def most_in_context(self) -> int:
@@ -188,8 +217,7 @@ def _suggestions(asked: FramesAsked, limit: int) -> Iterator[Suggestion]:
         if profile_length(asked.config, asked.workload.frames, None) < asked.max_length:
             yield from _suggestion("no --max-length: as long as the frames need", shorter, limit)
     for device in _larger_devices(asked.target):
-        there = replace(asked, target=device)
-        yield from _suggestion(f"--target {device.name}", there, memory_limit(device))
+        yield from _suggestion(f"--target {device.name}", asked.on(device), memory_limit(device))
 
 
 def _suggestion(change: str, asked: FramesAsked, limit: int) -> Iterator[Suggestion]:

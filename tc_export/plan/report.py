@@ -33,6 +33,7 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
         "limit_bytes": plan.limit_bytes,
         "predicted": _predicted(plan),
         "build": {
+            "decoder_parts": plan.workload.parts,
             "peak_bytes": plan.build.peak_bytes,
             "peak_bytes_without_parity": plan.build.without_parity_bytes,
             "peak_bytes_by_step": plan.build.peak_by_step,
@@ -54,6 +55,7 @@ def _predicted(plan: Plan) -> dict[str, Any] | None:
         "time_to_first_token_s": times.time_to_first_token_s,
         "bounds": times.bounds,
         "decode_tokens_per_s": times.decode_tokens_per_s,
+        "decoder_parts_s": times.parts_s,
         "figures": [
             {
                 "name": figure.name,
@@ -145,9 +147,11 @@ def _bound(plan: Plan, step: str) -> str:
 def _build_line(plan: Plan) -> str:
     build = plan.build
     has = "" if build.host_bytes is None else f"; this host has {spell_bytes(build.host_bytes)}"
+    parts = plan.workload.parts
+    cut = f"\nthe decoder becomes {parts} engines (--parts)" if parts > 1 else ""
     return (
         f"building here peaks at about {spell_bytes(build.peak_bytes)}, or "
-        f"{spell_bytes(build.without_parity_bytes)} with --no-parity{has}"
+        f"{spell_bytes(build.without_parity_bytes)} with --no-parity{has}{cut}"
     )
 
 

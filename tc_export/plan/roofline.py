@@ -31,12 +31,25 @@ DECODER_LAUNCHES_A_LAYER, VISION_LAUNCHES_A_LAYER, OTHER_LAUNCHES = 14, 12, 4
 splits, and the gate; a builder that fuses more launches fewer. Then sampling's logits, the norm and
 what gathers the tokens that are asked for."""
 
+PART_LAUNCHES = 6
+"""Kernels of each part of a decoder beyond those of its layers: a graph of its own, and what is
+computed from positions in each part anew."""
+
 _SHARE_DOUBT = (
     Doubt(field="share", mark=Mark.ASSUMED, reason="what good kernels reach; not measured here"),
 )
 
 _LAUNCH_DOUBT = (
     Doubt(field="launch", mark=Mark.ASSUMED, reason="and so is the number of them; not measured"),
+)
+
+_PARTS_DOUBT = (
+    Doubt(
+        field="parts",
+        mark=Mark.ASSUMED,
+        reason=f"{PART_LAUNCHES} launches a part, and hidden states written and read; in full, as "
+        "if nothing hid it",
+    ),
 )
 
 
@@ -58,6 +71,7 @@ class Times:
     prefill_s: float
     decode_tokens_per_s: float
     bounds: dict[str, str]  # by step: `bandwidth`, `rate` or `launches`
+    parts_s: float  # of a decode step: what it costs that the decoder is in parts, at most
     figures: tuple[Figure, ...]
 
     @property
@@ -164,13 +178,31 @@ def predict_times(config: ModelConfig, target: Target, workload: Workload) -> Ti
         "prefill": slowest(prefill_work(config, workload), decoder),
         "decode": slowest(decode_work(config, workload), decoder),
     }
+    more = parts_work(config, workload)
+    parts_s = more.nbytes / (bandwidth * 1e9 * BANDWIDTH_SHARE) + more.launches * LAUNCH_S
     return Times(
         vision_s=steps["vision"][0],
         prefill_s=steps["prefill"][0],
-        decode_tokens_per_s=1 / steps["decode"][0],
+        decode_tokens_per_s=1 / (steps["decode"][0] + parts_s),
         bounds={name: bound for name, (_, bound) in steps.items()},
-        figures=_figures(target, bandwidth, rates),
+        parts_s=parts_s,
+        figures=(*_figures(target, bandwidth, rates), *_parts_figure(workload, parts_s)),
     )
+
+
+def parts_work(config: ModelConfig, workload: Workload) -> Work:
+    """What a decode step has to do more for a decoder in parts: hidden states go to memory."""
+    cuts = workload.parts - 1
+    hidden = config.text.hidden_size * BYTES[workload.precisions.decoder]
+    return Work(nbytes=cuts * 2 * hidden, operations=0, launches=cuts * PART_LAUNCHES)
+
+
+def _parts_figure(workload: Workload, seconds: float) -> tuple[Figure, ...]:
+    if workload.parts == 1:
+        return ()
+    name = f"decoder in {workload.parts} parts, of a decode step"
+    value = float(f"{seconds * 1e6:.2g}")  # derived, not stated: as many digits as it is worth
+    return (Figure(name=name, value=value, unit="us", doubts=_PARTS_DOUBT),)
 
 
 def _figures(target: Target, bandwidth: float, rates: dict[Precision, float]) -> tuple[Figure, ...]:

@@ -415,6 +415,7 @@ def open_engines(
         manifest.custom_nodes,
         backend=record.backend,
         builds=manifest.engine_builds,
+        parts=manifest.decoder_parts,
         native=native,
         threads=threads,
     )

@@ -2,7 +2,7 @@
 """Stage `assets`: the small files of a bundle, those of the checkpoint and those that say more.
 
 config.json       the checkpoint's, with every setting that was left to us
-graph_io.json     inputs, outputs and limits of both graphs (`tc_export.contracts.graph_io`)
+graph_io.json     inputs, outputs and limits of both graphs (`tc_export.contracts.graph_document`)
 tokenizer.json …  the tokenizer as a device reads it; whatever else is there, unchanged
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 from tc_export.bundle.layout import GRAPH_IO_FILE
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.checkpoint.tokenizer import TOKENIZER_FILES, write_tokenizer
-from tc_export.contracts.graph_io import as_document
+from tc_export.contracts.graph_document import as_document
 from tc_export.runner import Stage, StageContext
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import versions
@@ -102,4 +102,5 @@ def _graph_io(inputs: BuildInputs) -> dict[str, Any]:
         inputs.checkpoint.config.model,
         max_length=inputs.spec.profile.max_length,
         precisions=inputs.spec.precision_asked,
+        engines=inputs.engine_graphs,
     )

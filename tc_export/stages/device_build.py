@@ -15,7 +15,8 @@ from tc_export.bundle.layout import (
     tensorrt_graph_path,
     tensorrt_stage,
 )
-from tc_export.contracts.graph_io import GRAPHS
+from tc_export.contracts.graph_io import VISION
+from tc_export.contracts.parts import decoder_names
 from tc_export.runner import Reporter, Stage, StageContext, is_up_to_date
 from tc_export.stages import golden, shards
 from tc_export.stages.inputs import BuildInputs
@@ -42,7 +43,11 @@ def stage(inputs: BuildInputs) -> Stage:
             "tools": versions(("tc-export",)),
         },
         outputs=("finish",),
-        needs=("plugins", golden.STAGE, *map(tensorrt_stage, GRAPHS)),
+        needs=(
+            "plugins",
+            golden.STAGE,
+            *(tensorrt_stage(each.name) for each in inputs.engine_graphs),
+        ),
         after=(shards.STAGE,),
         run=partial(_run, inputs=inputs),
     )
@@ -74,21 +79,21 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> StageResults:
 
 
 def _pending_engines(context: StageContext, inputs: BuildInputs) -> dict[str, PendingEngine]:
-    """Both engines, each with a call to judge it by."""
+    """The engines, each with a call to judge it by."""
     from tc_export.device_build.write import PendingEngine
     from tc_export.golden.files import read_golden
 
     calls = read_golden(context.folder)
     return {
-        graph: PendingEngine(
-            graph=tensorrt_graph_path(graph),
-            engine=engine_path(graph),
-            precision=inputs.precision(graph),
-            custom_nodes=context.results.custom_nodes[graph],
-            shapes=inputs.shapes(graph),
-            golden=calls[graph],
+        each.name: PendingEngine(
+            graph=tensorrt_graph_path(each.name),
+            engine=engine_path(each.name),
+            precision=inputs.precision(each.graph),
+            custom_nodes=context.results.custom_nodes[each.name],
+            shapes=inputs.shapes(each),
+            golden=calls[each.name],
         )
-        for graph in GRAPHS
+        for each in inputs.engine_graphs
     }
 
 
@@ -111,6 +116,6 @@ def finished_bundle(
 
 
 def is_finished(manifest: Manifest) -> bool:
-    """True where the device has added both engines to what a build here has made."""
-    stages = manifest.stages
-    return STAGE in stages and all(engine_stage(graph) in stages for graph in GRAPHS)
+    """True where the device has added all engines to what a build here has made."""
+    stages, names = manifest.stages, (VISION, *decoder_names(manifest.decoder_parts))
+    return STAGE in stages and all(engine_stage(name) in stages for name in names)

@@ -7,6 +7,7 @@ from functools import partial
 
 from tc_export.bundle.layout import GOLDEN_FOLDER
 from tc_export.contracts.graph_io import DECODER, VISION, decoder_inputs, vision_inputs
+from tc_export.contracts.parts import EngineGraph
 from tc_export.runner import Stage, StageContext
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import versions
@@ -23,6 +24,7 @@ def stage(inputs: BuildInputs) -> Stage:
             "checkpoint": inputs.spec.checkpoint_digest,
             "precision": inputs.spec.precision_asked,
             "profile": inputs.spec.profile.model_dump(),
+            "decoder_parts": inputs.spec.decoder_parts,
             "tools": versions(("tc-export", "torch", "polygraphy")),
         },
         outputs=(GOLDEN_FOLDER,),
@@ -42,14 +44,17 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> None:
         inputs.precisions,
         max_frames=profile.max_frames,
         max_length=profile.max_length,
+        parts=inputs.decoder_parts,
     )
     write_golden(context.folder, golden)
-    for graph, taken in ((VISION, vision_inputs(config)), (DECODER, decoder_inputs(config))):
+    whole = (EngineGraph(VISION, VISION), EngineGraph(DECODER, DECODER))
+    for each in (*whole, *inputs.decoder_parts):
+        layers = None if each.part is None else each.part.layers
         write_for_polygraphy(
             context.folder,
-            graph,
-            golden[graph],
-            taken,
-            precision=inputs.precision(graph).dtype,
+            each.name,
+            golden[each.name],
+            vision_inputs(config) if each.graph == VISION else decoder_inputs(config, layers),
+            precision=inputs.precision(each.graph).dtype,
             cache_rows=profile.max_length,
         )

@@ -9,6 +9,7 @@ from tc_export.bundle import BundleSpec
 from tc_export.bundle.layout import plugin_path
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.contracts.graph_io import VISION
+from tc_export.contracts.parts import EngineGraph, engine_graphs
 from tc_export.contracts.shapes import ShapeRange, decoder_shapes, vision_shapes
 from tc_export.targets import Precision, Precisions, Release, Target
 
@@ -37,9 +38,21 @@ class BuildInputs:
         precision: Precision = getattr(self.precisions, graph)
         return precision
 
-    def shapes(self, graph: str) -> dict[str, ShapeRange]:
+    @property
+    def engine_graphs(self) -> tuple[EngineGraph, ...]:
+        """What becomes an engine each."""
+        layers = self.checkpoint.config.model.text.num_hidden_layers
+        return engine_graphs(layers, self.spec.decoder_parts)
+
+    @property
+    def decoder_parts(self) -> tuple[EngineGraph, ...]:
+        """Those that are parts of the decoder; none where it is built as a whole."""
+        return tuple(each for each in self.engine_graphs if each.part is not None)
+
+    def shapes(self, each: EngineGraph) -> dict[str, ShapeRange]:
         """The shapes that one engine is built for."""
         config, profile = self.checkpoint.config.model, self.spec.profile
-        if graph == VISION:
+        if each.graph == VISION:
             return vision_shapes(config, profile.max_frames)
-        return decoder_shapes(config, profile.max_length)
+        layers = None if each.part is None else each.part.layers
+        return decoder_shapes(config, profile.max_length, layers)

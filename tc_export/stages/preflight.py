@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError
 from tc_export.bundle import Profile
 from tc_export.config import ModelConfig
 from tc_export.errors import UnsupportedEnvironment, UsageError
-from tc_export.plan.build_cost import build_cost
+from tc_export.plan.build_cost import BuildCost, build_cost
 from tc_export.plan.planner import profile_length
 from tc_export.plan.units import spell_bytes
 from tc_export.stages.tools import RTX_BUILDER, versions
@@ -30,7 +30,12 @@ def choose_profile(config: ModelConfig, max_frames: int, max_length: int | None)
 
 
 def check_possible(
-    config: ModelConfig, target: Target, precisions: Precisions, *, check_parity: bool
+    config: ModelConfig,
+    target: Target,
+    precisions: Precisions,
+    *,
+    parts: int = 1,
+    check_parity: bool,
 ) -> None:
     """Refuse what the device's kernels do not know, and what this machine cannot build.
 
@@ -42,7 +47,8 @@ def check_possible(
     _check_head_size(config.text.head_dim, target)
     if target.toolchain.engine == "tensorrt-rtx":
         _check_installed(RTX_BUILDER, "rtx")
-    _check_memory(config, target, precisions, check_parity=check_parity)
+    cost = build_cost(config, target, precisions, parts)
+    _check_memory(cost, check_parity=check_parity)
 
 
 def check_mask(config: ModelConfig, target: Target) -> None:
@@ -77,10 +83,7 @@ def _check_installed(packages: Iterable[str], extra: str) -> None:
         ) from error
 
 
-def _check_memory(
-    config: ModelConfig, target: Target, precisions: Precisions, *, check_parity: bool
-) -> None:
-    cost = build_cost(config, target, precisions)
+def _check_memory(cost: BuildCost, *, check_parity: bool) -> None:
     steps = {
         step: nbytes
         for step, nbytes in cost.peak_by_step.items()

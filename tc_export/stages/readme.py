@@ -184,7 +184,7 @@ def _finish(target: Target, *, sends_sources: bool) -> str:
     return f"""
 ## Finish it on the device, once
 
-Only the device can build its engines. This {first}builds both engines, compares
+Only the device can build its engines. This {first}builds the engines, compares
 them with the golden data that the bundle carries, and enters them in the manifest. The folder is
 replaced in one step, so enter it again:
 

@@ -31,11 +31,13 @@ from tc_export.bundle.layout import PLUGIN_SOURCES, graph_path, tensorrt_graph_p
 from tc_export.bundle.manifest import digest_of
 from tc_export.checkpoint.reader import open_checkpoint
 from tc_export.contracts.graph_io import GRAPHS
+from tc_export.contracts.parts import engine_graphs
 from tc_export.contracts.shapes import decoder_shapes, vision_shapes
 from tc_export.device_build.write import PendingBuild, PendingEngine, write_finish
 from tc_export.dtypes import DType
 from tc_export.golden.files import write_golden
 from tc_export.golden.make import make_golden
+from tc_export.graph.parts import write_parts
 from tc_export.graph.tensorrt_form import to_tensorrt_form
 from tc_export.native.build import find_sources
 from tc_export.native.sources import library_sources
@@ -56,10 +58,13 @@ def elf_header(architecture: str) -> bytes:
     return b"\x7fELF" + bytes(14) + ELF_MACHINES[architecture].to_bytes(2, "little") + bytes(44)
 
 
-def write_pending_bundle(output: Path, scratch: Path, *, sends_sources: bool = False) -> Path:
+def write_pending_bundle(
+    output: Path, scratch: Path, *, sends_sources: bool = False, parts: int = 1
+) -> Path:
     """What a host without the device makes of a small LLaVA in float16.
 
     `sends_sources`: the bundle has the sources of the plugins in the place of their library.
+    `parts`: engines that the decoder becomes.
     """
     source = save_small(scratch / "checkpoint", dtype=torch.float16)
     settings = {"gamma": 0.5}
@@ -68,11 +73,16 @@ def write_pending_bundle(output: Path, scratch: Path, *, sends_sources: bool = F
     config = checkpoint.config.model
     with open_staging(output) as staging:
         folder = staging.bundle
+        engine_list = engine_graphs(config.text.num_hidden_layers, parts)
+        for graph in GRAPHS:
+            export_graph(graph, checkpoint, DType.FLOAT16, folder)
+        places = {x.part: folder / graph_path(x.name) for x in engine_list if x.part is not None}
+        if places:
+            write_parts(folder / graph_path("decoder"), config, places)
         nodes = {}
-        for name in GRAPHS:
-            export_graph(name, checkpoint, DType.FLOAT16, folder)
-            source, path = folder / graph_path(name), folder / tensorrt_graph_path(name)
-            nodes[name] = to_tensorrt_form(source, path, TENSORRT).custom_nodes
+        for each in engine_list:
+            source, path = folder / graph_path(each.name), folder / tensorrt_graph_path(each.name)
+            nodes[each.name] = to_tensorrt_form(source, path, TENSORRT).custom_nodes
         if sends_sources:
             for source in library_sources(find_sources()):
                 (folder / PLUGIN_SOURCES / source).parent.mkdir(parents=True, exist_ok=True)
@@ -86,12 +96,16 @@ def write_pending_bundle(output: Path, scratch: Path, *, sends_sources: bool = F
             precisions,
             max_frames=MAX_FRAMES,
             max_length=MAX_LENGTH,
+            parts=[each for each in engine_list if each.part is not None],
         )
         calls = write_golden(folder, golden)
         shapes = {
-            "vision": vision_shapes(config, MAX_FRAMES),
-            "decoder": decoder_shapes(config, MAX_LENGTH),
+            each.name: decoder_shapes(
+                config, MAX_LENGTH, None if each.part is None else each.part.layers
+            )
+            for each in engine_list
         }
+        shapes["vision"] = vision_shapes(config, MAX_FRAMES)
         engines = {
             name: PendingEngine(
                 graph=tensorrt_graph_path(name),
@@ -136,10 +150,18 @@ def write_pending_bundle(output: Path, scratch: Path, *, sends_sources: bool = F
             checkpoint_digest=checkpoint.digest(),
             profile=Profile(max_frames=MAX_FRAMES, max_length=MAX_LENGTH),
             precision_asked=precisions.model_dump(mode="json"),
+            decoder_parts=parts,
             tools={},
         )
         staging.publish(Manifest.assemble(spec, records))
     return output
+
+
+@pytest.fixture(scope="session")
+def parted_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a decoder in two parts. Not to be changed: copy it first."""
+    folder = tmp_path_factory.mktemp("parted")
+    return write_pending_bundle(folder / "bundle", folder, parts=2)
 
 
 @pytest.fixture(scope="session")

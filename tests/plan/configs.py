@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from functools import cache
 from pathlib import Path
 
 from hypothesis import strategies as st
@@ -27,6 +29,13 @@ def save_vicuna_config(folder: Path) -> Path:
 
 def vicuna(folder: Path) -> ModelConfig:
     return read_config(save_vicuna_config(folder)).model
+
+
+@cache
+def llava_7b() -> ModelConfig:
+    """LLaVA-1.5-7B."""
+    with tempfile.TemporaryDirectory() as folder:
+        return vicuna(Path(folder))
 
 
 @st.composite

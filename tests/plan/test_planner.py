@@ -215,7 +215,8 @@ def test_fewer_frames_are_suggested_where_they_fit(config: ModelConfig) -> None:
     assert 0 < plan.max_frames < 28
     fewer = found["fewer frames"]
     assert (fewer.max_frames, fewer.fits) == (plan.max_frames, False)
-    assert fewer.total_bytes <= plan.limit_bytes < total(config, target, plan.max_frames + 1, None)
+    one_more = make_plan(config, target, precisions_of(target), plan.max_frames + 1)
+    assert fewer.total_bytes <= plan.limit_bytes < one_more.total_bytes
     assert make_plan(config, target, precisions_of(target), plan.max_frames).fits
 
 
@@ -226,11 +227,11 @@ def test_what_fits_needs_no_suggestion(config: ModelConfig) -> None:
 
 def test_the_build_of_an_rtx_engine_is_predicted_from_measured_builds(config: ModelConfig) -> None:
     rtx, orin = (
-        make_plan(config, target, precisions_of(target), 4)
+        make_plan(config, target, precisions_of(target), 4, parts=1)
         for target in (load_target("rtx4090"), load_target("orin"))
     )
     weights = rtx.bytes_by_part["decoder_weights"]
-    assert rtx.build.peak_by_step["engine"] == pytest.approx(0.5e9 + 3.05 * weights)
+    assert rtx.build.peak_by_step["engine"] == pytest.approx(0.5e9 + 3.05 * weights, rel=1e-3)
     assert "engine" not in orin.build.peak_by_step  # it is built on the device
     least = least_bytes(config, precisions_of(load_target("orin")))
     assert least < weights  # one layer in float64, and no more

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tc_export import pipeline
 from tc_export.bundle import Placement, StageRecord
 from tc_export.config import AttentionMask, ModelSettings, TemporalConfig
-from tc_export.contracts import graph_io
+from tc_export.contracts import graph_document
 from tc_export.errors import UnsupportedEnvironment, UsageError
 from tc_export.pipeline import BuildRequest, build, build_each
 from tc_export.runner import SilentReporter, Stage
@@ -330,6 +330,6 @@ def test_another_limit_of_the_graphs_is_written_down_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def change(world: World) -> None:
-        monkeypatch.setattr(graph_io, "LOGITS_A_CALL", graph_io.LOGITS_A_CALL + 1)
+        monkeypatch.setattr(graph_document, "LOGITS_A_CALL", graph_document.LOGITS_A_CALL + 1)
 
     assert changed_by(world, change) == ASSETS

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -43,6 +43,14 @@ def _as_several(value: Any) -> Any:
 
 
 Words = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
+
+
+def _as_number(value: Any) -> Any:
+    """A number that is written as a word, as on the command line."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+Parts = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValidator(_as_number)]
 Names = Annotated[tuple[Words, ...], BeforeValidator(_as_several), Field(min_length=1)]
 
 
@@ -134,9 +142,15 @@ class BuildSettings(Table):
         "Compare the graphs with PyTorch in float64, a layer in memory at a time.", True
     )
     memory: float | None = _setting(
-        "GB of memory that comparing with PyTorch may take. By default two thirds of what is free.",
+        "GB of memory that comparing with PyTorch and building engines here may take. By default "
+        "two thirds: of what is free to compare, of what there is to build.",
         example=8.0,
         ge=0,
+    )
+    parts: Parts = _setting(
+        "Engines that the decoder is built as, one after the other, each in a process of its own: "
+        "a number, or auto, which is as few as memory allows where they are built.",
+        "auto",
     )
     jobs: int = _setting("Stages that may run at once; each takes memory of its own.", 1, ge=1)
 

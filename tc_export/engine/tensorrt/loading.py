@@ -17,8 +17,12 @@ from packaging.version import InvalidVersion, Version
 
 from tc_export.bundle import EngineBuild
 from tc_export.bundle.layout import PLUGIN_FOLDER, engine_path, plugin_path
+from tc_export.contracts.graph_io import DECODER, VISION
+from tc_export.contracts.parts import decoder_names
+from tc_export.engine.interface import Engine
 from tc_export.engine.tensorrt.bindings import import_tensorrt
 from tc_export.engine.tensorrt.flavours import Flavour
+from tc_export.engine.tensorrt.parted import TrtPartedEngine
 from tc_export.engine.tensorrt.run import TrtEngine, open_runtime
 from tc_export.errors import BundleError, UnsupportedEnvironment
 
@@ -28,8 +32,11 @@ def open_tensorrt_engines(
     flavour: Flavour,
     builds: Mapping[str, EngineBuild],
     custom_nodes: Mapping[str, Mapping[str, int]],
-) -> dict[str, TrtEngine]:
-    """Load the engine of each graph in `builds`.
+) -> dict[str, Engine]:
+    """Load the engines in `builds`; those of a decoder's parts run as one.
+
+    Returns:
+        The engine of each graph.
 
     Raises:
         BundleError: an engine is missing or damaged.
@@ -44,10 +51,20 @@ def open_tensorrt_engines(
         _check_gpu(graph, build, runtime.sm)
     if any(custom_nodes.values()):
         runtime.load_plugins(_find_plugins(folder, runtime.sm))
-    return {
-        graph: TrtEngine(folder / engine_path(graph), runtime, native_nodes=custom_nodes.get(graph))
-        for graph in builds
+    opened = {
+        name: TrtEngine(folder / engine_path(name), runtime, native_nodes=custom_nodes.get(name))
+        for name in builds
     }
+    if DECODER in opened:
+        return dict(opened)
+    parts = [opened[name] for name in decoder_names(len(opened) - 1)]
+    try:
+        return {VISION: opened[VISION], DECODER: TrtPartedEngine(parts, runtime)}
+    except ValueError as error:
+        raise BundleError(
+            f"the decoder's engines in {folder} are not parts of one build: {error}",
+            hint="build the bundle again with `tc-export build`",
+        ) from error
 
 
 def _check_version(graph: str, build: EngineBuild, name: str, here: str) -> None:

@@ -185,6 +185,7 @@ class TrtEngine(Engine):
         self._own: dict[str, DeviceMemory] = {}
         self._lent: dict[str, DeviceArray] = {}  # for one call
         self._fed: Sequence[np.ndarray] = ()  # what a copy may still read
+        self._fetched: dict[str, Shape] = {}  # outputs that are not bound, of the last call
         # What the context was last told.
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
@@ -193,11 +194,7 @@ class TrtEngine(Engine):
     @property
     def graph_capture(self) -> str:
         """Who captures CUDA graphs, whether the next call launches one, or why none does."""
-        if self._tensorrt.captures_graphs:
-            return f"by {self._tensorrt.name}"
-        if self._repeater.refusal is not None:
-            return f"off: {self._repeater.refusal}"
-        return "captured" if self._repeater.captured else "waiting for two calls alike"
+        return capture_state(self._tensorrt, self._repeater)
 
     def allocate(self, name: str, shape: Sequence[int]) -> TrtBuffer:
         """See `Engine.allocate`."""
@@ -217,11 +214,24 @@ class TrtEngine(Engine):
     def pass_on(self, feeds: Mapping[str, Any], output: str) -> DeviceArray:
         """See `Engine.pass_on`: the output stays on the GPU, and nothing is waited for."""
         with self._lock:
-            shape = self._start(feeds)[output]
-            return DeviceArray(self._own[output], shape, self.outputs[output].dtype, self._stream)
+            self._start(feeds)
+            return self.place_of(output)
 
-    def _start(self, feeds: Mapping[str, Any]) -> dict[str, Shape]:
-        """Put one run on the stream; return the shapes of the outputs that are not bound."""
+    def _start(self, feeds: Mapping[str, Any]) -> None:
+        """Put one run on the stream."""
+        repeat(self._tensorrt, self._repeater, self.enqueue, same=self.make_ready(feeds))
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self._start(feeds)
+        return self.fetch()
+
+    def make_ready(self, feeds: Mapping[str, Any]) -> bool:
+        """Copy the inputs to the GPU, and tell the context where everything lies.
+
+        Returns whether shapes and places are those of the call before: so that what was recorded
+        then may be launched again. Who calls this, `enqueue` and `fetch` sees to it that nobody
+        else runs the engine meanwhile.
+        """
         self._check_names(feeds)
         self._lent = {name: x for name, x in feeds.items() if isinstance(x, DeviceArray)}
         for name, lent in self._lent.items():
@@ -238,17 +248,32 @@ class TrtEngine(Engine):
         shapes = {name: array.shape for name, array in arrays.items()}
         shapes |= {name: lent.shape for name, lent in self._lent.items()}
         bound = {name: self._bound[name].shape for name in self.inputs if name in self._bound}
-        outputs = self._prepare(shapes | bound)
+        same = self._prepare(shapes | bound)
         for name, array in arrays.items():
             self._stream.copy_in(self._own[name], array)
         self._fed = tuple(arrays.values())
-        self._repeat()
-        return outputs
+        return same
 
-    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        outputs = self._start(feeds)
+    def enqueue(self) -> None:
+        """Put what was made ready on the stream."""
+        if not self._context.execute_async_v3(int(self._stream)):
+            raise self._failure("failed to run the engine")
+
+    def place_of(self, name: str) -> DeviceArray:
+        """Where an input or output that is not bound lies; holds until the next call is made ready.
+
+        An output is there once the stream has come so far.
+        """
+        if name in self._lent:
+            return self._lent[name]
+        info = self.inputs.get(name) or self.outputs[name]
+        shape = self._fetched[name] if name in self.outputs else self._shapes[name]
+        return DeviceArray(self._own[name], shape, info.dtype, self._stream)
+
+    def fetch(self) -> dict[str, np.ndarray]:
+        """Wait for what is on the stream; return the outputs that are not bound."""
         results = {
-            name: np.empty(shape, self.outputs[name].dtype) for name, shape in outputs.items()
+            name: np.empty(shape, self.outputs[name].dtype) for name, shape in self._fetched.items()
         }
         for name, result in results.items():
             self._stream.copy_out(result, self._own[name])
@@ -288,26 +313,24 @@ class TrtEngine(Engine):
         if unknown:
             raise ValueError(f"given, but bound or no inputs: {', '.join(sorted(unknown))}")
 
-    def _prepare(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-        """Tell the context shapes and addresses; return the shapes of outputs to be fetched."""
+    def _prepare(self, shapes: Mapping[str, Shape]) -> bool:
+        """Tell the context shapes and addresses; return whether they are those of before."""
         for name, shape in shapes.items():
             self._limits[name].check(name, shape)
         same_shapes = self._shapes == shapes
         if not same_shapes:
             self._set_shapes(shapes)
-        outputs = {
+        self._fetched = {
             name: tuple(self._context.get_tensor_shape(name))
             for name in self.outputs
             if name not in self._bound
         }
         elsewhere = self._bound.keys() | self._lent.keys()
-        own = {name: shape for name, shape in shapes.items() if name not in elsewhere} | outputs
-        for name, shape in own.items():
+        own = {name: shape for name, shape in shapes.items() if name not in elsewhere}
+        for name, shape in (own | self._fetched).items():
             self._make_room(name, shape)
         same_addresses = self._set_addresses()
-        if not (same_shapes and same_addresses):
-            self._repeater.forget()
-        return outputs
+        return same_shapes and same_addresses
 
     def _set_shapes(self, shapes: Mapping[str, Shape]) -> None:
         self._shapes = {}  # should it fail half-way, nothing is known of the context
@@ -340,17 +363,30 @@ class TrtEngine(Engine):
         self._addresses = addresses
         return False
 
-    def _repeat(self) -> None:
-        """Run: by a graph of ours, unless TensorRT makes its own."""
-        if self._tensorrt.captures_graphs:
-            self._enqueue()
-        else:
-            self._repeater.run(self._enqueue)
-
-    def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(int(self._stream)):
-            raise self._failure("failed to run the engine")
-
     def _failure(self, what: str) -> TcExportError:
         said: str = self._tensorrt.complaints()
         return TcExportError(f"{self._tensorrt.name} {what}: {said}")
+
+
+def repeat(
+    tensorrt: TensorRtRuntime, repeater: Repeater, enqueue: Callable[[], None], *, same: bool
+) -> None:
+    """Run what `enqueue` puts on the stream: by a graph of ours, unless TensorRT makes its own.
+
+    `same`: shapes and places are those of the run before.
+    """
+    if not same:
+        repeater.forget()
+    if tensorrt.captures_graphs:
+        enqueue()
+    else:
+        repeater.run(enqueue)
+
+
+def capture_state(tensorrt: TensorRtRuntime, repeater: Repeater) -> str:
+    """Who captures CUDA graphs, whether the next call launches one, or why none does."""
+    if tensorrt.captures_graphs:
+        return f"by {tensorrt.name}"
+    if repeater.refusal is not None:
+        return f"off: {repeater.refusal}"
+    return "captured" if repeater.captured else "waiting for two calls alike"

@@ -89,6 +89,7 @@ class FakeCuda:
         self.launches = 0
         self.allocations = 0
         self.device_copies = 0
+        self.copies_in = 0  # from the host to the device
         self.host_bytes = 0  # copied from the device to the host
         self.driver_is_old = False
         self._next_address = _FIRST_ADDRESS
@@ -169,6 +170,7 @@ class FakeCuda:
         self._outside_capture("a copy of pageable memory")
         work = self._handle(stream.number, "stream").work
         if kind is CopyKind.cudaMemcpyHostToDevice:
+            self.copies_in += 1
             staged = np.frombuffer(ctypes.string_at(src, count), np.uint8)
 
             def copy() -> None:

@@ -8,16 +8,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tc_export.bundle import EngineBuild
 from tc_export.engine.loading import Engines, load_engines
 from tc_export.engine.tensorrt import cuda
 from tc_export.engine.tensorrt.cuda import BINDINGS
+from tc_export.engine.tensorrt.parted import TrtPartedEngine
 from tc_export.engine.tensorrt.run import TrtEngine
 from tc_export.errors import BundleError, UnsupportedEnvironment, UsageError
 from tests.engine.tensorrt.fake_cuda import FakeCuda, FakeDriver
-from tests.engine.tensorrt.fake_runtime import FakeTensorRt
+from tests.engine.tensorrt.fake_runtime import DataType, FakeTensorRt, Model, Output
 from tests.engine.tensorrt.test_run import feeds, toy
 
 NODES = {"vision": {}, "decoder": {"TcDualRope": 2, "TcBlockCausalAttention": 1}}
@@ -191,7 +193,61 @@ def test_a_backend_that_is_not_known(device: Device) -> None:
         device.load(backend="openvino")
 
 
+PART = replace(
+    toy(),
+    inputs={"x": toy().inputs["x"]},
+    outputs={"hidden_states.1": toy().outputs["y"]},
+    compute=lambda given: {"hidden_states.1": given["x"] * 3},
+)
+LAST = replace(
+    toy(),
+    inputs={"hidden_states.1": toy().inputs["x"]},
+    outputs={"y": Output(DataType.FLOAT, lambda shapes: shapes["hidden_states.1"], 2)},
+    compute=lambda given: {"y": given["hidden_states.1"] + 1},
+)
+
+
+def with_parts(device: Device, *models: Model) -> None:
+    """A decoder in parts, in the place of the whole."""
+    (device.folder / "engines" / "decoder.engine").unlink()
+    for number, model in enumerate(models, start=1):
+        name = f"decoder_part{number}"
+        (device.folder / "engines" / f"{name}.engine").write_bytes(name.encode())
+        device.trt.models[name.encode()] = model
+
+
+def load_parts(device: Device, *names: str, parts: int = 2) -> Engines:
+    builds = {name: build_of("TensorRT 10.3.0", 87) for name in ("vision", *names)}
+    return load_engines(device.folder, {}, backend="tensorrt", builds=builds, parts=parts)
+
+
+def test_parts_open_as_one_engine(device: Device) -> None:
+    with_parts(device, PART, LAST)
+    decoder = load_parts(device, "decoder_part1", "decoder_part2").decoder
+    assert isinstance(decoder, TrtPartedEngine)
+    x = np.ones((2, 4), np.float32)
+    assert (decoder.run({"x": x})["y"] == 4).all()
+    assert "in 2 parts" in decoder.backend
+
+
+def test_parts_of_another_build(device: Device) -> None:
+    """The engine files of two cuts, mixed: what one gives is not what the next takes."""
+    with_parts(device, PART, replace(LAST, inputs={"hidden_states.2": toy().inputs["x"]}))
+    with pytest.raises(BundleError, match=r"not parts of one build: .*hidden_states\.1.*\.2"):
+        load_parts(device, "decoder_part1", "decoder_part2")
+
+
+def test_a_part_that_nobody_built(device: Device) -> None:
+    with_parts(device, PART, LAST)
+    with pytest.raises(BundleError, match="missing are decoder_part2, unknown decoder_part3"):
+        load_parts(device, "decoder_part1", "decoder_part3")
+    with pytest.raises(BundleError, match="missing are decoder, unknown decoder_part1"):
+        load_parts(device, "decoder_part1", parts=1)
+
+
 def test_an_engine_of_unknown_origin(device: Device) -> None:
     builds = {"vision": build_of("TensorRT 10.3.0", 87)}
-    with pytest.raises(BundleError, match="what built its engines: decoder"):
+    with pytest.raises(
+        BundleError, match="what built its engines: missing are decoder, unknown none"
+    ):
         load_engines(device.folder, NODES, backend="tensorrt", builds=builds)

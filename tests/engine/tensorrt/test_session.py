@@ -24,6 +24,7 @@ from tc_export.engine.parted import PartedEngine
 from tc_export.engine.session import DecoderSession
 from tc_export.engine.tensorrt.buffers import DeviceArray
 from tc_export.engine.tensorrt.flavours import FLAVOURS, TENSORRT
+from tc_export.engine.tensorrt.parted import TrtPartedEngine
 from tc_export.engine.tensorrt.run import TensorRtRuntime, TrtEngine
 from tc_export.errors import UsageError
 from tc_export.graph.parts import cut_decoder
@@ -216,7 +217,19 @@ CUT = (Part(0, 1), Part(1, 2))
 @pytest.fixture(params=["one stream", "two streams"])
 def parted(request: pytest.FixtureRequest, exported: Exported, machine: Machine) -> PartedEngine:
     """The decoder as two engines, each computing what its part of the graph does."""
-    runtime = machine.runtime() if request.param == "one stream" else None
+    if request.param == "two streams":
+        return PartedEngine(engines_of_parts(exported, machine, None))
+    return one_graph(exported, machine)
+
+
+def one_graph(exported: Exported, machine: Machine) -> TrtPartedEngine:
+    runtime = machine.runtime()
+    return TrtPartedEngine(engines_of_parts(exported, machine, runtime), runtime)
+
+
+def engines_of_parts(
+    exported: Exported, machine: Machine, runtime: TensorRtRuntime | None
+) -> list[TrtEngine]:
     graph = exported.graph("decoder")
     shapes = decoder_shapes(exported.config, ROWS)
     parts = []
@@ -236,7 +249,49 @@ def parted(request: pytest.FixtureRequest, exported: Exported, machine: Machine)
             inputs=inputs, outputs=outputs, compute=kernel.run
         )
         parts.append(machine.engine(f"decoder-{index}", runtime))
-    return PartedEngine(parts)
+    return parts
+
+
+def test_a_step_is_one_graph_over_all_parts(exported: Exported, machine: Machine) -> None:
+    """The first step runs plainly, the second is captured; both parts' work is in one launch."""
+    parted = one_graph(exported, machine)
+    segments, embeds = prompt(exported.config)
+    session = DecoderSession(parted, exported.config, ROWS)
+    session.prefill(embeds, segments)
+    assert parted.graph_capture == "waiting for two calls alike"
+    for token in range(2):
+        session.step(embeds[token])
+    assert parted.graph_capture == "captured"
+    before = machine.cuda.launches
+    session.step(embeds[2])
+    assert machine.cuda.launches == before + 1
+    other = DecoderSession(parted, exported.config, ROWS)  # another cache: recorded addresses go
+    other.prefill(embeds, segments)
+    assert parted.graph_capture == "waiting for two calls alike"
+
+
+def test_positions_are_copied_to_the_gpu_once(exported: Exported, machine: Machine) -> None:
+    """The second part reads them where the first has them."""
+    parted = one_graph(exported, machine)
+    session = DecoderSession(parted, exported.config, ROWS)
+    segments, embeds = prompt(exported.config)
+    session.prefill(embeds, segments)
+    whole = DecoderSession(machine.engine("decoder"), exported.config, ROWS)
+    whole.prefill(embeds, segments)
+    before = machine.cuda.copies_in
+    whole.step(embeds[0])
+    of_whole, before = machine.cuda.copies_in - before, machine.cuda.copies_in
+    session.step(embeds[0])
+    assert machine.cuda.copies_in - before == of_whole
+
+
+@pytest.mark.parametrize("rtx", [False, True])
+def test_tensorrt_rtx_records_each_part_itself(
+    rtx: bool, exported: Exported, machine: Machine
+) -> None:
+    machine.trt = FakeTensorRt(machine.cuda, rtx=rtx) if rtx else machine.trt
+    parted = one_graph(exported, machine)
+    assert parted.graph_capture.startswith("by TensorRT" if rtx else "waiting")
 
 
 def ends(
