@@ -182,7 +182,7 @@ class LayerwiseModel:
         return _Running(self._tensor(embeds)[None], layout, frame_ids, rows, [] if keep else None)
 
     def _through_layers(self, running: Sequence[_Running], layers: range | None = None) -> None:
-        """Take every sequence through these layers, or all; of each stays nothing but its caches."""
+        """Take every sequence through these layers, or all; caches are kept, and nothing else."""
         layers = range(self.config.text.num_hidden_layers) if layers is None else layers
         for index in layers:
             layer = self._load(f"decoder.layers.{index}")
