@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TOKENIZER = REPOSITORY / "checkpoints" / "tc-llava-tiny"
 SHARD_BYTES = 5 << 30
 SAMPLE_S = 0.1
+FRAMES = 16
+PLANNED = ("--parts", "--memory", "--precision", "--max-length")
+"""Flags of a build that change what it takes."""
+
 CLIP_L = {
     "model_type": "clip_vision_model",
     "hidden_size": 1024,
@@ -109,7 +114,9 @@ def main(
         if not (checkpoint / "config.json").is_file():
             make_checkpoint(checkpoint, shape)
         shutil.rmtree(output, ignore_errors=True)
+        expected = predicted_bytes(checkpoint, target, flags.split())
         report = {"target": target, **build(checkpoint, output, target, flags.split())}
+        report["predicted_rss_gib"] = round(expected / 2**30, 2)
     if as_json:
         print(json.dumps(report))
     else:
@@ -120,7 +127,7 @@ def main(
 def build(checkpoint: Path, output: Path, target: str, flags: list[str]) -> dict[str, Any]:
     """Run the command; its own output goes to standard error."""
     command = [sys.executable, "-m", "tc_export", "build", "--checkpoint", str(checkpoint)]
-    command += ["--target", target, "--output", str(output), "--max-frames", "16", *flags]
+    command += ["--target", target, "--output", str(output), "--max-frames", str(FRAMES), *flags]
     start = time.perf_counter()
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=sys.stderr) as process:
         peak = 0
@@ -139,6 +146,17 @@ def build(checkpoint: Path, output: Path, target: str, flags: list[str]) -> dict
         "parity": json.loads(report.read_text())["passed"] if report.is_file() else None,
         "engine": manifest["engine"]["state"],
     }
+
+
+def predicted_bytes(checkpoint: Path, target: str, flags: list[str]) -> int:
+    """What `tc-export plan` says that this build takes at its peak."""
+    command = [sys.executable, "-m", "tc_export", "plan", "--checkpoint", str(checkpoint)]
+    command += ["--target", target, "--frames", str(FRAMES), "--json"]
+    for name, value in pairwise(flags):
+        command += [name, value] if name in PLANNED else []
+    plan = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, check=True)
+    peak = "peak_bytes_without_parity" if "--no-parity" in flags else "peak_bytes"
+    return int(json.loads(plan.stdout)["build"][peak])
 
 
 def resident_bytes(pid: int) -> int:

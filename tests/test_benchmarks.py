@@ -7,21 +7,32 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from tests.plugins.tensorrt.conftest import cuda_plugin
 from tests.repository import REPOSITORY
 
+__all__ = ["cuda_plugin"]
 
-def test_a_build_is_measured_through_the_front_door(tmp_path: Path) -> None:
-    words = ("--target", "cpu", "--shape", "small", "--folder", tmp_path, "--json")
+
+def figures_of(folder: Path, *words: str) -> dict[str, Any]:
+    words = (*words, "--shape", "small", "--folder", str(folder), "--json")
     ended = subprocess.run(
-        [sys.executable, "benchmarks/real_size.py", *map(str, words)],
+        [sys.executable, "benchmarks/real_size.py", *words],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    figures = json.loads(ended.stdout.splitlines()[-1])
+    figures: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return figures
+
+
+def test_a_build_is_measured_through_the_front_door(tmp_path: Path) -> None:
+    figures = figures_of(tmp_path, "--target", "cpu")
     assert set(figures) == {
         "target",
         "seconds",
@@ -29,6 +40,22 @@ def test_a_build_is_measured_through_the_front_door(tmp_path: Path) -> None:
         "bytes_written_gib",
         "parity",
         "engine",
+        "predicted_rss_gib",
     }
     assert (figures["target"], figures["parity"], figures["engine"]) == ("cpu", True, "built")
     assert figures["bytes_written_gib"] < 0.05  # weights are not written a second time
+
+
+@pytest.mark.slow
+def test_engines_in_parts_are_built_through_the_front_door(
+    cuda_plugin: Path, tmp_path: Path
+) -> None:
+    """As 7B is in float16; `cuda_plugin` has compiled the library, or skipped."""
+    figures = figures_of(tmp_path, "--target", "rtx4090", "--flags", "--parts 2")
+    assert (figures["target"], figures["parity"], figures["engine"]) == ("rtx4090", True, "built")
+    engines = tmp_path / "llava-small-rtx4090" / "engines"
+    assert {path.name for path in engines.iterdir()} == {
+        "vision.engine",
+        "decoder_part1.engine",
+        "decoder_part2.engine",
+    }

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tc_export.bundle.layout import tensorrt_graph_path
 from tc_export.config import AttentionMask, TemporalConfig
 from tc_export.contracts.graph_io import prefill_tokens
+from tc_export.contracts.parts import engine_graphs
 from tc_export.contracts.shapes import decoder_shapes, vision_shapes
 from tc_export.device_build.spec import read_spec
 from tc_export.device_build.write import PendingBuild, PendingEngine, write_finish
@@ -187,3 +188,24 @@ def test_bfloat16_is_read_as_float32(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tensor.load(tmp_path), np.array([[1.0], [-2.5]], np.float32))
     with pytest.raises(BundleError, match="does not hold bfloat16"):
         GoldenTensor(file="x.bin", dtype="bfloat16", shape=(3,)).load(tmp_path)
+
+
+def test_a_part_is_given_what_the_truth_makes_of_those_before() -> None:
+    """So the last part's logits are the whole decoder's, but for the rounding of hidden states."""
+    model = random_model(TemporalConfig(gamma=0.5), dtype=torch.float64)
+    layers = model.config.text.num_hidden_layers
+    _, *parts = engine_graphs(layers, layers)
+    with tempfile.TemporaryDirectory() as folder:
+        precisions = Precisions.both("float16")
+        golden = make_golden(
+            references(store(model, Path(folder)), precisions),
+            precisions,
+            max_frames=MAX_FRAMES,
+            max_length=MAX_LENGTH,
+            parts=parts,
+        )
+    whole, last = (golden[name].outputs["logits"] for name in ("decoder", parts[-1].name))
+    assert np.abs(whole[0] - last[0]).max() < 2 * whole[1]
+    first, second = (golden[each.name] for each in parts[:2])
+    handed_on, _ = first.outputs["hidden_states.1"]
+    assert (second.inputs["hidden_states.1"] == handed_on.astype(np.float16)).all()

@@ -14,8 +14,9 @@ from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.engine.parted import PartedEngine
 from tc_export.engine.session import DecoderSession
 from tc_export.errors import TcExportError
+from tc_export.graph import parts as parts_module
 from tc_export.graph.onnx_ops import custom_node_counts
-from tc_export.graph.parts import cut_decoder
+from tc_export.graph.parts import cut_decoder, write_parts
 from tc_export.model.positions import Clip, Segment, Text
 from tc_export.native.find import find_native_library
 from tests.exported import Exported, export_small
@@ -137,3 +138,13 @@ def test_engines_that_do_not_fit_are_refused(exported: Exported) -> None:
     PartedEngine([first, second, third])
     with pytest.raises(ValueError, match="do not fit"):
         PartedEngine([first, third])
+
+
+def test_a_part_without_its_layers_nodes_is_not_written(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts_module, "expected_custom_nodes", lambda config, layers: {"Other": 1})
+    places = {part: tmp_path / f"{part.first}.onnx" for part in CUTS[1]}
+    with pytest.raises(TcExportError, match=r"layer 0 of the decoder have custom nodes .*Other"):
+        write_parts(graph_of(exported), exported.config, places)
+    assert not list(tmp_path.iterdir())

@@ -13,12 +13,14 @@ from tc_export.bundle import read_manifest, verify
 from tc_export.bundle.layout import engine_path, graph_path, tensorrt_graph_path
 from tc_export.cli.main import main
 from tc_export.contracts.graph_io import decoder_inputs, names
+from tc_export.device_build.finish import finish
 from tc_export.device_build.spec import read_spec
 from tc_export.engine.tensorrt.build import EngineReport, EngineRequest
 from tc_export.errors import TcExportError
 from tc_export.pipeline import BuildRequest
 from tc_export.stages import tensorrt_engines
 from tests.stages.conftest import Tools, built
+from tests.stages.test_device_build import ORIN, OnDevice
 
 PARTS = ("decoder_part1", "decoder_part2")
 NODES = {"TcDualRope": 2, "TcBlockCausalAttention": 1}  # of one layer
@@ -118,6 +120,17 @@ def test_the_device_is_told_of_the_parts(asked: BuildRequest, tools: Tools) -> N
     for part in PARTS:
         assert spec.graphs[part].graph == tensorrt_graph_path(part)
         assert (asked.output / graph_path(part)).is_file()
+
+
+def test_a_bundle_in_parts_that_its_device_finished_stays_so(
+    asked: BuildRequest, tools: Tools
+) -> None:
+    on_orin = replace(asked, target="orin")
+    built(on_orin)
+    device = OnDevice(tools)
+    finished = finish(asked.output, ORIN, device.tools)
+    assert device.opened == ["vision.engine", *(f"{part}.engine" for part in PARTS)]
+    assert built(on_orin) == (finished, [])
 
 
 def test_settings_take_a_number_or_auto(
