@@ -22,3 +22,12 @@ def spell_infinite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [spell_infinite(part) for part in value]
     return str(value) if isinstance(value, float) and not isfinite(value) else value
+
+
+def spell_share(share: float) -> str:
+    """A share of the tolerance as a person reads it: `37 %`, `2.4 times`, `not finite`."""
+    if not isfinite(share):
+        return "not finite"
+    if share < 1e-3:
+        return "under 0.1 %"
+    return f"{share:.2g} times" if share > 1 else f"{100 * share:.2g} %"

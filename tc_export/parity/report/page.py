@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`report.html`: one file that needs nothing else, made from what `report.json` says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from tc_export.parity.report.heat_map import CLASSES, heat_map
+from tc_export.parity.reporting import spell_share
+
+TEMPLATE = "page.html.jinja"
+WORST, SHOWN_FAILURES = 12, 6
+
+MAPS = {
+    "isolated": "each layer is given the truth: an error is its own",
+    "accumulated": "each layer is given what the engine's layers before it made",
+}
+
+Document = Mapping[str, Any]
+
+
+def render(document: Document, failures: Sequence[str] = ()) -> str:
+    """The page of a report.
+
+    Args:
+        document: what `report.json` holds; docs/parity.md says what that is.
+        failures: a line for each comparison that failed.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    by_layer = document.get("by_layer")
+    return environment.get_template(TEMPLATE).render(
+        passed=document["passed"],
+        engine=document["engine"],
+        notes=document["notes"],
+        failures=failures,
+        shown_failures=SHOWN_FAILURES,
+        classes=CLASSES,
+        maps=list(_maps(by_layer)) if by_layer else [],
+        culprit=by_layer["culprit"] if by_layer else None,
+        stages=list(_stages(document["tensors"])),
+        reason=document["reason"],
+        answers=[{**x, "margin": _number(x["margin"])} for x in document["answers"]],
+        assets=document.get("assets", []),
+        worst=list(_worst(document["tensors"])),
+        provenance=list(_provenance(document)),
+        repeat=document.get("repeat"),
+    )
+
+
+def _maps(by_layer: Document) -> Iterator[dict[str, Any]]:
+    rows = [f"layer {layer}" for layer in by_layer["layers"]]
+    for name, words in MAPS.items():
+        shares = [[_as_float(x) for x in row] for row in by_layer[name]]
+        title = f"{name}: error of {len(rows)} layers at {len(by_layer['frames'])} places"
+        svg = heat_map(title, rows, by_layer["frames"], shares)
+        yield {"title": name, "words": words, "svg": Markup(svg)}
+
+
+def _stages(tensors: Sequence[Document]) -> Iterator[dict[str, Any]]:
+    for stage, group in groupby(tensors, key=lambda x: x["stage"]):
+        found = list(group)
+        worst = max(found, key=_share_of)
+        yield {
+            "stage": stage,
+            "calls": len(found),
+            "error": _number(worst["engine_error"]),
+            "pytorch": _number(worst["pytorch_error"]),
+            "tolerance": _number(worst["tolerance"]),
+            "share": spell_share(_share_of(worst)),
+            "passed": all(x["passed"] for x in found),
+        }
+
+
+def _worst(tensors: Sequence[Document]) -> Iterator[dict[str, str]]:
+    for x in sorted(tensors, key=_share_of, reverse=True)[:WORST]:
+        yield {
+            "where": f"{x['stage']}, call {x['step']}",
+            "number": f"{x['tensor']}[{', '.join(map(str, x['worst_index']))}]",
+            "is": _number(x["engine_value"]),
+            "should_be": _number(x["true_value"]),
+            "error": _number(x["engine_error"]),
+            "tolerance": _number(x["tolerance"]),
+            "share": spell_share(_share_of(x)),
+        }
+
+
+def _provenance(document: Document) -> Iterator[tuple[str, str]]:
+    yield "truth", document["truth"]
+    yield "number format", document["precision"]
+    for name, value in document.get("bundle", {}).items():
+        yield name.replace("_", " "), _spell(value)
+    yield "versions", _spell(document.get("versions", {}))
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_spell(x)}" for name, x in value.items())
+    return str(value)
+
+
+def _share_of(tensor: Document) -> float:
+    return _as_float(tensor["share"]) or 0.0
+
+
+def _as_float(value: float | str | None) -> float | None:
+    """A number of the document, where one that is not finite is a word."""
+    if value is None:
+        return None
+    number = float(value)
+    return inf if number != number else number
+
+
+def _number(value: float | str) -> str:
+    return f"{float(value):.3g}"
