@@ -227,7 +227,8 @@ class LayerwiseModel:
         """Logits [L, V] of hidden states [L, E]."""
         norm = self._load("decoder.norm")
         weight = self.checkpoint.tensors[HEAD].as_tensor().to(self._dtype)
-        head = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+        vocabulary, channels = weight.shape
+        head = nn.Linear(channels, vocabulary, bias=False, device="meta")
         head.load_state_dict({"weight": weight}, assign=True)
         _multiply_in_float32(head)
         return [_array(head(norm(x))) for x in xs]

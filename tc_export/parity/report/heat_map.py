@@ -38,7 +38,7 @@ CLASSES = (
     Class("c", 0.6, "up to 0.6"),
     Class("d", 1.0, "up to the tolerance"),
     Class("e", 3.0, "up to 3 times the tolerance", "+"),
-    Class("f", 10.0, "up to 10 times", "×"),
+    Class("f", 10.0, "up to 10 times", "X"),
     Class("g", float("inf"), "more, or not finite", "■"),
 )
 
