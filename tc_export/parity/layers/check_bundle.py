@@ -23,6 +23,7 @@ from tc_export.parity.layers.result import ByLayerResult, Measured
 from tc_export.parity.layers.sequences import layer_sequences, places_of
 from tc_export.parity.layers.vision import embedded, judge_vision
 from tc_export.parity.layerwise import LayerwiseModel
+from tc_export.plan.build_memory import memory_limits
 from tc_export.targets import Precisions
 
 ENGINES_SHOW_NO_LAYERS = (
@@ -56,8 +57,10 @@ def check_bundle_by_layer(
     bundle: Path,
     checkpoint: Path | None = None,
     *,
+    graphs: bool = False,
     native: bool | None = None,
     threads: int | None = None,
+    memory_bytes: int | None = None,
     advance: Advance = lambda what, done, total: None,
 ) -> ByLayerResult:
     """Compare the graphs of a published bundle with PyTorch, layer by layer.
@@ -66,25 +69,29 @@ def check_bundle_by_layer(
         bundle: what is judged. Of an engine of TensorRT, which shows no layers, the graphs that it
             was built from are.
         checkpoint: where that is now; by default where it was at the build.
+        graphs: judge the graphs without our native library, as for an engine of another device.
         native: see `load_engines`.
         threads: CPU threads.
+        memory_bytes: how much may be used; by default two thirds of what is free.
         advance: called after each layer.
 
     Raises:
         BundleError: the bundle cannot be used.
         CheckpointError: the checkpoint is gone, or is another one.
         TcExportError: the graph is not one that can be cut into layers.
-        UnsupportedEnvironment: the native library that is demanded is not here, or the profile has
-            no room for a frame.
+        UnsupportedEnvironment: the native library that is demanded is not here, the memory does not
+            hold a layer, or the profile has no room for a frame.
     """
     manifest, opened = open_with_checkpoint(bundle, checkpoint)
-    is_engine = manifest.engine.backend != ONNX_RUNTIME
+    precisions = Precisions.model_validate(manifest.precision_asked)
+    memory_limits(opened.config.model, precisions, memory_bytes)
+    is_engine = manifest.engine is not None and manifest.engine.backend != ONNX_RUNTIME
     judged = Judged(
         folder=bundle,
         checkpoint=opened,
-        precisions=Precisions.model_validate(manifest.precision_asked),
+        precisions=precisions,
         profile=manifest.profile,
-        native_library=choose_native_library(False if is_engine else native),
+        native_library=choose_native_library(False if is_engine or graphs else native),
         threads=threads,
     )
     return check_by_layer(judged, advance, (ENGINES_SHOW_NO_LAYERS,) if is_engine else ())
