@@ -12,7 +12,6 @@ from rich.table import Table
 from tc_export.parity.layers.result import HEAD, VISION, ByLayerResult, Grid, Measured, worst_shares
 from tc_export.parity.reporting import spell_infinite, verdict
 
-
 _COLUMNS: dict[str, Literal["left", "right"]] = {
     "layer": "left",
     "alone": "right",
