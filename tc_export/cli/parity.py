@@ -24,6 +24,7 @@ app = typer.Typer()
 
 @app.command(
     epilog="Examples: tc-export parity out/llava-cpu --json; "
+    "tc-export parity out/llava-cpu --by-layer; "
     "tc-export parity out/llava-cpu --tasks --items 20; tc-export parity out/llava-orin --graphs"
 )
 def parity(
@@ -75,6 +76,15 @@ def parity(
             "device is not here.",
         ),
     ] = False,
+    by_layer: Annotated[
+        bool,
+        typer.Option(
+            "--by-layer",
+            help="Say where they part: each layer of the graphs by itself and with those before "
+            "it, frame by frame, and the first wrong node. An engine of TensorRT shows no layers; "
+            "of such a bundle the graphs are judged.",
+        ),
+    ] = False,
     native: NativeOption = None,
     threads: ThreadsOption = None,
     memory: MemoryOption = None,
@@ -87,6 +97,11 @@ def parity(
         verb = "apply" if len(given) > 1 else "applies"
         raise UsageError(f"{', '.join(given)} {verb} only with --tasks", hint="add --tasks")
 
+    if tasks and by_layer:
+        raise UsageError(
+            "--tasks and --by-layer are two different comparisons", hint="give one of them"
+        )
+
     from tc_export.parity.judged_bundle import find_checkpoint
 
     find_checkpoint(bundle, checkpoint)  # a wrong path must not wait for PyTorch
@@ -96,7 +111,10 @@ def parity(
         _compare_answers(bundle, given, settings, as_json=as_json)
     else:
         settings |= {"memory_bytes": None if memory is None else round(memory * 1e9)}
-        _compare_tensors(bundle, settings, as_json=as_json)
+        if by_layer:
+            _compare_layers(bundle, settings, as_json=as_json)
+        else:
+            _compare_tensors(bundle, settings, as_json=as_json)
 
 
 def _compare_tensors(bundle: Path, settings: dict[str, Any], *, as_json: bool) -> None:
@@ -120,6 +138,36 @@ def _compare_tensors(bundle: Path, settings: dict[str, Any], *, as_json: bool) -
     if not result.passed:
         raise ReportedFailure(
             "the engine does not compute what PyTorch computes:\n" + "\n".join(failures(result))
+        )
+
+
+def _compare_layers(bundle: Path, settings: dict[str, Any], *, as_json: bool) -> None:
+    from rich.progress import Progress
+
+    from tc_export.parity.layers.check_bundle import check_bundle_by_layer
+    from tc_export.parity.layers.report import (
+        by_layer_as_json,
+        by_layer_as_table,
+        by_layer_failure,
+    )
+
+    console = Terminal(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("comparing with PyTorch", total=None)
+        result = check_bundle_by_layer(
+            bundle,
+            advance=lambda what, done, total: progress.update(
+                bar, description=what, completed=done, total=total
+            ),
+            **settings,
+        )
+    if as_json:
+        print_json(by_layer_as_json(result))
+    else:
+        show(by_layer_as_table(result))
+    if not result.passed:
+        raise ReportedFailure(
+            "the graphs do not compute what PyTorch computes:\n" + by_layer_failure(result)
         )
 
 

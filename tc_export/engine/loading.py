@@ -94,7 +94,7 @@ def _load_graphs(
     native: bool | None,
     threads: int | None,
 ) -> Engines:
-    library = _native_library(native)
+    library = choose_native_library(native)
 
     def load(graph: str) -> Engine:
         engine = OrtEngine(folder / graph_path(graph), native_library=library, threads=threads)
@@ -105,7 +105,12 @@ def _load_graphs(
     return Engines(vision=load(VISION), decoder=load(DECODER))
 
 
-def _native_library(native: bool | None) -> Path | None:
+def choose_native_library(native: bool | None) -> Path | None:
+    """The library that serves ONNX Runtime; see `load_engines` for `native`.
+
+    Raises:
+        UnsupportedEnvironment: it is demanded, and is not here or does not serve ONNX Runtime.
+    """
     if native is False:
         return None
     library = require_native_library() if native else find_native_library()

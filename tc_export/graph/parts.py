@@ -30,6 +30,8 @@ from tc_export.config import ModelConfig
 from tc_export.contracts.graph_io import (
     INPUTS_EMBEDS,
     KEY_FRAME_IDS,
+    LOGITS,
+    LOGITS_INDICES,
     POSITION_IDS,
     decoder_inputs,
     decoder_outputs,
@@ -61,7 +63,40 @@ def cut_decoder(graph: Path, config: ModelConfig, parts: Sequence[Part]) -> list
     model = ir.load(graph)
     _read_sizes_from_common_inputs(model, config)
     _name_boundaries(model, layers)
-    return [_extract(model, config, part) for part in parts]
+    return [
+        _extract(
+            model,
+            names(decoder_inputs(config, part.layers)),
+            names(decoder_outputs(config, part.layers)),
+            str(part),
+        )
+        for part in parts
+    ]
+
+
+def cut_layers(graph: Path, config: ModelConfig) -> tuple[list[ir.Model], ir.Model]:
+    """Cut the decoder graph into a part for each layer, the hidden states its first output.
+
+    Returns:
+        The layers in order, and the head: from the last hidden states to the logits.
+
+    Raises:
+        TcExportError: as `cut_decoder`.
+    """
+    count = config.text.num_hidden_layers
+    model = ir.load(graph)
+    _read_sizes_from_common_inputs(model, config)
+    _name_boundaries(model, count)[count - 1].name = hidden_name(count)
+    layers = []
+    for index in range(count):
+        part = range(index, index + 1)
+        inputs = [x for x in names(decoder_inputs(config, part)) if x != LOGITS_INDICES]
+        cached = names(decoder_outputs(config, part))[1:]
+        layers.append(
+            _extract(model, inputs, [hidden_name(index + 1), *cached], str(Part(index, index + 1)))
+        )
+    head = _extract(model, [hidden_name(count), LOGITS_INDICES], [LOGITS], "the head")
+    return layers, head
 
 
 def write_parts(
@@ -114,8 +149,8 @@ def _read_sizes_from_common_inputs(model: ir.Model, config: ModelConfig) -> bool
     return changed
 
 
-def _name_boundaries(model: ir.Model, layers: int) -> None:
-    """Find the hidden states that leave each layer but the last, and name them so."""
+def _name_boundaries(model: ir.Model, layers: int) -> dict[int, ir.Value]:
+    """Find the hidden states that leave each layer, and name those of all but the last so."""
     leaving: dict[int, list[ir.Value]] = {layer: [] for layer in range(layers)}
     computed = {x for x in model.graph.inputs if x.name == INPUTS_EMBEDS or is_past(str(x.name))}
     for node in model.graph:
@@ -135,6 +170,7 @@ def _name_boundaries(model: ir.Model, layers: int) -> None:
             )
         if layer + 1 < layers:
             values[0].name = hidden_name(layer + 1)
+    return {layer: value for layer, (value,) in leaving.items()}
 
 
 def _layer_of(node: ir.Node) -> int | None:
@@ -147,15 +183,14 @@ def _layer_of(node: ir.Node) -> int | None:
     return None
 
 
-def _extract(model: ir.Model, config: ModelConfig, part: Part) -> ir.Model:
-    """The part's own graph, with the functions that it uses."""
-    inputs = decoder_inputs(config, part.layers)
+def _extract(
+    model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], title: str
+) -> ir.Model:
+    """A graph of its own from some values to others, with the functions that it uses."""
     try:
-        graph = ir.convenience.extract(
-            model.graph, names(inputs), names(decoder_outputs(config, part.layers))
-        )
+        graph = ir.convenience.extract(model.graph, inputs, outputs)
     except ValueError as error:
-        raise TcExportError(f"the decoder graph cannot be cut into {part}: {error}") from error
+        raise TcExportError(f"the decoder graph cannot be cut into {title}: {error}") from error
     used = {node.op_identifier() for node in graph.all_nodes()}
     functions = [function.clone() for key, function in model.functions.items() if key in used]
     return ir.Model(

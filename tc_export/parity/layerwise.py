@@ -49,6 +49,15 @@ class TokenSequence:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerOutput:
+    """What one layer makes of S tokens: hidden states [S, E], cache rows [S, heads, head size]."""
+
+    hidden: np.ndarray
+    keys: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
 class GreedyAnswer:
     """Generated tokens, and the logits [V] that each was chosen by."""
 
@@ -71,7 +80,12 @@ class LayerwiseModel:
     """The reference model. Weights come from the checkpoint's files whenever a layer is needed."""
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: DType, advance: Advance = lambda done, total: None
+        self,
+        checkpoint: Checkpoint,
+        dtype: DType,
+        advance: Advance = lambda done, total: None,
+        *,
+        weights: DType | None = None,
     ) -> None:
         """Read nothing yet.
 
@@ -79,11 +93,13 @@ class LayerwiseModel:
             checkpoint: where the weights lie.
             dtype: the format that weights are held in and everything is computed in.
             advance: called after each layer.
+            weights: a format that weights are rounded to first, as those of a graph are.
         """
         self.name = f"PyTorch {torch.__version__}, {dtype}"
         self.checkpoint = checkpoint
         self.config = checkpoint.config.model
         self._dtype = dtype.torch
+        self._weights = (weights or dtype).torch
         self._advance = advance
         self._empty = empty_model(self.config)
 
@@ -118,6 +134,33 @@ class LayerwiseModel:
         running = [self._start(x.embeds, x.layout, x.layout.length) for x in sequences]
         self._through_layers(running, layers)
         return [_array(x.x[0]) for x in running]
+
+    @torch.inference_mode()
+    def layer(
+        self,
+        index: int,
+        sequences: Sequence[TokenSequence],
+        watch: Callable[[nn.Module], None] = lambda module: None,
+    ) -> list[LayerOutput]:
+        """What one layer makes of each sequence, which holds what enters it.
+
+        `watch` gets the layer before it is run, to hang hooks on it.
+        """
+        layer = self._load(f"decoder.layers.{index}")
+        watch(layer)
+        outputs = []
+        for sequence in sequences:
+            x = self._start(sequence.embeds, sequence.layout, sequence.layout.length, keep=True)
+            self._through_layer(layer, index, x)
+            assert x.kept is not None
+            keys, values = (_array(part[0].transpose(0, 1)) for part in x.kept[-1])
+            outputs.append(LayerOutput(hidden=_array(x.x[0]), keys=keys, values=values))
+        return outputs
+
+    @torch.inference_mode()
+    def head(self, hidden: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Logits [L, V] of each sequence's wanted hidden states [L, E], which leave the layers."""
+        return self._head([self._tensor(x) for x in hidden])
 
     @torch.inference_mode()
     def logits(
@@ -226,7 +269,7 @@ class LayerwiseModel:
     def _head(self, xs: Sequence[Tensor]) -> list[np.ndarray]:
         """Logits [L, V] of hidden states [L, E]."""
         norm = self._load("decoder.norm")
-        weight = self.checkpoint.tensors[HEAD].as_tensor().to(self._dtype)
+        weight = self._weight(HEAD)
         vocabulary, channels = weight.shape
         head = nn.Linear(channels, vocabulary, bias=False, device="meta")
         head.load_state_dict({"weight": weight}, assign=True)
@@ -236,13 +279,13 @@ class LayerwiseModel:
     def _load(self, name: str) -> nn.Module:
         """A part of the model with its weights."""
         module = copy.deepcopy(self._empty.get_submodule(name))
-        state = {
-            key: self.checkpoint.tensors[f"{name}.{key}"].as_tensor().to(self._dtype)
-            for key in module.state_dict()
-        }
+        state = {key: self._weight(f"{name}.{key}") for key in module.state_dict()}
         module.load_state_dict(state, assign=True)
         _multiply_in_float32(module)
         return module.eval()
+
+    def _weight(self, name: str) -> Tensor:
+        return self.checkpoint.tensors[name].as_tensor().to(self._weights).to(self._dtype)
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._dtype)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is to blame: the first layer that errs by itself, its first wrong node, and the pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from tc_export.parity.layers.attention import attention_pattern, cache_pattern
+from tc_export.parity.layers.check import Arithmetic, Judges
+from tc_export.parity.layers.nodes import Seen, WrongNode, find_wrong_node
+from tc_export.parity.layers.patterns import (
+    ACCUMULATED,
+    NORM_EPSILON,
+    OTHER,
+    OVERFLOW,
+    Pattern,
+    activation_pattern,
+    linear_pattern,
+    norm_pattern,
+    sum_pattern,
+)
+from tc_export.parity.layers.points import PartGraph
+from tc_export.parity.layers.recorder import (
+    ATTENTION,
+    KEYS,
+    QUERIES,
+    RESULT,
+    VALUES,
+    after_rotation,
+    cache_rows,
+    input_of,
+    into_attention,
+)
+from tc_export.parity.layers.result import HEAD, VISION, Culprit, Measured, worst_shares
+from tc_export.parity.layers.rotation import rotation_pattern
+from tc_export.parity.layers.sequences import LayerSequence
+
+FIRST_SUM = "x + self_attn"
+PRODUCT = input_of("mlp.down_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Everything that was measured, and what it takes to look into a layer.
+
+    Attributes:
+        isolated, accumulated, vision, head: as in `ByLayerResult`.
+        places: the columns.
+        layers: each layer's graph.
+        sequences: what went through.
+        inputs: [layer][sequence], the hidden states [S, E] that enter a layer in truth.
+    """
+
+    isolated: Sequence[Measured]
+    accumulated: Sequence[Measured]
+    vision: Sequence[Measured]
+    head: Sequence[Measured]
+    places: Sequence[str]
+    layers: Sequence[ir.Model]
+    sequences: Sequence[LayerSequence]
+    inputs: Sequence[Sequence[np.ndarray]]
+
+
+def find_culprit(judges: Judges, evidence: Evidence) -> Culprit | None:
+    """The first that errs by more than its tolerance, in the order of the model; None: nobody."""
+    if _worst(evidence.vision, 0) > 1:
+        return _outside(evidence, evidence.vision, VISION, "the vision graph")
+    for layer in range(len(evidence.layers)):
+        if _worst(evidence.isolated, layer) > 1:
+            return _layer_culprit(judges, evidence, layer)
+    if _worst(evidence.head, 0) > 1:
+        return _outside(evidence, evidence.head, HEAD, "the last norm or the head")
+    for layer in range(len(evidence.layers)):
+        if _worst(evidence.accumulated, layer) > 1:
+            return _accumulated_culprit(evidence, layer)
+    return None
+
+
+def wrong_places(measured: Sequence[Measured], row: int, places: Sequence[str]) -> list[str]:
+    """The places of a row at which the tolerance is exceeded."""
+    shares = worst_shares(measured)[row]
+    return [place for place, x in zip(places, shares, strict=True) if x is not None and x > 1]
+
+
+def spell_places(wrong: Sequence[str], places: Sequence[str]) -> str:
+    """Places in words: everywhere, one place, from one on, or a list."""
+    if list(wrong) == list(places):
+        return "everywhere"
+    if len(wrong) == 1:
+        return f"at {wrong[0]} alone" if wrong[0].startswith("frame") else f"in {wrong[0]} alone"
+    if list(wrong) == list(places[places.index(wrong[0]) :]):
+        return f"from {wrong[0]} on"
+    frames = [x for x in places if x.startswith("frame")]
+    if list(wrong) == frames:
+        return "inside all frames"
+    return "at " + ", ".join(wrong)
+
+
+def _worst(measured: Sequence[Measured], row: int) -> float:
+    return max((x for x in worst_shares(measured)[row] if x is not None), default=0.0)
+
+
+def _outside(evidence: Evidence, measured: Sequence[Measured], who: str, title: str) -> Culprit:
+    """A culprit that is no layer: what it is in is as far as it is told."""
+    wrong = wrong_places(measured, 0, evidence.places)
+    quantity = measured[0].quantity
+    return Culprit(
+        layer=who,
+        place=wrong[0],
+        node=quantity,
+        tensor=quantity,
+        pattern=OTHER,
+        words=f"{title}, {spell_places(wrong, evidence.places)}: {quantity}",
+        share=_worst(measured, 0),
+    )
+
+
+def _accumulated_culprit(evidence: Evidence, layer: int) -> Culprit:
+    wrong = wrong_places(evidence.accumulated, layer, evidence.places)
+    return Culprit(
+        layer=layer,
+        place=wrong[0],
+        node="",
+        tensor="hidden states",
+        pattern=ACCUMULATED,
+        words=f"layer {layer}, {spell_places(wrong, evidence.places)}: every layer is right by "
+        "itself, and what they hand on adds up to more than PyTorch's own noise",
+        share=_worst(evidence.accumulated, layer),
+    )
+
+
+def _layer_culprit(judges: Judges, evidence: Evidence, layer: int) -> Culprit:
+    """Look into the first layer that errs by itself."""
+    arithmetic = _clearest(judges, evidence, layer)
+    given = list(zip(evidence.sequences, evidence.inputs[layer], strict=True))
+    part = evidence.layers[layer]
+    found = find_wrong_node(judges, arithmetic, part, layer, given)
+    wrong = wrong_places(evidence.isolated, layer, evidence.places)
+    where = spell_places(wrong, evidence.places)
+    if found is None:
+        node, tensor, pattern = "", RESULT, Pattern(OTHER, "no single tensor is out of tolerance")
+    else:
+        tensor, pattern = found.point.tensor, recognise(found.seen, found.point.tensor)
+        node = _exact_node(part, layer, found, pattern)
+    also = [x for x in range(layer + 1, len(evidence.layers)) if _worst(evidence.isolated, x) > 1]
+    words = f"layer {layer}, {where}, {tensor}: {pattern.words}: {pattern.name}"
+    if also:
+        count = len(also) + 1
+        others = "all layers" if count == len(evidence.layers) else f"{count} layers"
+        words += f" ({others} err by themselves)"
+    return Culprit(
+        layer=layer,
+        place=wrong[0],
+        node=node,
+        tensor=tensor,
+        pattern=pattern.name,
+        words=words,
+        share=_worst(evidence.isolated, layer),
+    )
+
+
+def recognise(seen: Seen, tensor: str) -> Pattern:
+    """The pattern that the first wrong tensor of a layer shows."""
+    if not np.isfinite(seen.engine[tensor].astype(np.float64)).all():
+        return Pattern(OVERFLOW, "not a finite number, though the truth is")
+    if tensor in (after_rotation(QUERIES), after_rotation(KEYS)):
+        return rotation_pattern(seen, tensor)
+    for what in (KEYS, VALUES):
+        if tensor in (cache_rows(what), into_attention(what)):
+            return cache_pattern(seen, tensor, what)
+    if tensor in (f"output of {ATTENTION}", input_of("self_attn.o_proj")):
+        return attention_pattern(seen, tensor)
+    if tensor == PRODUCT:
+        return activation_pattern(seen, tensor)
+    if tensor == FIRST_SUM:
+        return sum_pattern(seen, tensor, (input_of("input_layernorm"), "self_attn.o_proj"))
+    if tensor == RESULT:
+        return sum_pattern(seen, tensor, (FIRST_SUM, "mlp.down_proj"))
+    if tensor.endswith("layernorm"):
+        return norm_pattern(seen, tensor)
+    return linear_pattern(seen, tensor)
+
+
+def _exact_node(part: ir.Model, layer: int, found: WrongNode, pattern: Pattern) -> str:
+    """The node to blame; an epsilon is added by a node inside the norm."""
+    if pattern.name == NORM_EPSILON:
+        graph = PartGraph(part, layer)
+        nodes = graph.computed_nodes(found.point.tensor)
+        return next((str(x.name) for x in nodes if x.op_type == "Add"), found.node)
+    return found.node
+
+
+def _clearest(judges: Judges, evidence: Evidence, layer: int) -> Arithmetic:
+    """The arithmetic to look into a layer with: without rounding, where the fault shows there."""
+    for arithmetic in reversed(judges.arithmetics):
+        own = [x for x in evidence.isolated if x.arithmetic == arithmetic.dtype]
+        if _worst(own, layer) > 1:
+            return arithmetic
+    return judges.own

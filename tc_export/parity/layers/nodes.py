@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inside the one layer that is to blame: the first tensor that is wrong, and the node it is of.
+
+Axes: S tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from tc_export.config import ModelConfig
+from tc_export.model.positions import Layout
+from tc_export.parity.layers.check import Arithmetic, Judges, as_token_sequences, moved
+from tc_export.parity.layers.part import PartOutput, add_outputs, run_layer
+from tc_export.parity.layers.points import MOVEMENTS, PartGraph, Point
+from tc_export.parity.layers.recorder import KEYS, VALUES, Recorder, cache_rows
+from tc_export.parity.layers.sequences import LayerSequence
+from tc_export.parity.layers.tolerance import Floats, token_errors, token_tolerances
+from tc_export.parity.layerwise import LayerwiseModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """All tensors of one layer for one sequence, on both sides.
+
+    Attributes:
+        config, layout: of the model and of the sequence.
+        labels: the place of each token.
+        truth, engine: tensors [S, ...] by their name in PyTorch's terms.
+        shares: errors of tokens [S] as shares of the tolerance, by the same names.
+    """
+
+    config: ModelConfig
+    layout: Layout
+    labels: tuple[str, ...]
+    truth: dict[str, np.ndarray]
+    engine: dict[str, np.ndarray]
+    shares: dict[str, Floats]
+
+    def wrong(self, tensor: str) -> np.ndarray:
+        """Tokens [S] at which a tensor is wrong."""
+        found: np.ndarray = self.shares[tensor] > 1.0
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongNode:
+    """The first wrong tensor, the ONNX node to blame for it, and everything that was seen."""
+
+    point: Point
+    node: str
+    seen: Seen
+
+
+def find_wrong_node(
+    judges: Judges,
+    arithmetic: Arithmetic,
+    part: ir.Model,
+    layer: int,
+    sequences: Sequence[tuple[LayerSequence, np.ndarray]],
+) -> WrongNode | None:
+    """Look for the first wrong tensor of a layer; None where each is within its tolerance.
+
+    `sequences` come with the hidden states [S, E] that enter the layer. The part gets outputs.
+    """
+    graph = PartGraph(part, layer)
+    points = graph.points()
+    add_outputs(part, [x.value for x in points if x.value.producer() is not None])
+    engine = arithmetic.opener.open(part)
+    places = {str(x.value.name): graph.place(x.value) for x in points}
+    first: tuple[int, WrongNode] | None = None
+    for sequence, hidden in sequences:
+        output = run_layer(engine, judges.truth.config, sequence, hidden)
+        seen = _see(judges, arithmetic, layer, points, (sequence, hidden), output)
+        wrong = next(
+            (x for x in points if x.tensor in seen.shares and seen.wrong(x.tensor).any()), None
+        )
+        if wrong is None:
+            continue
+        place = places[str(wrong.value.name)]
+        if first is None or place < first[0]:
+            right = {x.value for x in points if x.tensor in seen.shares and x is not wrong}
+            first = place, WrongNode(point=wrong, node=_blame(wrong.value, right), seen=seen)
+    return None if first is None else first[1]
+
+
+def _see(
+    judges: Judges,
+    arithmetic: Arithmetic,
+    layer: int,
+    points: Sequence[Point],
+    given: tuple[LayerSequence, np.ndarray],
+    output: PartOutput,
+) -> Seen:
+    sequence, hidden = given
+    truth = _record(judges.rounded, layer, sequence, hidden)
+    draws = [
+        _record(arithmetic.model, layer, sequence, x)
+        for x in (hidden, moved(hidden, arithmetic.dtype, 0))
+    ]
+    engine, shares = {}, {}
+    for point in points:
+        name = point.tensor
+        views = _views(point, output, truth.get(name))
+        if not views:
+            continue
+        tolerances = token_tolerances(
+            truth[name], [x[name] for x in draws], arithmetic.dtype.epsilon
+        )
+        errors = np.max([token_errors(x, truth[name]) for x in views], axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shares[name] = np.nan_to_num(np.where(errors > 0, errors / tolerances, 0.0), nan=np.inf)
+        engine[name] = max(views, key=lambda x: float(token_errors(x, truth[name]).max()))
+    return Seen(
+        config=judges.truth.config,
+        layout=sequence.layout,
+        labels=sequence.labels,
+        truth=truth,
+        engine=engine,
+        shares=shares,
+    )
+
+
+def _views(point: Point, output: PartOutput, truth: np.ndarray | None) -> list[np.ndarray]:
+    """What the graph says of a point, in the shape of the truth; cache rows are seen twice."""
+    if truth is None:
+        return []
+    if point.tensor == cache_rows(KEYS):
+        return list(output.keys)
+    if point.tensor == cache_rows(VALUES):
+        return list(output.values)
+    calls = output.tensors.get(str(point.value.name))
+    found = output.hidden if calls is None else point.array(calls, truth)
+    return [found] if found.shape == truth.shape else []
+
+
+def _record(
+    model: LayerwiseModel, layer: int, sequence: LayerSequence, hidden: np.ndarray
+) -> dict[str, np.ndarray]:
+    recorder = Recorder(model.config.text.head_dim)
+    (out,) = model.layer(layer, as_token_sequences([sequence], [hidden]), recorder.watch)
+    tensors = recorder.tensors()
+    tensors[cache_rows(KEYS)], tensors[cache_rows(VALUES)] = out.keys, out.values
+    return tensors
+
+
+def _blame(value: ir.Value, right: set[ir.Value]) -> str:
+    """The name of the node that made a wrong value; nodes that only move numbers are passed by.
+
+    Where there are only such between a right value and the wrong one, the last of them is it.
+    """
+    last = node = value.producer()
+    while node is not None and node.op_type in MOVEMENTS:
+        source = node.inputs[0]
+        if source is None or source in right or source.producer() is None:
+            return str(last.name if last is not None else value.name)
+        node = source.producer()
+    return str(value.name if node is None else node.name)
