@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,10 @@ from tc_export.cli.options import (
 )
 from tc_export.cli.terminal import Terminal, print_json, show
 from tc_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from tc_export.parity.layers.result import ByLayerResult
+    from tc_export.parity.tensors.check import ParityResult
 
 app = typer.Typer()
 
@@ -88,6 +92,14 @@ def parity(
     native: NativeOption = None,
     threads: ThreadsOption = None,
     memory: MemoryOption = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write report.html and report.json to. With --by-layer both comparisons "
+            "are made, and the report has their heat map.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare a bundle's engine with the PyTorch model; exit code 1 where they differ."""
@@ -97,6 +109,8 @@ def parity(
         verb = "apply" if len(given) > 1 else "applies"
         raise UsageError(f"{', '.join(given)} {verb} only with --tasks", hint="add --tasks")
 
+    if tasks and report is not None:
+        raise UsageError("--report is for the comparison of tensors", hint="leave --tasks out")
     if tasks and by_layer:
         raise UsageError(
             "--tasks and --by-layer are two different comparisons", hint="give one of them"
@@ -111,17 +125,44 @@ def parity(
         _compare_answers(bundle, given, settings, as_json=as_json)
     else:
         settings |= {"memory_bytes": None if memory is None else round(memory * 1e9)}
-        if by_layer:
-            _compare_layers(bundle, settings, as_json=as_json)
+        if report is not None:
+            _report(bundle, settings, report, by_layer=by_layer, as_json=as_json)
+        elif by_layer:
+            _show_layers(_compare_layers(bundle, settings), as_json=as_json)
         else:
-            _compare_tensors(bundle, settings, as_json=as_json)
+            _show_tensors(_compare_tensors(bundle, settings), as_json=as_json)
 
 
-def _compare_tensors(bundle: Path, settings: dict[str, Any], *, as_json: bool) -> None:
+def _report(
+    bundle: Path, settings: dict[str, Any], folder: Path, *, by_layer: bool, as_json: bool
+) -> None:
+    """Compare, write the report, and say the same on the terminal."""
+    from tc_export.parity.report.write import make_report_folder, origin_of, write_report
+    from tc_export.parity.tensors.report import failures, result_as_json
+
+    make_report_folder(folder, bundle)
+    result = _compare_tensors(bundle, settings)
+    layers = _compare_layers(bundle, settings) if by_layer else None
+    found, lines = result_as_json(result), failures(result)
+    if layers is not None:
+        from tc_export.parity.layers.report import by_layer_as_json
+
+        found["by_layer"] = by_layer_as_json(layers)
+    command = ["tc-export", "parity", str(bundle)]
+    command += [
+        flag for flag, on in (("--graphs", settings["graphs"]), ("--by-layer", by_layer)) if on
+    ]
+    write_report(folder, found, lines, origin_of(bundle, command))
+    Terminal(stderr=True).print(f"report: {folder / 'report.html'}")
+    if layers is not None and not layers.passed:
+        _show_layers(layers, as_json=as_json)
+    _show_tensors(result, as_json=as_json)
+
+
+def _compare_tensors(bundle: Path, settings: dict[str, Any]) -> ParityResult:
     from rich.progress import Progress
 
     from tc_export.parity.tensors.check_bundle import check_bundle
-    from tc_export.parity.tensors.report import as_table, failures, result_as_json
 
     console = Terminal(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -131,6 +172,12 @@ def _compare_tensors(bundle: Path, settings: dict[str, Any], *, as_json: bool) -
             advance=lambda done, total: progress.update(bar, completed=done, total=total),
             **settings,
         )
+    return result
+
+
+def _show_tensors(result: ParityResult, *, as_json: bool) -> None:
+    from tc_export.parity.tensors.report import as_table, failures, result_as_json
+
     if as_json:
         print_json(result_as_json(result))
     else:
@@ -141,15 +188,10 @@ def _compare_tensors(bundle: Path, settings: dict[str, Any], *, as_json: bool) -
         )
 
 
-def _compare_layers(bundle: Path, settings: dict[str, Any], *, as_json: bool) -> None:
+def _compare_layers(bundle: Path, settings: dict[str, Any]) -> ByLayerResult:
     from rich.progress import Progress
 
     from tc_export.parity.layers.check_bundle import check_bundle_by_layer
-    from tc_export.parity.layers.report import (
-        by_layer_as_json,
-        by_layer_as_table,
-        by_layer_failure,
-    )
 
     console = Terminal(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -161,6 +203,16 @@ def _compare_layers(bundle: Path, settings: dict[str, Any], *, as_json: bool) ->
             ),
             **settings,
         )
+    return result
+
+
+def _show_layers(result: ByLayerResult, *, as_json: bool) -> None:
+    from tc_export.parity.layers.report import (
+        by_layer_as_json,
+        by_layer_as_table,
+        by_layer_failure,
+    )
+
     if as_json:
         print_json(by_layer_as_json(result))
     else:

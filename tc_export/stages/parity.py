@@ -4,14 +4,27 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
+from tc_export.bundle.layout import graph_path
 from tc_export.contracts.graph_io import GRAPHS
 from tc_export.errors import CheckFailed
 from tc_export.plan.build_memory import memory_limits
+from tc_export.plan.parameters import decoder_count
 from tc_export.runner import Stage, StageContext
 from tc_export.stages import shards
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import RUNNERS, versions
+
+if TYPE_CHECKING:
+    from tc_export.parity.layers.result import ByLayerResult
+    from tc_export.parity.report.write import Origin
+
+LAYERS_TOO = 300_000_000
+"""Up to so many weights of the decoder the report has a map of every layer: it takes about twice as
+long as the rest. Of a larger one it is made where something is wrong, or when it is asked for."""
+
+REPEAT = ("tc-export", "parity", "BUNDLE", "--checkpoint", "CHECKPOINT", "--graphs")
 
 
 def stage(inputs: BuildInputs) -> Stage:
@@ -32,8 +45,10 @@ def stage(inputs: BuildInputs) -> Stage:
 
 def _run(context: StageContext, *, inputs: BuildInputs) -> None:
     from tc_export.parity.graph_engines import GraphsInTurn
+    from tc_export.parity.layers.report import by_layer_as_json, by_layer_failure
+    from tc_export.parity.report.write import write_report
     from tc_export.parity.tensors.check_bundle import compare_with_pytorch
-    from tc_export.parity.tensors.report import failures, write_report
+    from tc_export.parity.tensors.report import failures, result_as_json
 
     config = inputs.checkpoint.config.model
     limits = memory_limits(config, inputs.precisions, inputs.memory_bytes)
@@ -45,12 +60,42 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> None:
         answer_bytes=limits.answer_bytes,
         advance=context.advance,
     )
+    found, lines = result_as_json(result), failures(result)
+    if not result.passed or decoder_count(config).total <= LAYERS_TOO:
+        layers = _by_layer(context, inputs)
+        found["by_layer"] = by_layer_as_json(layers)
+        lines += [] if layers.passed else [by_layer_failure(layers)]
     folder = context.folder / "parity"
     folder.mkdir()
-    write_report(result, folder)
+    write_report(folder, found, lines, _origin(context, inputs))
     if not result.passed:
         raise CheckFailed(
             "the engine does not compute what PyTorch computes:\n"
-            + "\n".join(f"  {line}" for line in failures(result)),
-            hint="nothing was published",
+            + "\n".join(f"  {line}" for line in lines),
+            hint="nothing was published; with --no-parity the bundle is, and tc-export parity "
+            "--by-layer --report DIR draws where they part",
         )
+
+
+def _by_layer(context: StageContext, inputs: BuildInputs) -> ByLayerResult:
+    from tc_export.parity.layers.check_bundle import Judged, check_by_layer
+
+    judged = Judged(
+        folder=context.folder,
+        checkpoint=inputs.checkpoint,
+        precisions=inputs.precisions,
+        profile=inputs.spec.profile,
+    )
+    return check_by_layer(judged, lambda what, done, total: context.advance(done, total))
+
+
+def _origin(context: StageContext, inputs: BuildInputs) -> Origin:
+    from tc_export.parity.report.write import Origin
+
+    paths = [graph_path(graph) for graph in GRAPHS]
+    return Origin(
+        checkpoint_digest=inputs.spec.checkpoint_digest,
+        profile=inputs.spec.profile,
+        graphs={path: context.digests.sha256(context.folder / path) for path in paths},
+        command=REPEAT,
+    )

@@ -15,7 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tc_export.bundle import Profile
+from tc_export.bundle import Profile, read_manifest
+from tc_export.errors import UsageError
 from tc_export.parity.report.page import render
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
@@ -40,6 +41,42 @@ class Origin:
     profile: Profile
     graphs: Mapping[str, str]
     command: Sequence[str]
+
+
+def origin_of(bundle: Path, command: Sequence[str]) -> Origin:
+    """What a published bundle says of itself.
+
+    Raises:
+        BundleError: it cannot be used.
+    """
+    manifest = read_manifest(bundle)
+    graphs = {path: x.sha256 for path, x in manifest.files.items() if path.endswith(".onnx")}
+    return Origin(
+        checkpoint_digest=manifest.checkpoint_digest,
+        profile=manifest.profile,
+        graphs=dict(sorted(graphs.items())),
+        command=command,
+    )
+
+
+def make_report_folder(folder: Path, bundle: Path) -> None:
+    """Make the folder that a report goes to, which is not in the bundle: that lists all its files.
+
+    Raises:
+        UsageError: it is in the bundle, or cannot be made or written to.
+    """
+    if folder.resolve().is_relative_to(bundle.resolve()):
+        raise UsageError(
+            f"{folder} is in the bundle {bundle}, whose manifest lists every file",
+            hint="name a folder outside of it",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"the folder {folder} cannot be made: {error.strerror}",
+            hint="name another place: --report DIR",
+        ) from error
 
 
 def report_document(found: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
