@@ -32,7 +32,7 @@ def stage(inputs: BuildInputs) -> Stage:
 
 def _run(context: StageContext, *, inputs: BuildInputs) -> None:
     from tc_export.parity.graph_engines import GraphsInTurn
-    from tc_export.parity.tensors.check_bundle import compare_with_pytorch
+    from tc_export.parity.tensors.check_bundle import compare_with_pytorch, graphs_in_float32
     from tc_export.parity.tensors.report import failures, write_report
 
     config = inputs.checkpoint.config.model
@@ -42,6 +42,7 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> None:
         inputs.checkpoint,
         inputs.spec.profile,
         inputs.precisions,
+        in_float32=graphs_in_float32(context.folder, config, inputs.precisions, limits.parts),
         answer_bytes=limits.answer_bytes,
         advance=context.advance,
     )
