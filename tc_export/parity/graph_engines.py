@@ -45,13 +45,18 @@ def load_graphs(folder: Path, precisions: Precisions, *, threads: int | None = N
 
 
 def _open(
-    path: Path, precision: Precision, threads: int | None, part: ir.Model | None = None
+    path: Path,
+    precision: Precision,
+    threads: int | None,
+    part: ir.Model | None = None,
+    *,
+    in_float32: bool = False,
 ) -> OrtEngine:
-    """Open the graph at `path`, or a part of it."""
+    """Open the graph at `path`, or a part of it; perhaps with float32 in place of its format."""
     rewritten = None if part is None else ir.to_proto(part)
-    if precision is Precision.BFLOAT16:
+    if precision is not Precision.FLOAT32 and (in_float32 or precision is Precision.BFLOAT16):
         rewritten = rewritten or onnx.load(path, load_external_data=False)
-        compute_in_float32(rewritten)
+        compute_in_float32(rewritten, precision.dtype, rounded=not in_float32)
     content = None if rewritten is None else rewritten.SerializeToString()
     return OrtEngine(path, rewritten=content, threads=threads)
 
@@ -71,10 +76,21 @@ class GraphsInTurn:
         precisions: Precisions,
         parts: Sequence[Part],
         *,
+        in_float32: bool = False,
         threads: int | None = None,
         advance: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Open nothing yet; `advance` is called with the parts that are done, and all there are."""
+        """Open nothing yet.
+
+        Args:
+            folder: where graphs/ lies.
+            config: the model's.
+            precisions: formats of the graphs.
+            parts: of the decoder, as it fits into memory.
+            in_float32: compute 16-bit graphs in float32, and round nothing but their weights.
+            threads: CPU threads.
+            advance: called with the parts that are done, and all there are.
+        """
         self._folder = folder
         self._config = config
         self._precisions = precisions
@@ -83,16 +99,18 @@ class GraphsInTurn:
         self._advance = advance
         cut = f", in {len(self._parts)} parts" if len(self._parts) > 1 else ""
         self.name = f"graphs in ONNX Runtime{cut}"
+        self._in_float32 = in_float32
         # A bfloat16 graph is computed in float32.
         self.pixel_type, self.embeds_type = (
-            FLOAT16 if precision is Precision.FLOAT16 else FLOAT32
+            FLOAT16 if precision is Precision.FLOAT16 and not in_float32 else FLOAT32
             for precision in (precisions.vision, precisions.decoder)
         )
 
     def features(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
         """See `Side.features`."""
         path = self._folder / graph_path(VISION)
-        return features_of(_open(path, self._precisions.vision, self._threads), clips)
+        engine = _open(path, self._precisions.vision, self._threads, in_float32=self._in_float32)
+        return features_of(engine, clips)
 
     def logits(self, calls: Sequence[Calls]) -> list[list[np.ndarray]]:
         """See `Side.logits`."""
@@ -101,7 +119,9 @@ class GraphsInTurn:
         whole = len(self._parts) == 1
         models = [None] if whole else cut_decoder(path, self._config, self._parts)
         for index, model in enumerate(models):
-            engine = _open(path, self._precisions.decoder, self._threads, model)
+            engine = _open(
+                path, self._precisions.decoder, self._threads, model, in_float32=self._in_float32
+            )
             hidden = [_through(engine, x, given) for x, given in zip(calls, hidden, strict=True)]
             del engine
             gc.collect()  # before the next part's weights are read

@@ -4,7 +4,7 @@
 All tokens of all sequences go through a layer before the next is read, decode steps too: a token
 sees the rows below its `kv_end`, and those are the same whether the tokens after it are there or
 not. So a model of any size gives the numbers that it gives as a whole, at the cost of reading its
-weights once for each pass.
+weights once for each pass. Several draws of a format's noise go through in one pass too.
 
 Axes: F frames, m tokens a frame, S tokens of a sequence, E channels, L logits wanted, V vocabulary.
 """
@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tc_export.checkpoint.reader import EMBEDDING, HEAD, Checkpoint, empty_model
+from tc_export.checkpoint.reader import EMBEDDING, Checkpoint, empty_model
 from tc_export.contracts.graph_io import FRAMES_A_CALL
 from tc_export.dtypes import DType
 from tc_export.model.decoder import Rotary
 from tc_export.model.positions import TEXT, Cursor, Layout, Segment, Text, frame_chunks, lay_out
 from tc_export.model.rope import inverse_frequencies
+from tc_export.parity.noise import PLAIN, Draw, OrderedLinear, order_linears
+from tc_export.targets import Precisions
 
 QUERIES_A_CALL = 512
 """Tokens whose attention is computed at once: bounds the scores in memory, not what they are."""
@@ -74,6 +76,7 @@ class _Running:
     frame_ids: Tensor | None  # [1, C], of each cache row: only for the mask `frame_block`
     rows: int  # C
     kept: list[tuple[Tensor, Tensor]] | None  # each layer's cache, where decoding shall go on
+    draw: Draw
 
 
 class LayerwiseModel:
@@ -85,34 +88,51 @@ class LayerwiseModel:
         dtype: DType,
         advance: Advance = lambda done, total: None,
         *,
-        weights: DType | None = None,
+        weights: Precisions | None = None,
     ) -> None:
         """Read nothing yet.
 
         Args:
             checkpoint: where the weights lie.
-            dtype: the format that weights are held in and everything is computed in.
+            dtype: the format that everything is computed in.
             advance: called after each layer.
-            weights: a format that weights are rounded to first, as those of a graph are.
+            weights: formats that the weights of each graph are rounded to before; None: `dtype`.
         """
         self.name = f"PyTorch {torch.__version__}, {dtype}"
+        if weights is not None and {*weights.model_dump().values()} != {dtype}:
+            self.name += f" with weights in {weights}"
         self.checkpoint = checkpoint
         self.config = checkpoint.config.model
         self._dtype = dtype.torch
-        self._weights = (weights or dtype).torch
         self._advance = advance
+        self._weights = weights
         self._empty = empty_model(self.config)
+        order_linears(self._empty)
 
-    @torch.inference_mode()
     def features(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Visual features [F, m, E] of each clip's pixels [F, 3, size, size]."""
+        (features,) = self.feature_draws(clips, PLAIN)
+        return features
+
+    @torch.inference_mode()
+    def feature_draws(
+        self, clips: Sequence[np.ndarray], draws: Sequence[Draw]
+    ) -> list[list[np.ndarray]]:
+        """For each draw, what `features` gives."""
         tower = self._empty.vision.vision_tower
         embeddings = self._load("vision.vision_tower.embeddings")
         norm = self._load("vision.vision_tower.pre_layernorm")
-        xs = [_by_frames(lambda x: norm(embeddings(x)), self._tensor(clip)) for clip in clips]
+
+        def through(module: nn.Module, x: Tensor, draw: Draw) -> Tensor:
+            draw.order_sums(module)
+            return _by_frames(module, draw.move(x))
+
+        begin = nn.Sequential(embeddings, norm)
+        pixels = [self._tensor(clip) for clip in clips]
+        xs = [[through(begin, x, draw) for x in pixels] for draw in draws]
         for index in range(len(tower.layers)):
             layer = self._load(f"vision.vision_tower.layers.{index}")
-            xs = [_by_frames(layer, x) for x in xs]
+            xs = [[through(layer, x, draw) for x in of] for of, draw in zip(xs, draws, strict=True)]
             del layer
             self._advance(index + 1, len(tower.layers))
         projector = self._load("vision.multi_modal_projector")
@@ -120,7 +140,11 @@ class LayerwiseModel:
         def finish(x: Tensor) -> Tensor:
             return self._empty.vision.project_and_pool(tower.select(x), projector)
 
-        return [_array(_by_frames(finish, x)) for x in xs]
+        def finished(x: Tensor, draw: Draw) -> np.ndarray:
+            draw.order_sums(projector)
+            return _array(_by_frames(finish, draw.move(x)))
+
+        return [[finished(x, draw) for x in of] for of, draw in zip(xs, draws, strict=True)]
 
     def embed(self, token_ids: np.ndarray) -> np.ndarray:
         """Rows [S, E] of the embedding table in float64, as they are stored."""
@@ -128,12 +152,10 @@ class LayerwiseModel:
         rows: np.ndarray = table[token_ids].astype(np.float64)
         return rows
 
-    @torch.inference_mode()
     def hidden(self, sequences: Sequence[TokenSequence], layers: range) -> list[np.ndarray]:
         """Hidden states [S, E] that leave `layers`; the sequences hold those that enter them."""
-        running = [self._start(x.embeds, x.layout, x.layout.length) for x in sequences]
-        self._through_layers(running, layers)
-        return [_array(x.x[0]) for x in running]
+        (hidden,) = self.hidden_draws(sequences, PLAIN, layers)
+        return hidden
 
     @torch.inference_mode()
     def layer(
@@ -163,6 +185,13 @@ class LayerwiseModel:
         return self._head([self._tensor(x) for x in hidden])
 
     @torch.inference_mode()
+    def hidden_draws(
+        self, sequences: Sequence[TokenSequence], draws: Sequence[Draw], layers: range
+    ) -> list[list[np.ndarray]]:
+        """For each draw, what `hidden` gives."""
+        passed = self._draws_through_layers(sequences, draws, layers)
+        return [[_array(x.x[0]) for x in running] for running in passed]
+
     def logits(
         self, sequences: Sequence[TokenSequence], layers: range | None = None
     ) -> list[np.ndarray]:
@@ -170,14 +199,27 @@ class LayerwiseModel:
 
         With `layers`, which end with the last, the sequences hold what enters these.
         """
-        running = [self._start(x.embeds, x.layout, x.layout.length) for x in sequences]
-        self._through_layers(running, layers)
-        return self._head(
-            [
-                x.x[0, torch.from_numpy(sequence.logits_indices)]
-                for x, sequence in zip(running, sequences, strict=True)
-            ]
-        )
+        (logits,) = self.logit_draws(sequences, PLAIN, layers)
+        return logits
+
+    @torch.inference_mode()
+    def logit_draws(
+        self,
+        sequences: Sequence[TokenSequence],
+        draws: Sequence[Draw],
+        layers: range | None = None,
+    ) -> Iterator[list[np.ndarray]]:
+        """For each draw in turn, what `logits` gives: those of one draw are in memory at once."""
+        wanted = []
+        for running in self._draws_through_layers(sequences, draws, layers):
+            wanted.append(
+                [
+                    x.x[0, torch.from_numpy(sequence.logits_indices)]
+                    for x, sequence in zip(running, sequences, strict=True)
+                ]
+            )
+        for xs, draw in zip(wanted, draws, strict=True):
+            yield self._head(xs, draw)
 
     @torch.inference_mode()
     def greedy(self, prompts: Sequence[Prompt], tokens: int) -> list[GreedyAnswer]:
@@ -215,14 +257,32 @@ class LayerwiseModel:
     def _next_token(self, cursor: Cursor) -> tuple[Layout, Cursor]:
         return lay_out([Text(1)], self.config.temporal, cursor)
 
+    def _draws_through_layers(
+        self, sequences: Sequence[TokenSequence], draws: Sequence[Draw], layers: range | None
+    ) -> list[list[_Running]]:
+        """Take every draw of every sequence through these layers, which are read once."""
+        of_draws = [
+            [self._start(x.embeds, x.layout, x.layout.length, draw=draw) for x in sequences]
+            for draw in draws
+        ]
+        self._through_layers([x for running in of_draws for x in running], layers)
+        return of_draws
+
     def _start(
-        self, embeds: np.ndarray, layout: Layout, rows: int, *, keep: bool = False
+        self,
+        embeds: np.ndarray,
+        layout: Layout,
+        rows: int,
+        *,
+        keep: bool = False,
+        draw: Draw = PLAIN[0],
     ) -> _Running:
         frame_ids = None
         if not self.config.temporal.mask.is_prefix:
             frame_ids = torch.full((1, rows), TEXT)
             frame_ids[0, torch.from_numpy(layout.position_ids)] = torch.from_numpy(layout.frame_ids)
-        return _Running(self._tensor(embeds)[None], layout, frame_ids, rows, [] if keep else None)
+        x = self._tensor(embeds)[None]
+        return _Running(x, layout, frame_ids, rows, [] if keep else None, draw)
 
     def _through_layers(self, running: Sequence[_Running], layers: range | None = None) -> None:
         """Take every sequence through these layers, or all; caches are kept, and nothing else."""
@@ -230,6 +290,8 @@ class LayerwiseModel:
         for index in layers:
             layer = self._load(f"decoder.layers.{index}")
             for x in running:
+                x.draw.order_sums(layer)
+                x.x = x.draw.move(x.x)
                 self._through_layer(layer, index, x)
             del layer
             self._advance(index + 1 - layers.start, len(layers))
@@ -266,42 +328,33 @@ class LayerwiseModel:
             return [(0, layout.length)]
         return frame_chunks(layout, mask, max(QUERIES_A_CALL, self.config.tokens_per_frame))
 
-    def _head(self, xs: Sequence[Tensor]) -> list[np.ndarray]:
+    def _head(self, xs: Sequence[Tensor], draw: Draw = PLAIN[0]) -> list[np.ndarray]:
         """Logits [L, V] of hidden states [L, E]."""
-        norm = self._load("decoder.norm")
-        weight = self._weight(HEAD)
-        vocabulary, channels = weight.shape
-        head = nn.Linear(channels, vocabulary, bias=False, device="meta")
-        head.load_state_dict({"weight": weight}, assign=True)
-        _multiply_in_float32(head)
-        return [_array(head(norm(x))) for x in xs]
+        norm, head = self._load("decoder.norm"), self._load("decoder.lm_head")
+        draw.order_sums(head)
+        return [_array(head(norm(draw.move(x)))) for x in xs]
 
     def _load(self, name: str) -> nn.Module:
         """A part of the model with its weights."""
         module = copy.deepcopy(self._empty.get_submodule(name))
         state = {key: self._weight(f"{name}.{key}") for key in module.state_dict()}
         module.load_state_dict(state, assign=True)
-        _multiply_in_float32(module)
+        for part in module.modules():
+            if isinstance(part, OrderedLinear) and self._dtype.itemsize < torch.float32.itemsize:
+                part.to(torch.float32)
         return module.eval()
 
     def _weight(self, name: str) -> Tensor:
-        return self.checkpoint.tensors[name].as_tensor().to(self._weights).to(self._dtype)
+        """A tensor of the checkpoint, rounded to the graph's format and to that of the model."""
+        stored = self.checkpoint.tensors[name].as_tensor()
+        if self._weights is not None:
+            is_vision = name.startswith("vision.")
+            precision = self._weights.vision if is_vision else self._weights.decoder
+            stored = stored.to(precision.dtype.torch)
+        return stored.to(self._dtype)
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._dtype)
-
-
-def _multiply_in_float32(module: nn.Module) -> None:
-    """Have float16 matrices multiplied at float32's speed; other formats stay as they are.
-
-    A processor's float16 products are three times slower than float32's. Both sum in float32, and
-    here too each result is rounded to float16 once.
-    """
-    for linear in module.modules():
-        if isinstance(linear, nn.Linear) and linear.weight.dtype == torch.float16:
-            linear.float()
-            linear.register_forward_pre_hook(lambda _, given: (given[0].float(),))
-            linear.register_forward_hook(lambda *call: call[-1].half())
 
 
 def _by_frames(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

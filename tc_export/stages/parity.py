@@ -47,7 +47,7 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> None:
     from tc_export.parity.graph_engines import GraphsInTurn
     from tc_export.parity.layers.report import by_layer_as_json, by_layer_failure
     from tc_export.parity.report.write import write_report
-    from tc_export.parity.tensors.check_bundle import compare_with_pytorch
+    from tc_export.parity.tensors.check_bundle import compare_with_pytorch, graphs_in_float32
     from tc_export.parity.tensors.report import failures, result_as_json
 
     config = inputs.checkpoint.config.model
@@ -57,6 +57,7 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> None:
         inputs.checkpoint,
         inputs.spec.profile,
         inputs.precisions,
+        in_float32=graphs_in_float32(context.folder, config, inputs.precisions, limits.parts),
         answer_bytes=limits.answer_bytes,
         advance=context.advance,
     )

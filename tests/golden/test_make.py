@@ -74,7 +74,7 @@ def test_a_model_that_overflows_its_format_gives_no_golden_data() -> None:
 @pytest.mark.parametrize("mask", PREFIX_MASKS)
 def test_the_truth_is_what_the_model_says_of_the_rounded_inputs(mask: AttentionMask) -> None:
     _, decoder = golden_of(mask, "bfloat16")
-    model = random_model(TemporalConfig(mask=mask, gamma=0.5))
+    model = random_model(TemporalConfig(mask=mask, gamma=0.5)).to(torch.bfloat16).double()
     given = {name: torch.from_numpy(x.astype(np.float64)) for name, x in decoder.inputs.items()}
     x = given | {name: given[name].long() for name in given if name != "inputs_embeds"}
     length = x["position_ids"].shape[1]

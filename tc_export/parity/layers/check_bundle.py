@@ -141,7 +141,7 @@ def check_by_layer(
 def judges_of(judged: Judged, graph: str) -> Judges:
     """What one of the two graphs is judged by."""
     dtype = (judged.precisions.vision if graph == VISION else judged.precisions.decoder).dtype
-    path = judged.folder / graph_path(graph)
+    path, weights = judged.folder / graph_path(graph), judged.precisions
 
     def arithmetic(results: DType, *, unrounded: bool) -> Arithmetic:
         opener = GraphOpener(
@@ -150,13 +150,13 @@ def judges_of(judged: Judged, graph: str) -> Judges:
             native_library=judged.native_library,
             threads=judged.threads,
         )
-        model = LayerwiseModel(judged.checkpoint, results, weights=dtype)
+        model = LayerwiseModel(judged.checkpoint, results, weights=weights)
         return Arithmetic(dtype=results, opener=opener, model=model)
 
     is_wide = dtype is DType.FLOAT32
     return Judges(
         truth=LayerwiseModel(judged.checkpoint, DType.FLOAT64),
-        rounded=LayerwiseModel(judged.checkpoint, DType.FLOAT64, weights=dtype),
+        rounded=LayerwiseModel(judged.checkpoint, DType.FLOAT64, weights=weights),
         own=arithmetic(dtype, unrounded=False),
         unrounded=None if is_wide else arithmetic(DType.FLOAT32, unrounded=True),
         format=dtype,

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parity check: vision features, prefill logits, every decode step, and the greedy answer.
 
-Three sides go through the same feeds: PyTorch in float64 (the truth), PyTorch in the engine's
-format, and the engine. The decoder is fed with the truth's features and with tokens that were drawn
-before, so that an error is seen where it arises, and so that a side may take all tokens through one
-layer, or one part of a graph, before it needs the next.
+Three sides go through the same feeds: PyTorch in float64 (the truth), several draws of PyTorch in
+the engine's format, and the engine. The decoder is fed with the truth's features and with tokens
+that were drawn before, so that an error is seen where it arises, and so that a side may take all
+tokens through one layer, or one part of a graph, before it needs the next.
+
+A 16-bit graph that can run here goes through once more with its arithmetic in float32, and is
+judged by float32's noise: what is wrong in the graph shows there, whatever its format costs.
 
 The greedy answer is each side's own, with its own features. As long as two sides choose the same
 tokens they are fed the same: so the engine is fed the truth's answer, and what it would have said
@@ -13,38 +16,38 @@ is known up to the first token that differs, which is all that is judged.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from polygraphy.comparator import Comparator, IterationResult, RunResults
-from polygraphy.logger import G_LOGGER
 
 from tc_export.config import ModelConfig
 from tc_export.contracts.graph_io import (
-    FRAMES_A_CALL,
     INPUTS_EMBEDS,
     KEY_FRAME_IDS,
-    LOGITS,
     LOGITS_A_CALL,
     LOGITS_INDICES,
     PREFILL_TOKENS,
-    VISUAL_FEATURES,
 )
-from tc_export.dtypes import round_to
+from tc_export.dtypes import DType, round_to
 from tc_export.engine.session import position_feeds
 from tc_export.errors import UnsupportedEnvironment
 from tc_export.model.positions import TEXT, Layout, Text, frame_chunks, lay_out
 from tc_export.parity.layerwise import GreedyAnswer, LayerwiseModel, TokenSequence
+from tc_export.parity.tensors.judging import (
+    Arithmetic,
+    Values,
+    measure_features,
+    measure_logits,
+)
 from tc_export.parity.tensors.scenario import DECODE_STEPS, Scenario
 from tc_export.parity.tensors.sides import Calls, Feed, JudgedSide, TorchSide
-from tc_export.parity.tensors.tolerance import TensorComparison, compare
-from tc_export.targets import Precisions
+from tc_export.parity.tensors.tolerance import FALSE_ALARMS
+from tc_export.parity.tensors.verdict import Measured, NoiseVerdict, TensorComparison, judge
+from tc_export.targets import Precision, Precisions
 
-STEPS = 6
-"""Steps that a check reports: features of three sides, the truth's logits, its answers, and the
-logits of the two others."""
+IN_FLOAT32 = " in float32"
+"""What the stages of a 16-bit graph are called where its arithmetic is float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,21 +115,35 @@ class ParityResult:
     precision: str
     tensors: tuple[TensorComparison, ...]
     answers: tuple[AnswerComparison, ...]
+    noise: tuple[NoiseVerdict, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
         """True where every tensor and every answer passed, and something was compared."""
-        verdicts = [x.passed for x in self.tensors] + [x.passed for x in self.answers]
+        verdicts = [x.passed for x in self.tensors]
+        verdicts += [x.passed for x in self.noise] + [x.passed for x in self.answers]
         return bool(verdicts) and all(verdicts)
+
+    @property
+    def ill_conditioned_share(self) -> float:
+        """Ill-conditioned tokens among all that were compared, in every arithmetic."""
+        tokens = sum(x.tokens for x in self.noise)
+        return sum(len(x.ill_conditioned) for x in self.noise) / max(tokens, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceSides:
-    """The two sides that the engine is judged by."""
+    """What the engine is judged by.
+
+    `truth` is float64 with the weights as the engines' formats round them. `baseline` computes in
+    these formats, `in_float32` in float32 with the same weights. `draws` are so many of each.
+    """
 
     truth: LayerwiseModel
     baseline: TorchSide
+    in_float32: LayerwiseModel
+    draws: int
 
 
 def check_parity(
@@ -135,6 +152,7 @@ def check_parity(
     precisions: Precisions,
     scenarios: Sequence[Scenario],
     *,
+    in_float32: JudgedSide | None = None,
     answer_bytes: int | None = None,
     advance: Callable[[str], None] = lambda phrase: None,
 ) -> ParityResult:
@@ -145,9 +163,10 @@ def check_parity(
         engine: what is to be judged.
         precisions: the floating-point formats of its two graphs.
         scenarios: what is run.
+        in_float32: the engine's 16-bit graphs with their arithmetic in float32, if they run here.
         answer_bytes: how much the truth's caches may take while it answers. Longer scenarios give
             no answer then, which is noted. None: all give one.
-        advance: called with a phrase after each of `STEPS` steps.
+        advance: called with a phrase after each of `count_steps` steps.
 
     Raises:
         UnsupportedEnvironment: the profile has no room for any scenario.
@@ -157,18 +176,41 @@ def check_parity(
             "the bundle's profile is too small for any parity scenario",
             hint="build with more --max-frames or a larger --max-length",
         )
-    check = _Check(references, engine, precisions, scenarios, advance)
-    tensors, features = check.vision()
+    check = _Check(references, engine, in_float32, precisions, scenarios, advance)
+    measured, features = check.vision()
     answering, notes = _with_room(references.truth, scenarios, answer_bytes)
-    logits, answers = check.decoder(features, answering)
+    logits, said, answered = check.decoder(features, answering)
+    measured += logits
+    tensors: list[TensorComparison] = []
+    noise: list[NoiseVerdict] = []
+    for of_graph in measured:
+        compared, verdicts = judge(of_graph, FALSE_ALARMS / len(measured))
+        tensors += compared
+        noise += verdicts
+    names = [scenarios[i].name for i in answering]
     return ParityResult(
         engine=engine.name,
         truth=references.truth.name,
         precision=str(precisions),
-        tensors=tuple(tensors + logits),
-        answers=tuple(answers),
+        tensors=tuple(tensors),
+        answers=tuple(
+            compare_answers(name, truth, found, _tolerance_of_answers(name, tensors))
+            for name, truth, found in zip(names, said, answered, strict=True)
+        ),
+        noise=tuple(noise),
         notes=tuple(notes),
     )
+
+
+def count_steps(in_float32: JudgedSide | None) -> int:
+    """Steps that `check_parity` reports."""
+    return 7 if in_float32 is None else 9
+
+
+def _tolerance_of_answers(scenario: str, tensors: Sequence[TensorComparison]) -> float:
+    """The largest tolerance of the scenario's decode steps, which are as an answer's tokens are."""
+    found = [x for x in tensors if x.stage == f"{scenario}: decoder"]
+    return max(x.tolerance for x in found[-DECODE_STEPS:])
 
 
 def _with_room(
@@ -203,42 +245,46 @@ class _Check:
         self,
         references: ReferenceSides,
         engine: JudgedSide,
+        in_float32: JudgedSide | None,
         precisions: Precisions,
         scenarios: Sequence[Scenario],
         advance: Callable[[str], None],
     ) -> None:
+        self._references = references
         self._truth = references.truth
-        self._baseline = references.baseline
         self._engine = engine
+        self._in_float32 = in_float32
         self._precisions = precisions
         self._scenarios = scenarios
         self._advance = advance
         self._config: ModelConfig = references.truth.config
 
-    def vision(self) -> tuple[list[TensorComparison], _Features]:
-        """Compare the visual features of all frames, call by call."""
-        dtype = self._precisions.vision.dtype
-        clips = [round_to(x.pixel_values, dtype) for x in self._scenarios]
+    def vision(self) -> tuple[list[list[Measured]], _Features]:
+        """Measure the visual features of all frames, call by call, in each arithmetic."""
+        precision = self._precisions.vision
+        clips = [round_to(x.pixel_values, precision.dtype) for x in self._scenarios]
         fed = [clip.astype(self._engine.pixel_type) for clip in clips]
         truth = self._truth.features(clips)
         self._advance("vision: PyTorch in float64")
-        baseline = self._baseline.features(clips)
-        self._advance("vision: PyTorch in the engine's format")
         engine = self._engine.features(fed)
         self._advance("vision: the engine")
-        tensors = []
-        for index, scenario in enumerate(self._scenarios):
-            calls = [
-                [x[start : start + FRAMES_A_CALL] for start in range(0, len(x), FRAMES_A_CALL)]
-                for x in (truth[index], baseline[index], engine[index])
-            ]
-            tensors += compare_steps(f"{scenario.name}: vision", VISUAL_FEATURES, dtype, *calls)
-        return tensors, _Features(truth, engine)
+        judged = [(self._own(precision, self._references.baseline.vision), engine)]
+        if self._in_float32 is not None and precision is not Precision.FLOAT32:
+            judged.append((self._wide(), self._in_float32.features(clips)))
+        measured = [
+            measure_features(arithmetic, self._names, clips, truth, found)
+            for arithmetic, found in judged
+        ]
+        self._advance("vision: draws of PyTorch")
+        return measured, _Features(truth, engine)
 
     def decoder(
         self, features: _Features, answering: Sequence[int]
-    ) -> tuple[list[TensorComparison], list[AnswerComparison]]:
-        """Compare logits of prefill and decode steps, and the answers of some scenarios."""
+    ) -> tuple[list[list[Measured]], list[GreedyAnswer], list[list[np.ndarray]]]:
+        """Measure logits of prefill and decode steps in each arithmetic.
+
+        Also returned are the truth's answers of some scenarios, and the engine's logits for them.
+        """
         prompts = [self._prompt(x, y) for x, y in zip(self._scenarios, features.truth, strict=True)]
         judged = [self._judged_calls(x, y) for x, y in zip(self._scenarios, prompts, strict=True)]
         truth = TorchSide(vision=self._truth, decoder=self._truth).logits(judged)
@@ -247,33 +293,50 @@ class _Check:
             [(prompts[i], self._scenarios[i].segments) for i in answering], DECODE_STEPS + 1
         )
         self._advance("greedy answers: PyTorch in float64")
-        baseline = self._baseline.logits(judged)
-        self._advance("decoder: PyTorch in the engine's format")
         asked = [
             self._answering_calls(self._scenarios[i], features.engine[i], answer)
             for i, answer in zip(answering, said, strict=True)
         ]
-        engine = self._engine.logits([*judged, *asked])
+        found = self._engine.logits([*judged, *asked])
         self._advance("decoder: the engine")
-        tensors, answers = [], []
-        tolerances = []
-        for index, scenario in enumerate(self._scenarios):
-            found = compare_steps(
-                f"{scenario.name}: decoder",
-                LOGITS,
-                self._precisions.decoder.dtype,
-                truth[index],
-                baseline[index],
-                engine[index],
-            )
-            tensors += found
-            tolerances.append(max(x.tolerance for x in found))
-        for place, (index, answer) in enumerate(zip(answering, said, strict=True)):
-            logits = engine[len(judged) + place][-len(answer.tokens) :]
-            last = [x[-1] for x in logits]
-            scenario = self._scenarios[index]
-            answers.append(compare_answers(scenario.name, answer, last, tolerances[index]))
-        return tensors, answers
+        answered = [
+            [logits[-1] for logits in calls[-len(answer.tokens) :]]
+            for calls, answer in zip(found[len(judged) :], said, strict=True)
+        ]
+        return self._measure_logits(judged, truth, found[: len(judged)]), said, answered
+
+    def _measure_logits(
+        self, calls: Sequence[Calls], truth: Values, engine: Values
+    ) -> list[list[Measured]]:
+        """What the engine errs, and the graph in float32 where that is to be judged."""
+        precision = self._precisions.decoder
+        own = self._own(precision, self._references.baseline.decoder)
+        measured = [measure_logits(own, self._names, calls, truth, engine)]
+        self._advance("decoder: draws of PyTorch")
+        if self._in_float32 is not None and precision is not Precision.FLOAT32:
+            found = self._in_float32.logits(calls)
+            self._advance("decoder: the graph in float32")
+            measured.append(measure_logits(self._wide(), self._names, calls, truth, found))
+            self._advance("decoder: draws of PyTorch in float32")
+        return measured
+
+    @property
+    def _names(self) -> list[str]:
+        return [x.name for x in self._scenarios]
+
+    def _own(self, precision: Precision, baseline: LayerwiseModel) -> Arithmetic:
+        """The format of a graph."""
+        draws = self._references.draws
+        return Arithmetic(name="", dtype=precision.dtype, baseline=baseline, draws=draws)
+
+    def _wide(self) -> Arithmetic:
+        """Float32, for a graph of 16 bits."""
+        return Arithmetic(
+            name=IN_FLOAT32,
+            dtype=DType.FLOAT32,
+            baseline=self._references.in_float32,
+            draws=self._references.draws,
+        )
 
     def _prompt(self, scenario: Scenario, features: np.ndarray) -> np.ndarray:
         """Embeddings [S, E] of a prompt whose visual places are -1; features are [F, m, E]."""
@@ -337,41 +400,3 @@ class _Check:
             frame_ids[0, :stop] = layout.frame_ids[:stop]
             feed[KEY_FRAME_IDS] = frame_ids
         return feed
-
-
-def compare_steps(
-    stage: str,
-    tensor: str,
-    dtype: str,
-    truth: Sequence[np.ndarray],
-    baseline: Sequence[np.ndarray],
-    engine: Sequence[np.ndarray],
-) -> list[TensorComparison]:
-    """Compare one tensor of every step through Polygraphy."""
-    comparisons: list[TensorComparison] = []
-    steps = iter(range(len(truth)))
-
-    def within_tolerance(
-        true_values: IterationResult, values: IterationResult
-    ) -> OrderedDict[str, bool]:
-        step = next(steps)
-        found = compare(
-            stage,
-            step,
-            tensor,
-            truth=true_values[tensor],
-            pytorch=baseline[step],
-            engine=values[tensor],
-            precision=dtype,
-        )
-        comparisons.append(found)
-        return OrderedDict([(tensor, found.passed)])
-
-    def results(name: str, arrays: Sequence[np.ndarray]) -> tuple[str, list[IterationResult]]:
-        return name, [IterationResult({tensor: x}, runner_name=name) for x in arrays]
-
-    # Its summary of what failed is an error to Polygraphy, which prints it on our output.
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        pair = RunResults([results("PyTorch", truth), results("engine", engine)])
-        Comparator.compare_accuracy(pair, compare_func=within_tolerance)
-    return comparisons

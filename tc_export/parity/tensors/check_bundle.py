@@ -3,21 +3,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tc_export.bundle import Profile
 from tc_export.checkpoint.reader import Checkpoint
+from tc_export.config import ModelConfig
+from tc_export.contracts.parts import Part
 from tc_export.dtypes import DType
+from tc_export.engine.loading import ONNX_RUNTIME
 from tc_export.parity.graph_engines import GraphsInTurn
 from tc_export.parity.judged_bundle import open_with_checkpoint
 from tc_export.parity.layerwise import LayerwiseModel
-from tc_export.parity.tensors.check import STEPS, ParityResult, ReferenceSides, check_parity
+from tc_export.parity.tensors.check import (
+    ParityResult,
+    ReferenceSides,
+    check_parity,
+    count_steps,
+)
 from tc_export.parity.tensors.scenario import standard_scenarios
 from tc_export.parity.tensors.sides import JudgedSide, OpenSide, TorchSide
 from tc_export.plan.build_memory import memory_limits
+from tc_export.plan.parameters import decoder_count
 from tc_export.runtime.answering import open_engines
-from tc_export.targets import Precisions
+from tc_export.targets import Precision, Precisions
+
+DRAWS, DRAWS_OF_LARGE = 6, 3
+"""Runs of PyTorch that noise is measured by. A run of a large model takes minutes, and it has so
+many tokens and directions that fewer tell as much."""
+
+LARGE = 1_500_000_000
+"""Weights of the decoder from which a model is large."""
 
 
 def check_bundle(
@@ -52,6 +68,9 @@ def check_bundle(
     config = opened.config.model
     limits = memory_limits(config, precisions, memory_bytes)
     side: JudgedSide
+    in_float32 = None
+    if graphs or (manifest.engine is not None and manifest.engine.backend == ONNX_RUNTIME):
+        in_float32 = graphs_in_float32(bundle, config, precisions, limits.parts, threads=threads)
     if graphs:
         side = GraphsInTurn(bundle, config, precisions, limits.parts, threads=threads)
     else:
@@ -62,9 +81,24 @@ def check_bundle(
         opened,
         manifest.profile,
         precisions,
+        in_float32=in_float32,
         answer_bytes=limits.answer_bytes,
         advance=advance,
     )
+
+
+def graphs_in_float32(
+    folder: Path,
+    config: ModelConfig,
+    precisions: Precisions,
+    parts: Sequence[Part],
+    *,
+    threads: int | None = None,
+) -> GraphsInTurn | None:
+    """The 16-bit graphs with their arithmetic in float32; None where there are none."""
+    if precisions == Precisions.both(Precision.FLOAT32):
+        return None
+    return GraphsInTurn(folder, config, precisions, parts, in_float32=True, threads=threads)
 
 
 def compare_with_pytorch(
@@ -73,6 +107,7 @@ def compare_with_pytorch(
     profile: Profile,
     precisions: Precisions,
     *,
+    in_float32: JudgedSide | None = None,
     answer_bytes: int | None = None,
     advance: Callable[[float, float | None], None] = lambda done, total: None,
 ) -> ParityResult:
@@ -83,27 +118,38 @@ def compare_with_pytorch(
     def step(phrase: str) -> None:
         nonlocal done
         done += 1
-        advance(done, STEPS)
+        advance(done, count_steps(in_float32))
 
     return check_parity(
         references(checkpoint, precisions),
         engine,
         precisions,
         standard_scenarios(config, profile.max_frames, profile.max_length),
+        in_float32=in_float32,
         answer_bytes=answer_bytes,
         advance=step,
     )
 
 
+def count_draws(config: ModelConfig) -> int:
+    """How many draws of PyTorch a model is judged by."""
+    return DRAWS if decoder_count(config).matrices < LARGE else DRAWS_OF_LARGE
+
+
 def references(checkpoint: Checkpoint, precisions: Precisions) -> ReferenceSides:
-    """PyTorch in float64, and in the formats of both engines; of each a layer is in memory."""
+    """PyTorch in float64, in the formats of both engines, and in float32.
+
+    All have the weights that the engines have; of each a layer is in memory.
+    """
     by_format = {
-        dtype: LayerwiseModel(checkpoint, dtype)
-        for dtype in {precisions.vision.dtype, precisions.decoder.dtype}
+        dtype: LayerwiseModel(checkpoint, dtype, weights=precisions)
+        for dtype in {precisions.vision.dtype, precisions.decoder.dtype, DType.FLOAT32}
     }
     return ReferenceSides(
-        truth=LayerwiseModel(checkpoint, DType.FLOAT64),
+        truth=LayerwiseModel(checkpoint, DType.FLOAT64, weights=precisions),
         baseline=TorchSide(
             vision=by_format[precisions.vision.dtype], decoder=by_format[precisions.decoder.dtype]
         ),
+        in_float32=by_format[DType.FLOAT32],
+        draws=count_draws(checkpoint.config.model),
     )

@@ -11,12 +11,15 @@ from rich.table import Table
 
 from tc_export.parity.reporting import spell_infinite, verdict
 from tc_export.parity.tensors.check import AnswerComparison, ParityResult
-from tc_export.parity.tensors.tolerance import TensorComparison
+from tc_export.parity.tensors.tolerance import ILL_SHARE
+from tc_export.parity.tensors.verdict import NoiseVerdict, TensorComparison
 
 REASON = (
     "The truth is PyTorch in float64. Tolerance: twice the error that PyTorch itself makes in the "
     "same number format, and eight of that format's roundings of the tensor's largest value."
 )
+
+_MOST_ROWS = 8
 
 
 def result_as_json(result: ParityResult) -> dict[str, Any]:
@@ -29,6 +32,11 @@ def result_as_json(result: ParityResult) -> dict[str, Any]:
             "precision": result.precision,
             "reason": REASON,
             "notes": list(result.notes),
+            "false_alarm_rate": sum(x.false_alarm_rate for x in result.noise),
+            "ill_conditioned_share": result.ill_conditioned_share,
+            "noise": [
+                {**asdict(x), "is_judged": x.is_judged, "passed": x.passed} for x in result.noise
+            ],
             "tensors": [
                 {**asdict(x), "share": x.share, "passed": x.passed} for x in result.tensors
             ],
@@ -43,8 +51,10 @@ def result_as_json(result: ParityResult) -> dict[str, Any]:
 
 def failures(result: ParityResult) -> list[str]:
     """A line for each comparison that failed, in the order of the model: the first one counts."""
-    return [describe_tensor(x) for x in result.tensors if not x.passed] + [
-        describe_answer(x) for x in result.answers if not x.passed
+    return [
+        *(describe_tensor(x) for x in result.tensors if not x.passed),
+        *(describe_noise(x) for x in result.noise if not x.passed),
+        *(describe_answer(x) for x in result.answers if not x.passed),
     ]
 
 
@@ -61,6 +71,20 @@ def describe_tensor(x: TensorComparison) -> str:
     )
 
 
+def describe_noise(x: NoiseVerdict) -> str:
+    """What is wrong with a scenario's tokens as a whole."""
+    if not x.is_judged:
+        return (
+            f"{x.stage}: PyTorch's own runs part by orders of magnitude at "
+            f"{x.ill_conditioned_share:.1%} of the tokens, and by more than {ILL_SHARE:.0%} there "
+            "is nothing to judge by: choose another --precision"
+        )
+    return (
+        f"{x.stage}, step {x.median_step}: the median token's error is {x.median_ratio:.3g} times "
+        f"PyTorch's noise, and may be {x.median_factor:.3g} times"
+    )
+
+
 def describe_answer(x: AnswerComparison) -> str:
     """Where two answers begin to differ."""
     return (
@@ -74,13 +98,20 @@ def as_table(result: ParityResult) -> Table:
     """One row a stage, with its worst step; one row an answer."""
     table = Table(
         title=f"{result.engine} against {result.truth} ({result.precision})",
-        caption="error: largest absolute; tolerance: twice PyTorch's own error in "
-        + "\n".join([f"{result.precision}, plus a floor", *result.notes]),
+        caption="\n".join(
+            [
+                "error, PyTorch's, tolerance: largest absolute, at the worst token; median: the "
+                "errors of a call's tokens over PyTorch's noise, and what that may be",
+                *(_left_out(x) for x in result.noise if x.ill_conditioned),
+                *result.notes,
+            ]
+        ),
     )
-    for heading in ("what", "steps", "error", "PyTorch's", "tolerance", "share", ""):
+    for heading in ("what", "steps", "error", "PyTorch's", "tolerance", "share", "median", ""):
         table.add_column(heading, justify="left" if heading in ("what", "") else "right")
     for stage, group in groupby(result.tensors, key=lambda x: x.stage):
-        _add_tensor_row(table, stage, list(group))
+        noise = [x for x in result.noise if x.stage == stage]
+        _add_tensor_row(table, stage, list(group), noise)
     for answer in result.answers:
         length = len(answer.true_tokens)
         agreed = length if answer.first_difference is None else answer.first_difference
@@ -91,12 +122,26 @@ def as_table(result: ParityResult) -> Table:
             "",
             "",
             "",
+            "",
             verdict(answer.passed),
         )
     return table
 
 
-def _add_tensor_row(table: Table, stage: str, items: list[TensorComparison]) -> None:
+def _left_out(x: NoiseVerdict) -> str:
+    """Which tokens are not judged, and why."""
+    rows = ", ".join(str(token.row) for token in x.ill_conditioned[:_MOST_ROWS])
+    more = len(x.ill_conditioned) - _MOST_ROWS
+    rows += f" and {more} more" if more > 0 else ""
+    return (
+        f"{x.stage}: {len(x.ill_conditioned)} of {x.tokens} tokens are ill-conditioned and not "
+        f"judged, since PyTorch's own runs part there by orders of magnitude: rows {rows}"
+    )
+
+
+def _add_tensor_row(
+    table: Table, stage: str, items: list[TensorComparison], noise: list[NoiseVerdict]
+) -> None:
     worst = max(items, key=lambda x: x.share)
     table.add_row(
         stage,
@@ -105,5 +150,6 @@ def _add_tensor_row(table: Table, stage: str, items: list[TensorComparison]) -> 
         f"{worst.pytorch_error:.2e}",
         f"{worst.tolerance:.2e}",
         f"{worst.share:.0%}",
-        verdict(all(x.passed for x in items)),
+        *(f"{x.median_ratio:.2f} / {x.median_factor:.2f}" for x in noise),
+        verdict(all(x.passed for x in items) and all(x.passed for x in noise)),
     )

@@ -1,93 +1,191 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far an engine may be from the truth: relative to its number format, never a bare constant.
+"""How far an engine may be from the truth: as far as PyTorch's own draws are, token by token.
 
-The truth is the model in float64. Plain PyTorch in the engine's own format makes some error
-against it; the engine may make at most `ALLOWED_RATIO` times that, plus a floor for the case that
-PyTorch was lucky.
+The truth is the model in float64, with weights rounded as the engine's format rounds them. Several
+draws of PyTorch in that format (`tc_export.parity.noise`) say how much noise each token has. The
+engine's error is divided by it, and the limits of that ratio follow from how the draws themselves
+lie to one another: docs/numerics.md derives them.
+
+Axes: T tokens, V values of a token (logits or channels).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import sqrt
 
 import numpy as np
 
 from tc_export.dtypes import DType
+from tc_export.parity.tensors.f_distribution import degrees_that_exceed, f_quantile
 
-ALLOWED_RATIO = 2.0
-"""An engine sums in another order than PyTorch: its rounding is of the same size, not the same."""
+NOISIER = 1.5
+"""An engine rounds at other places than PyTorch: its noise may be so many times that of a draw."""
 
-FLOOR_UNITS = 8.0
-"""The floor, in units of the format's epsilon times the largest true magnitude. In a small tensor
-PyTorch's own error can be zero by luck; eight roundings of the largest value are still noise."""
+FALSE_ALARMS = 1e-4
+"""How likely a run may fail though nothing is wrong. All limits of a run share it."""
 
+FLOOR_UNITS = 0.5
+"""Least noise of a token, in units of the format's epsilon times its largest value: one rounding of
+the result. In a small tensor all draws may be exact by luck."""
 
-@dataclass(frozen=True, kw_only=True)
-class TensorComparison:
-    """One tensor of one step, against the truth. Errors are absolute, in the tensor's own unit."""
+ILL_CONDITIONED = 32.0
+"""A token is ill-conditioned where its noise is so many times the median token's, or where one draw
+errs so many times as much as the median draw."""
 
-    stage: str
-    step: int
-    tensor: str
-    engine_error: float
-    pytorch_error: float
-    tolerance: float
-    worst_index: tuple[int, ...]
-    true_value: float
-    engine_value: float
+ILL_SHARE = 0.05
+"""The share of a graph's tokens that may be. Where more are, there is too little to judge by."""
 
-    @property
-    def share(self) -> float:
-        """The error as a share of the tolerance; above 1 is a failure."""
-        if not self.is_judged:
-            return inf
-        if not self.tolerance:
-            return inf if self.engine_error else 0.0
-        return self.engine_error / self.tolerance
+ABSOLUTE_UNITS = 8.0
+"""Least absolute tolerance, in units of epsilon times the tensor's largest value. It is for devices
+whose builders fuse and sum as they like, and none of which could be measured here."""
 
-    @property
-    def is_judged(self) -> bool:
-        """False where PyTorch itself leaves the format's range: no error is too large then."""
-        return isfinite(self.tolerance)
+FEWEST_DEGREES, MOST_DEGREES = 1.0, 16.0
+"""Bounds for the directions that a token's noise has. Noise along one line is the worst case."""
 
-    @property
-    def passed(self) -> bool:
-        """True where the engine is within the tolerance (a NaN never is)."""
-        return self.is_judged and self.engine_error <= self.tolerance
+_TOKENS_AT_ONCE = 64
+"""Bounds the errors in memory: logits of a large vocabulary are many."""
+
+_QUANTILES = (0.9, 0.99, 0.999)
+_BEYOND = 5
+"""So many ratios of draws must lie beyond a quantile for it to be believed."""
 
 
-def compare(
-    stage: str,
-    step: int,
-    tensor: str,
-    *,
-    truth: np.ndarray,
-    pytorch: np.ndarray,
-    engine: np.ndarray,
-    precision: str,
-) -> TensorComparison:
-    """Compare an engine's tensor with the truth, and PyTorch's error in the same format.
+@dataclass(frozen=True)
+class TokenErrors:
+    """Errors [T] against the truth. What is not finite is infinitely wrong.
+
+    `rms` is the root mean square over a token's values; `largest` the largest, which lies at the
+    index `place` in the token.
+    """
+
+    rms: np.ndarray
+    largest: np.ndarray
+    place: np.ndarray
+
+
+def token_errors(values: np.ndarray, truth: np.ndarray) -> TokenErrors:
+    """Errors of values [..., V].
 
     Raises:
         ValueError: the shapes differ.
     """
-    if not truth.shape == pytorch.shape == engine.shape:
-        raise ValueError(f"{tensor}: shapes {truth.shape}, {pytorch.shape}, {engine.shape} differ")
-    errors = np.abs(engine.astype(np.float64) - truth)
-    # A NaN or an infinity is infinitely wrong, and argmax then points at it.
-    errors = np.where(np.isfinite(errors), errors, np.inf)
-    worst = np.unravel_index(int(errors.argmax()), errors.shape)
-    pytorch_error = float(np.abs(pytorch.astype(np.float64) - truth).max())
-    floor = FLOOR_UNITS * DType(precision).epsilon * float(np.abs(truth).max())
-    return TensorComparison(
-        stage=stage,
-        step=step,
-        tensor=tensor,
-        engine_error=float(errors[worst]),
-        pytorch_error=pytorch_error,
-        tolerance=ALLOWED_RATIO * pytorch_error + floor,
-        worst_index=tuple(int(i) for i in worst),
-        true_value=float(truth[worst]),
-        engine_value=float(engine[worst]),
+    if values.shape != truth.shape:
+        raise ValueError(f"shapes {values.shape}, {truth.shape} differ")
+    size = truth.shape[-1]
+    values, truth = values.reshape(-1, size), truth.reshape(-1, size)
+    parts = [
+        _errors_of_some(values[start : start + _TOKENS_AT_ONCE], truth[start:][:_TOKENS_AT_ONCE])
+        for start in range(0, len(truth), _TOKENS_AT_ONCE)
+    ]
+    return TokenErrors(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+
+
+def _errors_of_some(
+    values: np.ndarray, truth: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    with np.errstate(invalid="ignore", over="ignore"):
+        errors = np.abs(values.astype(np.float64) - truth)
+    errors[~np.isfinite(errors)] = np.inf
+    place = errors.argmax(axis=1)
+    largest = errors[np.arange(len(errors)), place]
+    return np.sqrt(np.square(errors).mean(axis=1)), largest, place
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of T tokens: what each of D draws errs, [D, T]; and a floor [T] for both."""
+
+    rms: np.ndarray
+    largest: np.ndarray
+    floor: np.ndarray
+
+    @property
+    def draws(self) -> int:
+        """How many there are."""
+        return len(self.rms)
+
+    @property
+    def tokens(self) -> int:
+        """How many there are."""
+        return int(self.rms.shape[1])
+
+
+def measure_noise(largest: np.ndarray, draws: Sequence[TokenErrors], precision: DType) -> Noise:
+    """The noise of tokens in a format; `largest` [T] are the largest magnitudes of the truth's."""
+    return Noise(
+        rms=np.stack([x.rms for x in draws]),
+        largest=np.stack([x.largest for x in draws]),
+        floor=FLOOR_UNITS * precision.epsilon * largest,
     )
+
+
+def join_noise(parts: Sequence[Noise]) -> Noise:
+    """The noise of all tokens of several tensors."""
+    return Noise(
+        rms=np.concatenate([x.rms for x in parts], axis=1),
+        largest=np.concatenate([x.largest for x in parts], axis=1),
+        floor=np.concatenate([x.floor for x in parts]),
+    )
+
+
+def scale_of(errors: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """The noise [T] that draws with errors [D, T] show: their root mean square, and the floor."""
+    scale: np.ndarray = np.sqrt(np.square(errors).mean(axis=0) + np.square(floor))
+    return scale
+
+
+def ratios_of_draws(errors: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """Each draw's error over the scale of all others, [D, T]: how an engine without fault lies."""
+    count = len(errors)
+    others = [scale_of(np.delete(errors, index, axis=0), floor) for index in range(count)]
+    return over(errors, np.stack(others))
+
+
+def over(errors: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Errors over scales; nothing is allowed where the scale is zero."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = errors / scale
+    found: np.ndarray = np.where(errors == 0, 0.0, ratios)
+    return found
+
+
+def degrees_of(ratios: np.ndarray, draws: int) -> float:
+    """In how many directions noise points, by the tail of `ratios_of_draws` [D, T].
+
+    The least that any of its quantiles asks for.
+    """
+    squares = np.square(ratios[np.isfinite(ratios)])
+    least = MOST_DEGREES
+    for quantile in _QUANTILES:
+        tail = 1 - quantile
+        if tail * squares.size >= _BEYOND:
+            x = float(np.quantile(squares, quantile))
+            found = degrees_that_exceed(x, tail, draws - 1, FEWEST_DEGREES, MOST_DEGREES)
+            least = min(least, found)
+    return least
+
+
+def factor_of(degrees: float, draws: int, chance: float) -> float:
+    """What a ratio exceeds with this chance, where the noise is `NOISIER` than that of the draws.
+
+    A ratio's square is F-distributed: the mean square of `degrees` normal numbers over that of
+    `draws` times as many.
+    """
+    return NOISIER * sqrt(f_quantile(chance, degrees, draws * degrees))
+
+
+def absolute_tolerance(truth: np.ndarray, draws: Sequence[TokenErrors], precision: DType) -> float:
+    """One absolute tolerance for all of a tensor [..., V], for a runtime that knows no tokens.
+
+    Infinite where PyTorch itself leaves the range of the format.
+    """
+    largest = np.abs(truth).max(axis=-1).reshape(-1)
+    noise = measure_noise(largest, draws, precision)
+    if not np.isfinite(noise.largest).all():
+        return float("inf")
+    degrees = degrees_of(ratios_of_draws(noise.largest, noise.floor), noise.draws)
+    factor = factor_of(degrees, noise.draws, FALSE_ALARMS / noise.tokens)
+    measured = factor * float(scale_of(noise.largest, noise.floor).max())
+    return max(measured, ABSOLUTE_UNITS * precision.epsilon * float(largest.max()))

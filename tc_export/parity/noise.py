@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws of the noise that a number format allows: what two right implementations may differ by.
+
+Nobody says in which order a sum is taken, where a result is rounded, or which way a number falls
+that lies between two of the format. So one run of PyTorch is one draw of many. Draw 0 is plain
+PyTorch; in every other
+
+1. each number that enters the model, and each that enters a layer, is moved to the next number of
+   the format above or below with a chance of one in eight: the variance of one and a half
+   roundings, where a layer of its own has about a dozen;
+2. the sums of every linear layer are cut at a random channel, taken as two, and added.
+
+Sums are taken in float32 (float64 in float64) and rounded once, as hardware does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHANCES = 16
+"""A number is moved up by one of so many chances, and down by another one."""
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Draw:
+    """One draw. It is used for one pass through the model; another pass takes another."""
+
+    def __init__(self, number: int) -> None:
+        """Number 0 changes nothing; the same number always changes the same."""
+        self.number = number
+        self._random = np.random.default_rng(number)
+
+    def move(self, x: Tensor) -> Tensor:
+        """Move some numbers by one unit in the last place; zeros and what is not finite stay."""
+        if not self.number:
+            return x
+        x = x.clone(memory_format=torch.contiguous_format)
+        # The numbers of a format lie in the order of their bits.
+        bits = x.view(_BITS[x.dtype.itemsize]).numpy().reshape(-1)
+        chances = np.frombuffer(self._random.bytes(bits.size), np.uint8) // (256 // CHANCES)
+        places = np.flatnonzero(chances < 2)
+        stepped = bits[places] + (2 * chances[places].astype(np.int8) - 1)
+        moved = torch.from_numpy(stepped).view(x.dtype)
+        before = x.reshape(-1)[places]
+        stays = (before == 0) | ~before.isfinite() | ~moved.isfinite()
+        bits[places] = np.where(stays.numpy(), bits[places], stepped)
+        return x
+
+    def order_sums(self, module: nn.Module) -> None:
+        """Cut the sums of every linear layer in `module` at another channel."""
+        for linear in module.modules():
+            if isinstance(linear, OrderedLinear):
+                linear.cut = self._channel(linear.in_features)
+
+    def _channel(self, channels: int) -> int | None:
+        """A channel to cut before, or None."""
+        if not self.number or channels < 2:
+            return None
+        return int(self._random.integers(1, channels))
+
+
+def draws(count: int) -> list[Draw]:
+    """Plain PyTorch, and so many more that there are `count`."""
+    return [Draw(number) for number in range(count)]
+
+
+PLAIN: Sequence[Draw] = (Draw(0),)
+
+
+class OrderedLinear(nn.Linear):
+    """A linear layer that sums in its weights' format and rounds the result to its input's.
+
+    16-bit weights are held widened to float32: the same numbers, at a third of the time on a
+    processor.
+    """
+
+    cut: int | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [..., in] to [..., out]."""
+        x = input.to(self.weight.dtype)
+        if self.cut is None:
+            return F.linear(x, self.weight, self.bias).to(input.dtype)
+        low, high = self.weight[:, : self.cut], self.weight[:, self.cut :]
+        summed = F.linear(x[..., : self.cut], low, self.bias)
+        return summed.add_(F.linear(x[..., self.cut :], high)).to(input.dtype)
+
+
+def order_linears(model: nn.Module) -> None:
+    """Let the sums of a model's linear layers be cut; the model has no weights yet."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear:
+                ordered = OrderedLinear(
+                    child.in_features,
+                    child.out_features,
+                    bias=child.bias is not None,
+                    device=child.weight.device,
+                )
+                setattr(parent, name, ordered)
