@@ -17,7 +17,7 @@ from tc_export.model.positions import Layout
 from tc_export.parity.layers.check import Arithmetic, Judges, as_token_sequences, moved
 from tc_export.parity.layers.part import PartOutput, add_outputs, run_layer
 from tc_export.parity.layers.points import MOVEMENTS, PartGraph, Point
-from tc_export.parity.layers.recorder import KEYS, VALUES, Recorder, cache_rows
+from tc_export.parity.layers.recorder import KEYS, RESULT, VALUES, Recorder, cache_rows
 from tc_export.parity.layers.sequences import LayerSequence
 from tc_export.parity.layers.tolerance import Floats, token_errors, token_tolerances
 from tc_export.parity.layerwise import LayerwiseModel
@@ -133,8 +133,12 @@ def _views(point: Point, output: PartOutput, truth: np.ndarray | None) -> list[n
         return list(output.keys)
     if point.tensor == cache_rows(VALUES):
         return list(output.values)
+    if point.tensor == RESULT:
+        return [output.hidden]
     calls = output.tensors.get(str(point.value.name))
-    found = output.hidden if calls is None else point.array(calls, truth)
+    if calls is None:
+        return []  # an input
+    found = point.array(calls, truth)
     return [found] if found.shape == truth.shape else []
 
 
