@@ -32,6 +32,9 @@ QUERIES_A_CALL = 512
 Advance = Callable[[int, int], None]
 """Called after each layer: with those that are done, and how many there are in the pass."""
 
+Watch = Callable[[str, nn.Module], None]
+"""Gets a part of the model and its name before it is run."""
+
 Prompt = tuple[np.ndarray, Sequence[Segment]]
 """Embeddings [S, E], and the segments that they are of."""
 
@@ -104,18 +107,29 @@ class LayerwiseModel:
         self._empty = empty_model(self.config)
 
     @torch.inference_mode()
-    def features(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Visual features [F, m, E] of each clip's pixels [F, 3, size, size]."""
+    def features(
+        self, clips: Sequence[np.ndarray], watch: Watch = lambda name, module: None
+    ) -> list[np.ndarray]:
+        """Visual features [F, m, E] of each clip's pixels [F, 3, size, size].
+
+        `watch` gets each module before it is run, to hang hooks on it.
+        """
+
+        def load(name: str) -> nn.Module:
+            module = self._load(name)
+            watch(name, module)
+            return module
+
         tower = self._empty.vision.vision_tower
-        embeddings = self._load("vision.vision_tower.embeddings")
-        norm = self._load("vision.vision_tower.pre_layernorm")
+        embeddings = load("vision.vision_tower.embeddings")
+        norm = load("vision.vision_tower.pre_layernorm")
         xs = [_by_frames(lambda x: norm(embeddings(x)), self._tensor(clip)) for clip in clips]
         for index in range(len(tower.layers)):
-            layer = self._load(f"vision.vision_tower.layers.{index}")
+            layer = load(f"vision.vision_tower.layers.{index}")
             xs = [_by_frames(layer, x) for x in xs]
             del layer
             self._advance(index + 1, len(tower.layers))
-        projector = self._load("vision.multi_modal_projector")
+        projector = load("vision.multi_modal_projector")
 
         def finish(x: Tensor) -> Tensor:
             return self._empty.vision.project_and_pool(tower.select(x), projector)
@@ -140,14 +154,14 @@ class LayerwiseModel:
         self,
         index: int,
         sequences: Sequence[TokenSequence],
-        watch: Callable[[nn.Module], None] = lambda module: None,
+        watch: Watch = lambda name, module: None,
     ) -> list[LayerOutput]:
         """What one layer makes of each sequence, which holds what enters it.
 
         `watch` gets the layer before it is run, to hang hooks on it.
         """
         layer = self._load(f"decoder.layers.{index}")
-        watch(layer)
+        watch(f"decoder.layers.{index}", layer)
         outputs = []
         for sequence in sequences:
             x = self._start(sequence.embeds, sequence.layout, sequence.layout.length, keep=True)
@@ -158,9 +172,14 @@ class LayerwiseModel:
         return outputs
 
     @torch.inference_mode()
-    def head(self, hidden: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Logits [L, V] of each sequence's wanted hidden states [L, E], which leave the layers."""
-        return self._head([self._tensor(x) for x in hidden])
+    def head(
+        self, hidden: Sequence[np.ndarray], watch: Watch = lambda name, module: None
+    ) -> list[np.ndarray]:
+        """Logits [L, V] of each sequence's wanted hidden states [L, E], which leave the layers.
+
+        `watch` gets the last norm before it is run.
+        """
+        return self._head([self._tensor(x) for x in hidden], watch)
 
     @torch.inference_mode()
     def logits(
@@ -266,9 +285,12 @@ class LayerwiseModel:
             return [(0, layout.length)]
         return frame_chunks(layout, mask, max(QUERIES_A_CALL, self.config.tokens_per_frame))
 
-    def _head(self, xs: Sequence[Tensor]) -> list[np.ndarray]:
+    def _head(
+        self, xs: Sequence[Tensor], watch: Watch = lambda name, module: None
+    ) -> list[np.ndarray]:
         """Logits [L, V] of hidden states [L, E]."""
         norm = self._load("decoder.norm")
+        watch("decoder.norm", norm)
         head = self._weight(HEAD)
         return [_array(nn.functional.linear(norm(x), head)) for x in xs]
 
