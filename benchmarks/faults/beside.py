@@ -33,18 +33,9 @@ def tanh_gelu(graph: Graph) -> None:
 
 def class_token_kept(graph: Graph) -> None:
     """The class token stays, and the last patch goes."""
-    module = graph.nodes(f"{PROJECTOR}.linear_1", "MatMul")[0]
-    grid = graph.config.vision.grid
-    node = module
-    last = next(x for x in reversed(graph.model.graph.node) if x.output[0] == _source(graph))
-    start, end, axis = (graph.constant(np.array([x])) for x in (0, grid * grid, 1))
-    node.input[0] = graph.before(node, "Slice", [last.output[0], start, end, axis])
-
-
-def _source(graph: Graph) -> str:
-    """What the class token is cut from: the last layer's result."""
-    layer = graph.config.vision.layers_used - 1
-    return str(graph.nodes(f"{TOWER}.layers.{layer}", "Add")[-1].output[0])
+    node = graph.nodes(TOWER, "Slice")[-1]
+    patches = graph.config.vision.grid ** 2
+    node.input[1], node.input[2] = (graph.constant(np.array([x])) for x in (0, patches))
 
 
 def vision_epsilon(graph: Graph) -> None:
@@ -80,9 +71,10 @@ def positions_shifted(graph: Graph) -> None:
 
 def features_rounded(graph: Graph) -> None:
     """Features are rounded to float16 before the projector."""
-    node = graph.nodes(f"{PROJECTOR}.linear_1", "MatMul")[0]
-    small = graph.before(node, "Cast", [node.input[0]], to=TensorProto.FLOAT16)
-    node.input[0] = graph.before(node, "Cast", [small], to=TensorProto.FLOAT)
+    node = graph.nodes(TOWER, "Slice")[-1]
+    graph.after(node, "Cast", ["*"], to=TensorProto.FLOAT)
+    last = next(x for x in graph.model.graph.node if x.op_type == "Cast" and "planted" in x.name)
+    last.input[0] = graph.before(last, "Cast", [last.input[0]], to=TensorProto.FLOAT16)
 
 
 def embedding_row_changed(bundle: Path) -> None:

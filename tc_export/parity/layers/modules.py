@@ -125,7 +125,8 @@ def find_wrong_vision_node(
     if modules:
         wanted = re.compile(f"(input of )?vision_tower.({'|'.join(modules)})(\\.|$)").match
         fine = _look(judges, arithmetic, subject, sequence, pixels, lambda x: wanted(x) is not None)
-    return fine or coarse
+    # What leaves the graph is wrong in any case, and says nothing of the layer.
+    return coarse if fine is None or fine.point.tensor == VISUAL_FEATURES else fine
 
 
 def find_wrong_head_node(

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-FACTOR = 4.0
-"""An engine sums in another order than PyTorch, in several steps of a layer, and what is compared
-is the worst of hundreds of numbers in each of thousands of tokens."""
+FACTOR = 8.0
+"""What is compared is the worst of hundreds of numbers at thousands of tokens, each against two
+draws: of a good graph of real weights (SmolLM2-135M, 30 layers, 420 tokens) the worst token errs by
+3.6 times its larger draw. The smallest of the planted faults errs by 80 times."""
 
 FLOOR_UNITS = 8.0
 """In epsilons of the format times the token's largest true value; PyTorch may be exact by luck."""
