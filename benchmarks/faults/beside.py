@@ -34,7 +34,7 @@ def tanh_gelu(graph: Graph) -> None:
 def class_token_kept(graph: Graph) -> None:
     """The class token stays, and the last patch goes."""
     node = graph.nodes(TOWER, "Slice")[-1]
-    patches = graph.config.vision.grid ** 2
+    patches = graph.config.vision.grid**2
     node.input[1], node.input[2] = (graph.constant(np.array([x])) for x in (0, patches))
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 FACTOR = 8.0
-"""What is compared is the worst of hundreds of numbers at thousands of tokens, each against two
-draws: of a good graph of real weights (SmolLM2-135M, 30 layers, 420 tokens) the worst token errs by
-3.6 times its larger draw. The smallest of the planted faults errs by 80 times."""
+"""What is compared is the worst of hundreds of numbers at each of thousands of tokens, against two
+draws. With a factor of 4 a good graph of real weights (SmolLM2-135M in float32, 30 layers, two
+sequences of 400 tokens or less) used 89 % of its tolerance at its worst token, and the smallest
+fault that is planted in float32 (GELU by tanh) was 22 times its tolerance."""
 
 FLOOR_UNITS = 8.0
 """In epsilons of the format times the token's largest true value; PyTorch may be exact by luck."""
