@@ -66,8 +66,11 @@ def main(
     precision: Annotated[str | None, typer.Option(help="Of the bundle.")] = None,
 ) -> None:
     """Build a bundle, plant the faults, and print what was found."""
+    from faults.remembered import remember_pytorch
+
     import tc_export
 
+    remember_pytorch()
     chosen = [x for x in FAULTS if not only or x.name in only]
     with tempfile.TemporaryDirectory() as work:
         bundle = Path(work) / "bundle"
