@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ QUERIES_A_CALL = 512
 
 Advance = Callable[[int, int], None]
 """Called after each layer: with those that are done, and how many there are in the pass."""
+
+Watch = Callable[[str, nn.Module], None]
+"""Gets a part of the model and its name before it is run."""
 
 Prompt = tuple[np.ndarray, Sequence[Segment]]
 """Embeddings [S, E], and the segments that they are of."""
@@ -109,42 +113,54 @@ class LayerwiseModel:
         self._empty = empty_model(self.config)
         order_linears(self._empty)
 
-    def features(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Visual features [F, m, E] of each clip's pixels [F, 3, size, size]."""
-        (features,) = self.feature_draws(clips, PLAIN)
+    def features(
+        self, clips: Sequence[np.ndarray], watch: Watch = lambda name, module: None
+    ) -> list[np.ndarray]:
+        """Visual features [F, m, E] of each clip's pixels [F, 3, size, size].
+
+        `watch` gets each module before it is run, to hang hooks on it.
+        """
+        (features,) = self.feature_draws(clips, PLAIN, watch)
         return features
 
     @torch.inference_mode()
     def feature_draws(
-        self, clips: Sequence[np.ndarray], draws: Sequence[Draw]
+        self,
+        clips: Sequence[np.ndarray],
+        draws: Sequence[Draw],
+        watch: Watch = lambda name, module: None,
     ) -> list[list[np.ndarray]]:
         """For each draw, what `features` gives."""
-        tower = self._empty.vision.vision_tower
-        embeddings = self._load("vision.vision_tower.embeddings")
-        norm = self._load("vision.vision_tower.pre_layernorm")
+
+        def load(name: str) -> nn.Module:
+            module = self._load(name)
+            watch(name, module)
+            return module
 
         def through(module: nn.Module, x: Tensor, draw: Draw) -> Tensor:
             draw.order_sums(module)
             return _by_frames(module, draw.move(x))
 
-        begin = nn.Sequential(embeddings, norm)
+        tower = self._empty.vision.vision_tower
+        embeddings = load("vision.vision_tower.embeddings")
+        begin = nn.Sequential(embeddings, load("vision.vision_tower.pre_layernorm"))
         pixels = [self._tensor(clip) for clip in clips]
         xs = [[through(begin, x, draw) for x in pixels] for draw in draws]
         for index in range(len(tower.layers)):
-            layer = self._load(f"vision.vision_tower.layers.{index}")
+            layer = load(f"vision.vision_tower.layers.{index}")
             xs = [[through(layer, x, draw) for x in of] for of, draw in zip(xs, draws, strict=True)]
             del layer
             self._advance(index + 1, len(tower.layers))
-        projector = self._load("vision.multi_modal_projector")
+        projector = load("vision.multi_modal_projector")
 
-        def finish(x: Tensor) -> Tensor:
-            return self._empty.vision.project_and_pool(tower.select(x), projector)
-
-        def finished(x: Tensor, draw: Draw) -> np.ndarray:
+        def finish(x: Tensor, draw: Draw) -> Tensor:
             draw.order_sums(projector)
-            return _array(_by_frames(finish, draw.move(x)))
+            return self._empty.vision.project_and_pool(tower.select(draw.move(x)), projector)
 
-        return [[finished(x, draw) for x in of] for of, draw in zip(xs, draws, strict=True)]
+        return [
+            [_array(_by_frames(partial(finish, draw=draw), x)) for x in of]
+            for of, draw in zip(xs, draws, strict=True)
+        ]
 
     def embed(self, token_ids: np.ndarray) -> np.ndarray:
         """Rows [S, E] of the embedding table in float64, as they are stored."""
@@ -162,14 +178,14 @@ class LayerwiseModel:
         self,
         index: int,
         sequences: Sequence[TokenSequence],
-        watch: Callable[[nn.Module], None] = lambda module: None,
+        watch: Watch = lambda name, module: None,
     ) -> list[LayerOutput]:
         """What one layer makes of each sequence, which holds what enters it.
 
         `watch` gets the layer before it is run, to hang hooks on it.
         """
         layer = self._load(f"decoder.layers.{index}")
-        watch(layer)
+        watch(f"decoder.layers.{index}", layer)
         outputs = []
         for sequence in sequences:
             x = self._start(sequence.embeds, sequence.layout, sequence.layout.length, keep=True)
@@ -180,9 +196,14 @@ class LayerwiseModel:
         return outputs
 
     @torch.inference_mode()
-    def head(self, hidden: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Logits [L, V] of each sequence's wanted hidden states [L, E], which leave the layers."""
-        return self._head([self._tensor(x) for x in hidden])
+    def head(
+        self, hidden: Sequence[np.ndarray], watch: Watch = lambda name, module: None
+    ) -> list[np.ndarray]:
+        """Logits [L, V] of each sequence's wanted hidden states [L, E], which leave the layers.
+
+        `watch` gets the last norm before it is run.
+        """
+        return self._head([self._tensor(x) for x in hidden], watch=watch)
 
     @torch.inference_mode()
     def hidden_draws(
@@ -328,9 +349,15 @@ class LayerwiseModel:
             return [(0, layout.length)]
         return frame_chunks(layout, mask, max(QUERIES_A_CALL, self.config.tokens_per_frame))
 
-    def _head(self, xs: Sequence[Tensor], draw: Draw = PLAIN[0]) -> list[np.ndarray]:
+    def _head(
+        self,
+        xs: Sequence[Tensor],
+        draw: Draw = PLAIN[0],
+        watch: Watch = lambda name, module: None,
+    ) -> list[np.ndarray]:
         """Logits [L, V] of hidden states [L, E]."""
         norm, head = self._load("decoder.norm"), self._load("decoder.lm_head")
+        watch("decoder.norm", norm)
         draw.order_sums(head)
         return [_array(head(norm(draw.move(x)))) for x in xs]
 

@@ -50,3 +50,42 @@ def test_the_checkpoint_has_moved(bundle, tmp_path, capsys) -> None:  # type: ig
     code, _, err = run(capsys, "parity", moved)
     assert code == 3
     assert "--checkpoint" in err
+
+
+def test_by_layer_names_what_differs(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "parity", bundle, "--by-layer", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert report["passed"]
+    assert report["culprit"] is None
+    for name in ("isolated", "accumulated"):
+        assert len(report[name]) == len(report["layers"])
+        assert all(len(row) == len(report["frames"]) for row in report[name])
+    assert report["frames"][1] == "frame 1"
+    damaged = copy_bundle(bundle, tmp_path)
+    shard = damaged / shard_path("model.safetensors")
+    name = "layers.1.mlp.up_proj.weight"
+    up = next(x for x in read_header(shard).values() if x.name.endswith(name))
+    raw = np.fromfile(shard, dtype=np.uint8)
+    weight = raw[up.offset : up.offset + up.nbytes]
+    weight[:] = np.roll(weight, up.nbytes // 2)
+    raw.tofile(shard)
+    reseal(damaged)
+    code, out, err = run(capsys, "parity", damaged, "--by-layer")
+    assert code == 1
+    assert "FAILED" in out
+    assert "layer 1" in err
+    assert "mlp.up_proj" in err
+    code, out, _ = run(capsys, "parity", damaged, "--by-layer", "--json")
+    assert code == 1
+    culprit = json.loads(out)["culprit"]
+    assert (culprit["layer"], culprit["tensor"]) == (1, "mlp.up_proj")
+    assert {"frame", "node", "pattern"} <= culprit.keys()
+
+
+def test_by_layer_is_not_for_answers(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "parity", bundle, "--by-layer", "--tasks")
+    assert code == 2
+    assert "two different comparisons" in err

@@ -12,12 +12,12 @@ import pytest
 from tc_export.contracts.parts import Part
 from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.engine.parted import PartedEngine
-from tc_export.engine.session import DecoderSession
+from tc_export.engine.session import DecoderSession, position_feeds
 from tc_export.errors import TcExportError
 from tc_export.graph import parts as parts_module
 from tc_export.graph.onnx_ops import custom_node_counts
-from tc_export.graph.parts import cut_decoder, write_parts
-from tc_export.model.positions import Clip, Segment, Text
+from tc_export.graph.parts import cut_decoder, cut_layers, write_parts
+from tc_export.model.positions import Clip, Segment, Text, lay_out
 from tc_export.native.find import find_native_library
 from tests.exported import Exported, export_small
 
@@ -148,3 +148,34 @@ def test_a_part_without_its_layers_nodes_is_not_written(
     with pytest.raises(TcExportError, match=r"layer 0 of the decoder have custom nodes .*Other"):
         write_parts(graph_of(exported), exported.config, places)
     assert not list(tmp_path.iterdir())
+
+
+def test_layers_and_the_head_are_the_whole_bit_for_bit(exported: Exported) -> None:
+    layers, head = cut_layers(graph_of(exported), exported.config)
+    assert len(layers) == LAYERS
+    assert [x.graph.outputs[0].name for x in layers] == [
+        f"hidden_states.{layer + 1}" for layer in range(LAYERS)
+    ]
+    assert [x.name for x in head.graph.inputs] == [f"hidden_states.{LAYERS}", "logits_indices"]
+    config = exported.config
+    layout, _ = lay_out([Text(3), Clip(2, config.tokens_per_frame), Text(2)], config.temporal)
+    S = layout.length
+    feeds = {
+        "inputs_embeds": np.random.default_rng(3)
+        .standard_normal((1, S, config.text.hidden_size))
+        .astype(np.float32),
+        "key_frame_ids": layout.frame_ids[None],
+        "logits_indices": np.arange(S)[None],
+        **position_feeds(layout.batched()),
+    }
+
+    def run(engine: OrtEngine, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        wanted = {name: x for name, x in given.items() if name in engine.inputs}
+        has_cache = any(name.startswith("past") for name in engine.inputs)
+        return engine.run(wanted, engine.new_cache(S) if has_cache else None)
+
+    expected = run(OrtEngine(graph_of(exported), threads=1), feeds)["logits"]
+    for part in (*layers, head):
+        content = ir.to_proto(part).SerializeToString()
+        feeds |= run(OrtEngine(graph_of(exported), rewritten=content, threads=1), feeds)
+    np.testing.assert_array_equal(feeds["logits"], expected)

@@ -13,15 +13,15 @@ import numpy as np
 
 from tc_export.parity.layers.nodes import Seen
 from tc_export.parity.layers.patterns import (
-    ATTENTION,
+    ATTENTION_OUTPUT,
     ATTENTION_SCALE,
     CACHE_WRITE,
     HEADS,
     MASK,
-    OTHER,
     Pattern,
     exchanged_heads,
     is_explained,
+    linear_pattern,
     spell_share,
 )
 from tc_export.parity.layers.recorder import KEYS, QUERIES, VALUES, after_rotation, cache_rows
@@ -62,7 +62,7 @@ class Query:
 def attention_pattern(seen: Seen, tensor: str) -> Pattern:
     """The attention's output is wrong, though queries, keys, values and cache rows are right."""
     if not seen.config.temporal.mask.is_prefix:
-        return Pattern(ATTENTION, f"{spell_share(seen, tensor)} of the tokens")
+        return Pattern(ATTENTION_OUTPUT, f"{spell_share(seen, tensor)} of the tokens")
     tokens = np.flatnonzero(seen.wrong(tensor))
     chosen = np.unique(tokens[np.linspace(0, len(tokens) - 1, TOKENS).round().astype(int)])
     queries = [_query(seen, tensor, int(token)) for token in chosen]
@@ -74,7 +74,7 @@ def attention_pattern(seen: Seen, tensor: str) -> Pattern:
     exchanged = exchanged_heads(seen, *flat)
     if exchanged:
         return Pattern(HEADS, f"everywhere alike: {exchanged}")
-    return Pattern(ATTENTION, f"{spell_share(seen, tensor)} of the tokens")
+    return Pattern(ATTENTION_OUTPUT, f"{spell_share(seen, tensor)} of the tokens")
 
 
 def _query(seen: Seen, tensor: str, token: int) -> Query:
@@ -146,7 +146,7 @@ def cache_pattern(seen: Seen, tensor: str, what: str) -> Pattern:
     shown = rows[:: max(1, len(rows) // TOKENS)]
     engine = seen.engine[tensor]
     count = f"row {rows[0]} alone" if len(rows) == 1 else f"{len(rows)} of {len(engine)} rows"
-    holds = [_holder(engine[row], right) for row in shown]
+    holds = [_holder(engine[row], right, row) for row in shown]
     if all(
         is_explained(np.abs(engine[x] - exchanged[x]), np.abs(engine[x] - right[x])) for x in shown
     ):
@@ -158,13 +158,14 @@ def cache_pattern(seen: Seen, tensor: str, what: str) -> Pattern:
             f"row {row} holds row {x}" for row, x in zip(shown[:3], holds, strict=False)
         )
         return Pattern(CACHE_WRITE, f"{count}: {words}")
-    if len(rows) < len(engine):
+    if tensor == cache_rows(what) or len(rows) < len(engine):
         return Pattern(CACHE_WRITE, f"{count}, though the {what} computed for them are right")
-    return Pattern(OTHER, f"all rows, though the {what} computed for them are right")
+    return linear_pattern(seen, tensor)
 
 
-def _holder(row: np.ndarray, rows: np.ndarray) -> int | None:
-    """The row of `rows` [S, K, D] that `row` [K, D] is, where it is one."""
-    distance = np.abs(rows - row).max(axis=(1, 2))
+def _holder(held: np.ndarray, rows: np.ndarray, place: int) -> int | None:
+    """The other row of `rows` [S, K, D] that is held [K, D] at a place, where it is one."""
+    distance = np.abs(rows - held).max(axis=(1, 2))
     best = int(distance.argmin())
-    return best if is_explained(distance[best], np.median(distance)) else None
+    is_other = best != place and is_explained(distance[best], distance[place])
+    return best if is_other else None

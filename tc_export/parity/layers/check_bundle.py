@@ -120,6 +120,7 @@ def check_by_layer(
         head=_measured(judge_head(judges, head, sequences, places, swept.inputs[-1])),
         places=places,
         layers=layers,
+        last=head,
         sequences=sequences,
         inputs=swept.inputs,
     )
@@ -133,7 +134,7 @@ def check_by_layer(
         accumulated=tuple(evidence.accumulated),
         vision=tuple(evidence.vision),
         head=tuple(evidence.head),
-        culprit=find_culprit(judges, evidence),
+        culprit=find_culprit(vision_judges, judges, evidence),
         notes=notes,
     )
 

@@ -9,18 +9,27 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from tc_export.contracts.graph_io import VISUAL_FEATURES
 from tc_export.parity.layers.attention import attention_pattern, cache_pattern
 from tc_export.parity.layers.check import Arithmetic, Judges
+from tc_export.parity.layers.modules import find_wrong_head_node, find_wrong_vision_node
 from tc_export.parity.layers.nodes import Seen, WrongNode, find_wrong_node
 from tc_export.parity.layers.patterns import (
     ACCUMULATED,
+    ACTIVATION,
+    ATTENTION_OUTPUT,
     NORM_EPSILON,
     OTHER,
     OVERFLOW,
+    POOLING,
+    SELECTION,
+    SUM,
     Pattern,
     activation_pattern,
     linear_pattern,
     norm_pattern,
+    rounding_pattern,
+    spell_share,
     sum_pattern,
 )
 from tc_export.parity.layers.points import PartGraph
@@ -51,6 +60,7 @@ class Evidence:
         isolated, accumulated, vision, head: as in `ByLayerResult`.
         places: the columns.
         layers: each layer's graph.
+        last: the graph of the last norm and the head.
         sequences: what went through.
         inputs: [layer][sequence], the hidden states [S, E] that enter a layer in truth.
     """
@@ -61,19 +71,25 @@ class Evidence:
     head: Sequence[Measured]
     places: Sequence[str]
     layers: Sequence[ir.Model]
+    last: ir.Model
     sequences: Sequence[LayerSequence]
     inputs: Sequence[Sequence[np.ndarray]]
 
 
-def find_culprit(judges: Judges, evidence: Evidence) -> Culprit | None:
+def find_culprit(vision_judges: Judges, judges: Judges, evidence: Evidence) -> Culprit | None:
     """The first that errs by more than its tolerance, in the order of the model; None: nobody."""
     if _worst(evidence.vision, 0) > 1:
-        return _outside(evidence, evidence.vision, VISION, "the vision graph")
+        arithmetic = _clearest(vision_judges, evidence.vision, 0)
+        found = find_wrong_vision_node(vision_judges, arithmetic, evidence.sequences[0])
+        return _outside(evidence, evidence.vision, VISION, found)
     for layer in range(len(evidence.layers)):
         if _worst(evidence.isolated, layer) > 1:
             return _layer_culprit(judges, evidence, layer)
     if _worst(evidence.head, 0) > 1:
-        return _outside(evidence, evidence.head, HEAD, "the last norm or the head")
+        arithmetic = _clearest(judges, evidence.head, 0)
+        sequence, states = evidence.sequences[0], evidence.inputs[-1][0]
+        found = find_wrong_head_node(judges, arithmetic, evidence.last, sequence, states)
+        return _outside(evidence, evidence.head, HEAD, found)
     for layer in range(len(evidence.layers)):
         if _worst(evidence.accumulated, layer) > 1:
             return _accumulated_culprit(evidence, layer)
@@ -104,17 +120,23 @@ def _worst(measured: Sequence[Measured], row: int) -> float:
     return max((x for x in worst_shares(measured)[row] if x is not None), default=0.0)
 
 
-def _outside(evidence: Evidence, measured: Sequence[Measured], who: str, title: str) -> Culprit:
-    """A culprit that is no layer: what it is in is as far as it is told."""
+def _outside(
+    evidence: Evidence, measured: Sequence[Measured], who: str, found: WrongNode | None
+) -> Culprit:
+    """A culprit that is no layer of the decoder."""
     wrong = wrong_places(measured, 0, evidence.places)
-    quantity = measured[0].quantity
+    tensor, node, pattern = measured[0].quantity, "", Pattern(OTHER, "wrong")
+    if found is not None:
+        tensor, node = found.point.tensor, found.node
+        pattern = recognise_module(found.seen, tensor)
+    where = spell_places(wrong, evidence.places)
     return Culprit(
         layer=who,
         place=wrong[0],
-        node=quantity,
-        tensor=quantity,
-        pattern=OTHER,
-        words=f"{title}, {spell_places(wrong, evidence.places)}: {quantity}",
+        node=node,
+        tensor=tensor,
+        pattern=pattern.name,
+        words=f"{who}, {where}, {tensor}: {pattern.words}: {pattern.name}",
         share=_worst(measured, 0),
     )
 
@@ -135,7 +157,7 @@ def _accumulated_culprit(evidence: Evidence, layer: int) -> Culprit:
 
 def _layer_culprit(judges: Judges, evidence: Evidence, layer: int) -> Culprit:
     """Look into the first layer that errs by itself."""
-    arithmetic = _clearest(judges, evidence, layer)
+    arithmetic = _clearest(judges, evidence.isolated, layer)
     given = list(zip(evidence.sequences, evidence.inputs[layer], strict=True))
     part = evidence.layers[layer]
     found = find_wrong_node(judges, arithmetic, part, layer, given)
@@ -165,8 +187,9 @@ def _layer_culprit(judges: Judges, evidence: Evidence, layer: int) -> Culprit:
 
 def recognise(seen: Seen, tensor: str) -> Pattern:
     """The pattern that the first wrong tensor of a layer shows."""
-    if not np.isfinite(seen.engine[tensor].astype(np.float64)).all():
-        return Pattern(OVERFLOW, "not a finite number, though the truth is")
+    common = _general_pattern(seen, tensor)
+    if common is not None:
+        return common
     if tensor in (after_rotation(QUERIES), after_rotation(KEYS)):
         return rotation_pattern(seen, tensor)
     for what in (KEYS, VALUES):
@@ -185,19 +208,54 @@ def recognise(seen: Seen, tensor: str) -> Pattern:
     return linear_pattern(seen, tensor)
 
 
+def _general_pattern(seen: Seen, tensor: str) -> Pattern | None:
+    """What any tensor may suffer from."""
+    if not np.isfinite(seen.engine[tensor].astype(np.float64)).all():
+        return Pattern(OVERFLOW, "not a finite number, though the truth is")
+    return rounding_pattern(seen, tensor)
+
+
 def _exact_node(part: ir.Model, layer: int, found: WrongNode, pattern: Pattern) -> str:
     """The node to blame; an epsilon is added by a node inside the norm."""
     if pattern.name == NORM_EPSILON:
-        graph = PartGraph(part, layer)
+        graph = PartGraph(part.graph, f"decoder.layers.{layer}")
         nodes = graph.computed_nodes(found.point.tensor)
         return next((str(x.name) for x in nodes if x.op_type == "Add"), found.node)
     return found.node
 
 
-def _clearest(judges: Judges, evidence: Evidence, layer: int) -> Arithmetic:
-    """The arithmetic to look into a layer with: without rounding, where the fault shows there."""
+def recognise_module(seen: Seen, tensor: str) -> Pattern:
+    """The pattern that the first wrong tensor of the vision graph or of the head shows."""
+    common = _general_pattern(seen, tensor)
+    if common is not None:
+        return common
+    if tensor == "norm":
+        return norm_pattern(seen, tensor)
+    if tensor.startswith("input of "):
+        return _between_modules(seen, tensor.removeprefix("input of "), tensor)
+    if "norm" in tensor:
+        return norm_pattern(seen, tensor, centred=True)
+    if tensor == VISUAL_FEATURES:
+        return Pattern(POOLING, "its input is right")
+    return linear_pattern(seen, tensor)
+
+
+def _between_modules(seen: Seen, module: str, tensor: str) -> Pattern:
+    """What is wrong where it enters a module, though the modules before it are right."""
+    what = spell_share(seen, tensor)
+    if module.endswith(("fc2", "linear_2")):
+        return Pattern(ACTIVATION, f"{what} of the patches, its input right")
+    if module.endswith("out_proj"):
+        return Pattern(ATTENTION_OUTPUT, f"{what} of the patches, its inputs right")
+    if module.endswith("linear_1"):
+        return Pattern(SELECTION, f"{what} of the patches, the tower's result right")
+    return Pattern(SUM, f"{what} of the patches, its parts right")
+
+
+def _clearest(judges: Judges, measured: Sequence[Measured], row: int) -> Arithmetic:
+    """The arithmetic to look closer with: without rounding, where the fault shows there."""
     for arithmetic in reversed(judges.arithmetics):
-        own = [x for x in evidence.isolated if x.arithmetic == arithmetic.dtype]
-        if _worst(own, layer) > 1:
+        own = [x for x in measured if x.arithmetic == arithmetic.dtype]
+        if _worst(own, row) > 1:
             return arithmetic
     return judges.own

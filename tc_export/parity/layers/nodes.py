@@ -17,7 +17,7 @@ from tc_export.model.positions import Layout
 from tc_export.parity.layers.check import Arithmetic, Judges, as_token_sequences, moved
 from tc_export.parity.layers.part import PartOutput, add_outputs, run_layer
 from tc_export.parity.layers.points import MOVEMENTS, PartGraph, Point
-from tc_export.parity.layers.recorder import KEYS, VALUES, Recorder, cache_rows
+from tc_export.parity.layers.recorder import KEYS, RESULT, VALUES, Recorder, cache_rows
 from tc_export.parity.layers.sequences import LayerSequence
 from tc_export.parity.layers.tolerance import Floats, token_errors, token_tolerances
 from tc_export.parity.layerwise import LayerwiseModel
@@ -29,14 +29,14 @@ class Seen:
 
     Attributes:
         config, layout: of the model and of the sequence.
-        labels: the place of each token.
+        head_dim: channels of a head.
         truth, engine: tensors [S, ...] by their name in PyTorch's terms.
         shares: errors of tokens [S] as shares of the tolerance, by the same names.
     """
 
     config: ModelConfig
     layout: Layout
-    labels: tuple[str, ...]
+    head_dim: int
     truth: dict[str, np.ndarray]
     engine: dict[str, np.ndarray]
     shares: dict[str, Floats]
@@ -67,25 +67,39 @@ def find_wrong_node(
 
     `sequences` come with the hidden states [S, E] that enter the layer. The part gets outputs.
     """
-    graph = PartGraph(part, layer)
+    graph = PartGraph(part.graph, f"decoder.layers.{layer}")
     points = graph.points()
     add_outputs(part, [x.value for x in points if x.value.producer() is not None])
     engine = arithmetic.opener.open(part)
-    places = {str(x.value.name): graph.place(x.value) for x in points}
-    first: tuple[int, WrongNode] | None = None
+    found = []
     for sequence, hidden in sequences:
         output = run_layer(engine, judges.truth.config, sequence, hidden)
         seen = _see(judges, arithmetic, layer, points, (sequence, hidden), output)
-        wrong = next(
-            (x for x in points if x.tensor in seen.shares and seen.wrong(x.tensor).any()), None
-        )
-        if wrong is None:
-            continue
-        place = places[str(wrong.value.name)]
-        if first is None or place < first[0]:
-            right = {x.value for x in points if x.tensor in seen.shares and x is not wrong}
-            first = place, WrongNode(point=wrong, node=_blame(wrong.value, right), seen=seen)
-    return None if first is None else first[1]
+        wrong = first_wrong(points, seen)
+        if wrong is not None:
+            found.append(wrong)
+    return min(found, key=lambda x: graph.place(x.point.value), default=None)
+
+
+def first_wrong(points: Sequence[Point], seen: Seen) -> WrongNode | None:
+    """The first point at which a tensor is wrong, and the node to blame."""
+    compared = [x for x in points if x.tensor in seen.shares]
+    wrong = next((x for x in compared if seen.wrong(x.tensor).any()), None)
+    if wrong is None:
+        return None
+    right = {x.value for x in compared if not seen.wrong(x.tensor).any()}
+    return WrongNode(point=wrong, node=blame(wrong.value, right), seen=seen)
+
+
+def error_shares(
+    truth: np.ndarray, draws: Sequence[np.ndarray], views: Sequence[np.ndarray], epsilon: float
+) -> Floats:
+    """The worst error of several views of a tensor [S, ...] as shares [S] of its tolerance."""
+    tolerances = token_tolerances(truth, draws, epsilon)
+    errors = np.max([token_errors(x, truth) for x in views], axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = np.where(errors > 0, errors / tolerances, 0.0)
+    return np.nan_to_num(shares, nan=np.inf, posinf=np.inf)
 
 
 def _see(
@@ -108,17 +122,13 @@ def _see(
         views = _views(point, output, truth.get(name))
         if not views:
             continue
-        tolerances = token_tolerances(
-            truth[name], [x[name] for x in draws], arithmetic.dtype.epsilon
-        )
-        errors = np.max([token_errors(x, truth[name]) for x in views], axis=0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            shares[name] = np.nan_to_num(np.where(errors > 0, errors / tolerances, 0.0), nan=np.inf)
+        noise = [x[name] for x in draws]
+        shares[name] = error_shares(truth[name], noise, views, arithmetic.dtype.epsilon)
         engine[name] = max(views, key=lambda x: float(token_errors(x, truth[name]).max()))
     return Seen(
         config=judges.truth.config,
         layout=sequence.layout,
-        labels=sequence.labels,
+        head_dim=judges.truth.config.text.head_dim,
         truth=truth,
         engine=engine,
         shares=shares,
@@ -133,8 +143,12 @@ def _views(point: Point, output: PartOutput, truth: np.ndarray | None) -> list[n
         return list(output.keys)
     if point.tensor == cache_rows(VALUES):
         return list(output.values)
+    if point.tensor == RESULT:
+        return [output.hidden]
     calls = output.tensors.get(str(point.value.name))
-    found = output.hidden if calls is None else point.array(calls, truth)
+    if calls is None:
+        return []  # an input
+    found = point.array(calls, truth)
     return [found] if found.shape == truth.shape else []
 
 
@@ -148,7 +162,7 @@ def _record(
     return tensors
 
 
-def _blame(value: ir.Value, right: set[ir.Value]) -> str:
+def blame(value: ir.Value, right: set[ir.Value]) -> str:
     """The name of the node that made a wrong value; nodes that only move numbers are passed by.
 
     Where there are only such between a right value and the wrong one, the last of them is it.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tc_export.dtypes import DType, round_to
 from tc_export.parity.layers.nodes import Seen
 from tc_export.parity.layers.recorder import input_of
 
@@ -27,18 +28,26 @@ ROTATION = "rotation"
 WEIGHT = "weight"
 BIAS = "bias"
 HEADS = "heads"
+ORDER = "channel order"
+ROUNDING = "rounding"
 CACHE_WRITE = "cache write"
 NORM_EPSILON = "norm epsilon"
 ATTENTION_SCALE = "attention scale"
-ATTENTION = "attention"
+ATTENTION_OUTPUT = "attention"
 ACTIVATION = "activation"
 SUM = "sum"
+SELECTION = "patch selection"
+POOLING = "pooling"
 OVERFLOW = "overflow"
 ACCUMULATED = "accumulated"
 OTHER = "other"
 
 EXPLAINED = 0.1
 """A pattern is named where it leaves no more than this share of the error unexplained."""
+
+
+MOST = 0.99
+"""Of numbers; near zero one may be off by more than its own rounding."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,21 @@ def is_explained(left: np.ndarray | float, error: np.ndarray | float) -> bool:
     return float(np.max(left)) <= EXPLAINED * float(np.max(error))
 
 
+def rounding_pattern(seen: Seen, tensor: str) -> Pattern | None:
+    """The right numbers, rounded to a shorter format than the graph's."""
+    truth, engine = _flat(seen, tensor)
+    for dtype in (DType.FLOAT16, DType.BFLOAT16):
+        near = np.abs(engine - truth) <= dtype.epsilon * np.abs(truth) + _tiny(dtype)
+        if near.mean() > MOST and (round_to(engine, dtype) == engine).all():
+            return Pattern(ROUNDING, f"everywhere alike: rounded to {dtype}")
+    return None
+
+
+def _tiny(dtype: DType) -> float:
+    """The smallest step of a format, where its numbers are no longer relative."""
+    return float(np.nextafter(dtype.numpy.type(0), dtype.numpy.type(1)))
+
+
 def linear_pattern(seen: Seen, tensor: str) -> Pattern:
     """A matrix product that is wrong though its input is right: its weight or its bias."""
     truth, engine = _flat(seen, tensor)
@@ -61,6 +85,9 @@ def linear_pattern(seen: Seen, tensor: str) -> Pattern:
     exchanged = exchanged_heads(seen, truth, engine)
     if exchanged:
         return Pattern(HEADS, f"everywhere alike: {exchanged}")
+    if is_explained(np.abs(np.sort(engine, axis=1) - np.sort(truth, axis=1)), error):
+        count = int((error.max(axis=0) > EXPLAINED * error.max()).sum())
+        return Pattern(ORDER, f"everywhere alike: {count} channels stand in other places")
     factor = float((engine * truth).sum() / (truth * truth).sum())
     if is_explained(np.abs(engine - factor * truth), error):
         return Pattern(WEIGHT, f"everywhere alike: {factor:.4g} times what it should be")
@@ -74,7 +101,7 @@ def linear_pattern(seen: Seen, tensor: str) -> Pattern:
 
 def exchanged_heads(seen: Seen, truth: np.ndarray, engine: np.ndarray) -> str | None:
     """Which heads stand in each other's place, in words; None where none do."""
-    size = seen.config.text.head_dim
+    size = seen.head_dim
     if truth.shape[1] % size:
         return None
     true, found = (x.reshape(len(x), -1, size) for x in (truth, engine))
@@ -90,12 +117,17 @@ def exchanged_heads(seen: Seen, truth: np.ndarray, engine: np.ndarray) -> str | 
     return "heads " + ", ".join(f"{i} holds {best[i]}" for i in moved)
 
 
-def norm_pattern(seen: Seen, tensor: str) -> Pattern:
-    """A root mean square norm that is wrong though its input is right."""
+def norm_pattern(seen: Seen, tensor: str, *, centred: bool = False) -> Pattern:
+    """A norm that is wrong though its input is right: root mean square, or centred with a bias."""
     truth, engine = _flat(seen, tensor)
     x = seen.truth[input_of(tensor)].astype(np.float64)
-    square = (x * x).mean(axis=1)
     right = seen.config.text.rms_norm_eps
+    if centred:
+        right = seen.config.vision.layer_norm_eps
+        x = x - x.mean(axis=1, keepdims=True)
+        bias = _bias(truth, x / np.sqrt((x * x).mean(axis=1, keepdims=True) + right))
+        truth, engine = truth - bias, engine - bias
+    square = (x * x).mean(axis=1)
     ratio = (engine * truth).sum(axis=1) / np.maximum((truth * truth).sum(axis=1), 1e-300)
     if is_explained(np.abs(engine - ratio[:, None] * truth), np.abs(engine - truth)):
         clearest = int(np.abs(ratio - 1).argmax())
@@ -105,6 +137,15 @@ def norm_pattern(seen: Seen, tensor: str) -> Pattern:
             words = f"largest where the input is small: epsilon is {epsilon:.2g}, not {right:.2g}"
             return Pattern(NORM_EPSILON, words)
     return linear_pattern(seen, tensor)
+
+
+def _bias(truth: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """What a norm adds to each channel [C], from its results and its normalised input [S, C]."""
+    centre = normal - normal.mean(axis=0)
+    power = np.maximum((centre * centre).sum(axis=0), 1e-300)
+    weight = (centre * truth).sum(axis=0) / power
+    found: np.ndarray = truth.mean(axis=0) - weight * normal.mean(axis=0)
+    return found
 
 
 def sum_pattern(seen: Seen, tensor: str, parts: tuple[str, str]) -> Pattern:

@@ -7,13 +7,13 @@ Axes: S tokens, E channels, H heads, D head size.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from tc_export.contracts.graph_io import INPUTS_EMBEDS, is_hidden, is_past, present_name
+from tc_export.contracts.graph_io import INPUTS_EMBEDS, PIXEL_VALUES, is_hidden, is_past, is_present
 from tc_export.contracts.ops import BLOCK_CAUSAL_ATTENTION, DUAL_ROPE
 from tc_export.graph.export import MODULE_NOTE
 from tc_export.parity.layers.recorder import (
@@ -56,27 +56,30 @@ class Point:
 
 
 class PartGraph:
-    """A layer's graph, with what is known of its nodes."""
+    """A graph, or a layer's, with what is known of its nodes."""
 
-    def __init__(self, part: ir.Model, layer: int) -> None:
-        self._prefix = f"decoder.layers.{layer}"
-        self._layer = layer
-        self.graph = part.graph
-        self.order = {node: index for index, node in enumerate(part.graph)}
+    def __init__(self, graph: ir.Graph, prefix: str) -> None:
+        """Read the graph of the module `prefix`, such as `decoder.layers.7`."""
+        self._prefix = prefix
+        self.graph = graph
+        self.order = {node: index for index, node in enumerate(graph)}
         self._computed = {
             x
-            for x in part.graph.inputs
-            if x.name == INPUTS_EMBEDS or is_hidden(str(x.name)) or is_past(str(x.name))
+            for x in graph.inputs
+            if x.name in (INPUTS_EMBEDS, PIXEL_VALUES)
+            or is_hidden(str(x.name))
+            or is_past(str(x.name))
         }
-        for node in part.graph:
+        for node in graph:
             if self._computed.intersection(x for x in node.inputs if x is not None):
                 self._computed.update(node.outputs)
 
-    def points(self) -> list[Point]:
+    def points(self, wanted: Callable[[str], bool] = lambda tensor: True) -> list[Point]:
         """Everything that can be compared, in the order in which the graph computes it."""
         found: dict[str, Point] = {}
         for point in (*self._ops(), *self._modules()):
-            found.setdefault(str(point.value.name), point)
+            if wanted(point.tensor):
+                found.setdefault(str(point.value.name), point)
         return sorted(found.values(), key=lambda x: (self.place(x.value), not _is_cache(x)))
 
     def place(self, value: ir.Value) -> int:
@@ -85,7 +88,7 @@ class PartGraph:
         return -1 if node is None else self.order[node]
 
     def module_of(self, node: ir.Node) -> str | None:
-        """The module that made a node, below the layer; empty for the layer itself."""
+        """The module that made a node, below the prefix; empty for that itself."""
         note = node.metadata_props.get(MODULE_NOTE)
         for scope in reversed(ast.literal_eval(note) if note else ()):
             if scope == self._prefix:
@@ -125,18 +128,18 @@ class PartGraph:
                 yield Point(tensor=into_attention(what), value=value, by_heads=True)
             yield Point(tensor=f"output of {ATTENTION}", value=node.outputs[0], by_heads=True)
         for value in self.graph.outputs:
-            for what, part in ((KEYS, "key"), (VALUES, "value")):
-                if value.name == present_name(self._layer, part):
+            for what, part in ((KEYS, ".key"), (VALUES, ".value")):
+                if is_present(str(value.name)) and str(value.name).endswith(part):
                     yield Point(tensor=cache_rows(what), value=value)
             if is_hidden(str(value.name)):
                 yield Point(tensor=RESULT, value=value)
 
     def _modules(self) -> Iterator[Point]:
         """Inputs and outputs of the smallest modules."""
-        modules = dict.fromkeys(self.module_of(node) for node in self.graph)
+        modules = [x for x in dict.fromkeys(map(self.module_of, self.graph)) if x]
         for module in modules:
-            nodes = self.computed_nodes(module) if module else []
-            if not module or not nodes or module in ("self_attn", "mlp"):
+            nodes = self.computed_nodes(module)
+            if not nodes or any(x.startswith(f"{module}.") for x in modules):
                 continue
             yield Point(tensor=module, value=nodes[-1].outputs[0])
             yield Point(tensor=input_of(module), value=self.computed_inputs(nodes[0])[0])

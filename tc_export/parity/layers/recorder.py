@@ -60,7 +60,7 @@ class Recorder:
         self._head_dim = head_dim
         self._kept: dict[str, list[Tensor]] = {}
 
-    def watch(self, layer: nn.Module) -> None:
+    def watch(self, title: str, layer: nn.Module) -> None:
         """Keep the inputs and outputs of the layer's smallest modules, and of its rotations."""
         for name, module in layer.named_modules():
             if name == "self_attn":

@@ -124,12 +124,13 @@ def _position_pattern(seen: Seen, wrong: np.ndarray, shifts: Floats) -> Pattern:
         return Pattern(POSITION_OFFSET, f"off by {constant:.3g} everywhere{origin}")
     slopes = {name: float(every @ x / (x @ x)) for name, x in (("n", n), ("T", T))}
     if is_explained(np.abs(every - slopes["T"] * T), np.abs(every)):
+        counted = round(gamma + slopes["T"], 3) + 0.0  # no negative zero
         return Pattern(
             TEMPORAL_POSITION,
-            f"grows with the frame: T counts {gamma + slopes['T']:.4g} times, not {gamma:.4g}",
+            f"grows with the frame: T counts {counted:.3f} times, not {gamma:.3f}",
         )
     if is_explained(np.abs(every - slopes["n"] * n), np.abs(every)):
-        words = f"grows with n: n counts {1 + slopes['n']:.4g} times"
+        words = f"grows with n: n counts {1 + slopes['n']:.3f} times, not 1"
         return Pattern(GLOBAL_POSITION, words)
     return _partial_position(seen, every)
 
@@ -138,15 +139,16 @@ def _partial_position(seen: Seen, shifts: Floats) -> Pattern:
     """A position that is wrong at some tokens: of whole frames it is a temporal one."""
     frames = seen.layout.frame_ids
     groups = [shifts[frames == frame] for frame in range(int(frames.max()) + 1)]
-    whole = all(np.ptp(x) <= 0.01 * np.abs(shifts).max() for x in groups)
-    at_frames = sorted({float(np.round(np.median(x), 3)) for x in groups if len(x)})
-    grows = " and grows" if np.abs(shifts[-1]) > np.abs(shifts[np.flatnonzero(shifts)[0]]) else ""
-    words = f"off by {shifts[np.flatnonzero(shifts)[0]]:.3g} at first{grows}, up to "
-    words += f"{shifts[np.abs(shifts).argmax()]:.3g}"
-    if whole:
-        course = ", the same within each frame" if any(at_frames) else ""
-        return Pattern(TEMPORAL_POSITION, words + course)
-    return Pattern(GLOBAL_POSITION, words + ", different within a frame")
+    most = float(np.abs(shifts).max())
+    whole = all(np.ptp(x) <= 0.01 * most for x in groups)
+    first, last = shifts[np.flatnonzero(shifts)[0]], shifts[np.abs(shifts).argmax()]
+    words = f"off by {first:.3g}"
+    if abs(last) > 1.01 * abs(first):
+        words += f" at first, and grows to {last:.3g}"
+    if not whole:
+        return Pattern(GLOBAL_POSITION, f"{words}, different within a frame")
+    in_frames = any(np.abs(x).max() > 0.01 * most for x in groups if len(x))
+    return Pattern(TEMPORAL_POSITION, words + (", the same within each frame" if in_frames else ""))
 
 
 def _frequency_pattern(
