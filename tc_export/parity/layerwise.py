@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from tc_export.checkpoint.reader import EMBEDDING, HEAD, Checkpoint, empty_model
-from tc_export.contracts.graph_io import FRAMES_A_CALL
+from tc_export.contracts.graph_io import CACHE_PARTS, FRAMES_A_CALL
 from tc_export.dtypes import DType
 from tc_export.model.decoder import Rotary
 from tc_export.model.positions import TEXT, Cursor, Layout, Segment, Text, frame_chunks, lay_out
 from tc_export.model.rope import inverse_frequencies
+from tc_export.parity.random_cache import RandomCache
 
 QUERIES_A_CALL = 512
 """Tokens whose attention is computed at once: bounds the scores in memory, not what they are."""
@@ -40,12 +41,19 @@ Prompt = tuple[np.ndarray, Sequence[Segment]]
 class TokenSequence:
     """Embedded tokens, and the ones whose logits are wanted.
 
-    `embeds` is [S, E]; `logits_indices` [L] are indices into it.
+    `embeds` is [S, E]; `logits_indices` [L] are indices into it. `past` is what the cache holds
+    before the first of them, which stands behind it.
     """
 
     embeds: np.ndarray
     layout: Layout
     logits_indices: np.ndarray
+    past: RandomCache | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the cache that it takes, those before it included."""
+        return self.layout.length + (0 if self.past is None else self.past.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +73,7 @@ class _Running:
     frame_ids: Tensor | None  # [1, C], of each cache row: only for the mask `frame_block`
     rows: int  # C
     kept: list[tuple[Tensor, Tensor]] | None  # each layer's cache, where decoding shall go on
+    before: RandomCache | None = None  # what the first rows hold
 
 
 class LayerwiseModel:
@@ -115,7 +124,7 @@ class LayerwiseModel:
     @torch.inference_mode()
     def hidden(self, sequences: Sequence[TokenSequence], layers: range) -> list[np.ndarray]:
         """Hidden states [S, E] that leave `layers`; the sequences hold those that enter them."""
-        running = [self._start(x.embeds, x.layout, x.layout.length) for x in sequences]
+        running = [self._start_after(x) for x in sequences]
         self._through_layers(running, layers)
         return [_array(x.x[0]) for x in running]
 
@@ -127,7 +136,7 @@ class LayerwiseModel:
 
         With `layers`, which end with the last, the sequences hold what enters these.
         """
-        running = [self._start(x.embeds, x.layout, x.layout.length) for x in sequences]
+        running = [self._start_after(x) for x in sequences]
         self._through_layers(running, layers)
         return self._head(
             [
@@ -181,6 +190,11 @@ class LayerwiseModel:
             frame_ids[0, torch.from_numpy(layout.position_ids)] = torch.from_numpy(layout.frame_ids)
         return _Running(self._tensor(embeds)[None], layout, frame_ids, rows, [] if keep else None)
 
+    def _start_after(self, sequence: TokenSequence) -> _Running:
+        running = self._start(sequence.embeds, sequence.layout, sequence.rows)
+        running.before = sequence.past
+        return running
+
     def _through_layers(self, running: Sequence[_Running], layers: range | None = None) -> None:
         """Take every sequence through these layers, or all; caches are kept, and nothing else."""
         layers = range(self.config.text.num_hidden_layers) if layers is None else layers
@@ -193,13 +207,9 @@ class LayerwiseModel:
 
     def _through_layer(self, layer: nn.Module, index: int, running: _Running) -> None:
         """Take one sequence through one layer, so many queries at a time."""
-        temporal, text = self.config.temporal, self.config.text
-        inv_freq, attention_factor = inverse_frequencies(text)
-        if running.kept is not None and index < len(running.kept):
-            past = running.kept[index]
-        else:
-            shape = (1, text.num_key_value_heads, running.rows, text.head_dim)
-            past = (running.x.new_zeros(shape), running.x.new_zeros(shape))
+        temporal = self.config.temporal
+        inv_freq, attention_factor = inverse_frequencies(self.config.text)
+        past = self._past(index, running)
         out = []
         for start, stop in self._spans(running.layout):
             part = running.layout.tokens(start, stop).batched()
@@ -216,6 +226,19 @@ class LayerwiseModel:
         running.x = torch.cat(out, dim=1)
         if running.kept is not None:
             running.kept[index : index + 1] = [past]
+
+    def _past(self, index: int, running: _Running) -> tuple[Tensor, Tensor]:
+        """A layer's key and value before the pass."""
+        if running.kept is not None and index < len(running.kept):
+            return running.kept[index]
+        text = self.config.text
+        shape = (1, text.num_key_value_heads, running.rows, text.head_dim)
+        key, value = running.x.new_zeros(shape), running.x.new_zeros(shape)
+        if running.before is not None:
+            for tensor, part in zip((key, value), CACHE_PARTS, strict=True):
+                drawn = torch.from_numpy(running.before.draw(index, part))
+                tensor[0, :, : running.before.rows] = drawn
+        return key, value
 
     def _spans(self, layout: Layout) -> list[tuple[int, int]]:
         mask = self.config.temporal.mask

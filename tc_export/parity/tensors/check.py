@@ -14,7 +14,7 @@ is known up to the first token that differs, which is all that is judged.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,21 +24,16 @@ from polygraphy.logger import G_LOGGER
 from tc_export.config import ModelConfig
 from tc_export.contracts.graph_io import (
     FRAMES_A_CALL,
-    INPUTS_EMBEDS,
-    KEY_FRAME_IDS,
     LOGITS,
-    LOGITS_A_CALL,
-    LOGITS_INDICES,
-    PREFILL_TOKENS,
     VISUAL_FEATURES,
 )
 from tc_export.dtypes import round_to
-from tc_export.engine.session import position_feeds
 from tc_export.errors import UnsupportedEnvironment
-from tc_export.model.positions import TEXT, Layout, Text, frame_chunks, lay_out
-from tc_export.parity.layerwise import GreedyAnswer, LayerwiseModel, TokenSequence
-from tc_export.parity.tensors.scenario import DECODE_STEPS, Scenario
-from tc_export.parity.tensors.sides import Calls, Feed, JudgedSide, TorchSide
+from tc_export.parity.layerwise import GreedyAnswer, LayerwiseModel
+from tc_export.parity.tensors.batch import batch_of, logits_of_member
+from tc_export.parity.tensors.calls import CallMaker
+from tc_export.parity.tensors.scenario import DECODE_STEPS, Scenario, batched
+from tc_export.parity.tensors.sides import JudgedSide, TorchSide
 from tc_export.parity.tensors.tolerance import TensorComparison, compare
 from tc_export.targets import Precisions
 
@@ -160,6 +155,7 @@ def check_parity(
     check = _Check(references, engine, precisions, scenarios, advance)
     tensors, features = check.vision()
     answering, notes = _with_room(references.truth, scenarios, answer_bytes)
+    notes += check.notes()
     logits, answers = check.decoder(features, answering)
     return ParityResult(
         engine=engine.name,
@@ -176,7 +172,9 @@ def _with_room(
 ) -> tuple[list[int], list[str]]:
     """The scenarios whose caches fit together, shortest first; and a note for each other."""
     chosen, notes, used = [], [], 0
-    for index in sorted(range(len(scenarios)), key=lambda i: scenarios[i].length):
+    # After random rows there is nothing to answer.
+    whole = [index for index, scenario in enumerate(scenarios) if not scenario.rows_before]
+    for index in sorted(whole, key=lambda i: scenarios[i].length):
         used += truth.cache_bytes(scenarios[index].length + DECODE_STEPS)
         if limit is None or used <= limit:
             chosen.append(index)
@@ -214,11 +212,24 @@ class _Check:
         self._scenarios = scenarios
         self._advance = advance
         self._config: ModelConfig = references.truth.config
+        self._batched = batched(scenarios) if engine.takes_batches else ()
+
+    def notes(self) -> list[str]:
+        """What was not run."""
+        if self._batched:
+            return []
+        reason = (
+            "the profile has room for one scenario alone"
+            if self._engine.takes_batches
+            else "the engine takes one sequence at a time"
+        )
+        return [f"no scenarios were run as a batch: {reason}"]
 
     def vision(self) -> tuple[list[TensorComparison], _Features]:
         """Compare the visual features of all frames, call by call."""
         dtype = self._precisions.vision.dtype
-        clips = [round_to(x.pixel_values, dtype) for x in self._scenarios]
+        seeing = [x for x in self._scenarios if len(x.pixel_values)]
+        clips = [round_to(x.pixel_values, dtype) for x in seeing]
         fed = [clip.astype(self._engine.pixel_type) for clip in clips]
         truth = self._truth.features(clips)
         self._advance("vision: PyTorch in float64")
@@ -227,20 +238,27 @@ class _Check:
         engine = self._engine.features(fed)
         self._advance("vision: the engine")
         tensors = []
-        for index, scenario in enumerate(self._scenarios):
+        for index, scenario in enumerate(seeing):
             calls = [
                 [x[start : start + FRAMES_A_CALL] for start in range(0, len(x), FRAMES_A_CALL)]
                 for x in (truth[index], baseline[index], engine[index])
             ]
             tensors += compare_steps(f"{scenario.name}: vision", VISUAL_FEATURES, dtype, *calls)
-        return tensors, _Features(truth, engine)
+        return tensors, _Features(self._for_all(truth), self._for_all(engine))
+
+    def _for_all(self, features: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Features of every scenario, none for one without a frame."""
+        rest = iter(features)
+        none = np.zeros((0, self._config.tokens_per_frame, self._config.text.hidden_size))
+        return [next(rest) if len(x.pixel_values) else none for x in self._scenarios]
 
     def decoder(
         self, features: _Features, answering: Sequence[int]
     ) -> tuple[list[TensorComparison], list[AnswerComparison]]:
         """Compare logits of prefill and decode steps, and the answers of some scenarios."""
-        prompts = [self._prompt(x, y) for x, y in zip(self._scenarios, features.truth, strict=True)]
-        judged = [self._judged_calls(x, y) for x, y in zip(self._scenarios, prompts, strict=True)]
+        calls = CallMaker(self._truth, self._precisions.decoder.dtype, self._engine.embeds_type)
+        prompts = [calls.prompt(x, y) for x, y in zip(self._scenarios, features.truth, strict=True)]
+        judged = [calls.judged(x, y) for x, y in zip(self._scenarios, prompts, strict=True)]
         truth = TorchSide(vision=self._truth, decoder=self._truth).logits(judged)
         self._advance("decoder: PyTorch in float64")
         said = self._truth.greedy(
@@ -250,10 +268,12 @@ class _Check:
         baseline = self._baseline.logits(judged)
         self._advance("decoder: PyTorch in the engine's format")
         asked = [
-            self._answering_calls(self._scenarios[i], features.engine[i], answer)
+            calls.answering(self._scenarios[i], features.engine[i], answer)
             for i, answer in zip(answering, said, strict=True)
         ]
-        engine = self._engine.logits([*judged, *asked])
+        members = [judged[i] for i in self._batched]
+        together = [batch_of(members)] if members else []
+        engine = self._engine.logits([*judged, *asked, *together])
         self._advance("decoder: the engine")
         tensors, answers = [], []
         tolerances = []
@@ -273,70 +293,16 @@ class _Check:
             last = [x[-1] for x in logits]
             scenario = self._scenarios[index]
             answers.append(compare_answers(scenario.name, answer, last, tolerances[index]))
+        for place, index in enumerate(self._batched):
+            tensors += compare_steps(
+                f"{self._scenarios[index].name}, in a batch: decoder",
+                LOGITS,
+                self._precisions.decoder.dtype,
+                truth[index],
+                baseline[index],
+                logits_of_member(engine[-1], members, place),
+            )
         return tensors, answers
-
-    def _prompt(self, scenario: Scenario, features: np.ndarray) -> np.ndarray:
-        """Embeddings [S, E] of a prompt whose visual places are -1; features are [F, m, E]."""
-        embeds = self._truth.embed(np.maximum(scenario.token_ids, 0))
-        embeds[scenario.token_ids == TEXT] = features.reshape(-1, features.shape[-1])
-        return embeds
-
-    def _judged_calls(self, scenario: Scenario, prompt: np.ndarray) -> Calls:
-        """The prompt and teacher-forced decode steps; many logits of each call."""
-        return self._calls(scenario, prompt, scenario.forced_tokens, LOGITS_A_CALL)
-
-    def _answering_calls(
-        self, scenario: Scenario, features: np.ndarray, answer: GreedyAnswer
-    ) -> Calls:
-        """The prompt with the engine's own features, and the truth's answer after it."""
-        prompt = self._prompt(scenario, features.astype(np.float64))
-        return self._calls(scenario, prompt, np.array(answer.tokens[:-1]), 1)
-
-    def _calls(
-        self, scenario: Scenario, prompt: np.ndarray, tokens: np.ndarray, logits_a_call: int
-    ) -> Calls:
-        dtype = self._precisions.decoder.dtype
-        embeds = round_to(np.concatenate([prompt, self._truth.embed(tokens)]), dtype)
-        segments = [*scenario.segments, Text(len(tokens))]
-        layout, _ = lay_out(segments, self._config.temporal)
-        feeds, wanted = [], []
-        for start, stop in self._spans(scenario, layout):
-            # All of a short call, evenly spread over a long one, and always the last.
-            rows = min(stop - start, logits_a_call)
-            indices = np.linspace(stop - start - 1, 0, rows).round().astype(np.int64)[::-1].copy()
-            wanted.append(start + indices)
-            feeds.append(self._feed(embeds, layout, start, stop, indices))
-        return Calls(
-            feeds=feeds,
-            sequence=TokenSequence(
-                embeds=embeds, layout=layout, logits_indices=np.concatenate(wanted)
-            ),
-            rows=layout.length,
-        )
-
-    def _spans(self, scenario: Scenario, layout: Layout) -> Iterator[tuple[int, int]]:
-        """Each prefill chunk, then each decode step."""
-        prompt, mask = scenario.length, self._config.temporal.mask
-        chunk = scenario.chunk_tokens or PREFILL_TOKENS
-        if not mask.allows_frame_chunks:
-            chunk = prompt
-        chunk = max(chunk, self._config.tokens_per_frame)
-        yield from frame_chunks(layout.tokens(0, prompt), mask, chunk)
-        yield from ((step, step + 1) for step in range(prompt, layout.length))
-
-    def _feed(
-        self, embeds: np.ndarray, layout: Layout, start: int, stop: int, wanted: np.ndarray
-    ) -> Feed:
-        feed = {
-            INPUTS_EMBEDS: embeds[None, start:stop].astype(self._engine.embeds_type),
-            LOGITS_INDICES: wanted[None],
-            **position_feeds(layout.tokens(start, stop).batched()),
-        }
-        if not self._config.temporal.mask.is_prefix:
-            frame_ids = np.full((1, layout.length), TEXT, dtype=np.int64)
-            frame_ids[0, :stop] = layout.frame_ids[:stop]
-            feed[KEY_FRAME_IDS] = frame_ids
-        return feed
 
 
 def compare_steps(
