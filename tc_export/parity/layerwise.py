@@ -6,7 +6,8 @@ sees the rows below its `kv_end`, and those are the same whether the tokens afte
 not. So a model of any size gives the numbers that it gives as a whole, at the cost of reading its
 weights once for each pass.
 
-Axes: F frames, m tokens a frame, S tokens of a sequence, E channels, L logits wanted, V vocabulary.
+Axes: F frames, m tokens a frame, S tokens of a sequence, E channels, L logits wanted, V vocabulary,
+K key/value heads, D head size.
 """
 
 from __future__ import annotations
@@ -171,6 +172,14 @@ class LayerwiseModel:
                 x.x = self._tensor(self.embed(np.array(answer.tokens[-1:])))[None]
                 x.layout, cursors[index] = self._next_token(cursors[index])
         return answers
+
+    @torch.inference_mode()
+    def caches(self, embeds: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Each layer's key and value [K, S, D] after embedded text [S, E]."""
+        layout, _ = lay_out([Text(len(embeds))], self.config.temporal)
+        running = self._start(embeds, layout, layout.length, keep=True)
+        self._through_layers([running])
+        return [(_array(key[0]), _array(value[0])) for key, value in running.kept or ()]
 
     def cache_bytes(self, rows: int) -> int:
         """What `greedy` keeps in memory for a sequence of so many rows."""

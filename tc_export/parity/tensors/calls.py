@@ -7,6 +7,7 @@ Axes: S tokens, E channels, F frames, m tokens a frame.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from tc_export.dtypes import DType, round_to
 from tc_export.engine.session import position_feeds
 from tc_export.model.positions import TEXT, Layout, Text, frame_chunks, lay_out
 from tc_export.parity.layerwise import GreedyAnswer, LayerwiseModel, TokenSequence
-from tc_export.parity.random_cache import RandomCache
+from tc_export.parity.random_cache import COMPUTED_TOKENS, RandomCache
 from tc_export.parity.tensors.scenario import Scenario
 from tc_export.parity.tensors.sides import Calls, Feed
 
@@ -78,8 +79,17 @@ class CallMaker:
         if not scenario.rows_before:
             return None
         return RandomCache(
-            checkpoint=self._truth.checkpoint, dtype=self._dtype, rows=scenario.rows_before
+            config=self._config,
+            computed=self._computed_rows,
+            dtype=self._dtype,
+            rows=scenario.rows_before,
         )
+
+    @cached_property
+    def _computed_rows(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        random = np.random.default_rng(0)
+        tokens = random.integers(0, self._config.text.vocab_size, COMPUTED_TOKENS)
+        return self._truth.caches(round_to(self._truth.embed(tokens), self._dtype))
 
     def _spans(self, scenario: Scenario, layout: Layout) -> Iterator[tuple[int, int]]:
         """Each prefill chunk, then each decode step."""

@@ -16,11 +16,12 @@ from tc_export.bundle.layout import graph_path
 from tc_export.config import AttentionMask, TemporalConfig
 from tc_export.contracts.graph_io import KV_END, POSITION_IDS, TEMPORAL_IDS
 from tc_export.contracts.parts import even_parts
-from tc_export.dtypes import DType
+from tc_export.dtypes import DType, round_to
 from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.model.positions import Cursor, Text, lay_out
+from tc_export.parity import random_cache
 from tc_export.parity.graph_engines import GraphsInTurn
-from tc_export.parity.random_cache import RandomCache, usual_size
+from tc_export.parity.random_cache import RandomCache
 from tc_export.parity.tensors.calls import CallMaker
 from tc_export.parity.tensors.check import ParityResult, check_parity
 from tc_export.parity.tensors.check_bundle import references
@@ -221,37 +222,63 @@ def test_a_batch_is_of_two_that_differ() -> None:
     assert batched([found[-1], found[0]]) == (0, 1)
 
 
-def test_random_rows_are_the_same_for_every_side_and_as_large_as_real_ones(
-    exported: Exported,
+def embedded(exported: Exported, tokens: int) -> np.ndarray:
+    random = np.random.default_rng(3)
+    return random.standard_normal((tokens, exported.config.text.hidden_size)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 200])
+@pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16])
+def test_random_rows_are_the_same_for_every_side(
+    exported: Exported, rows: int, dtype: DType
 ) -> None:
-    """Real ones: what the layer makes of channels that are independent and normalised."""
-    text = exported.config.text
-    cache = RandomCache(checkpoint=exported.checkpoint, dtype=DType.FLOAT16, rows=700)
-    drawn = {
-        (layer, part): cache.draw(layer, part) for layer in (0, 1) for part in ("key", "value")
-    }
-    for (layer, part), values in drawn.items():
-        assert values.shape == (text.num_key_value_heads, 700, text.head_dim)
-        np.testing.assert_array_equal(values, cache.draw(layer, part))
-        np.testing.assert_array_equal(values, values.astype(np.float16))
-        prefix = f"decoder.layers.{layer}"
-        gains = exported.checkpoint.tensors[f"{prefix}.input_layernorm.weight"].as_array()
-        weight = exported.checkpoint.tensors[f"{prefix}.self_attn.{part[0]}_proj.weight"].as_array()
-        x = np.random.default_rng(9).standard_normal((4000, text.hidden_size))
-        x /= np.sqrt(np.square(x).mean(-1, keepdims=True))
-        real = np.sqrt(np.square((x * gains) @ weight.T.astype(np.float64)).mean())
-        assert 0.9 * real < np.sqrt(np.square(values).mean()) < 1.1 * real
-    assert len({values.tobytes() for values in drawn.values()}) == 4
+    config = exported.config
+    computed = references(exported.checkpoint, FLOAT32).truth.caches(embedded(exported, 16))
+    cache = RandomCache(config=config, computed=computed, dtype=dtype, rows=rows)
+    again = RandomCache(config=config, computed=computed, dtype=dtype, rows=rows)
+    for layer in range(config.text.num_hidden_layers):
+        for index, part in enumerate(("key", "value")):
+            values = cache.draw(layer, part)
+            assert values.shape == (config.text.num_key_value_heads, rows, config.text.head_dim)
+            np.testing.assert_array_equal(values, round_to(values, dtype))
+            np.testing.assert_array_equal(values, again.draw(layer, part))
+            first = computed[layer][index][:, :rows]
+            np.testing.assert_array_equal(values[:, :16], round_to(first, dtype))
+            assert len(np.unique(values[0], axis=0)) == rows
 
 
-def test_a_bias_makes_random_rows_larger(tmp_path: Path) -> None:
-    text = {"attention_bias": True}
-    checkpoint = export_small(tmp_path, text=text).checkpoint
-    bias = checkpoint.tensors["decoder.layers.0.self_attn.k_proj.bias"].as_array()
-    without = {name: x for name, x in checkpoint.tensors.items() if not name.endswith("bias")}
-    alone = usual_size(replace(checkpoint, tensors=without), 0, "key")
-    expected = np.sqrt(alone**2 + np.square(bias.astype(np.float64)).mean())
-    assert usual_size(checkpoint, 0, "key") == pytest.approx(expected, rel=1e-6)
+def test_random_rows_are_those_of_tokens_that_stand_there(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first layer a key depends on its token and its place alone: so it can be computed."""
+    monkeypatch.setattr(random_cache, "NOISE", 0.0)
+    truth = references(exported.checkpoint, FLOAT32).truth
+    tokens, rows = embedded(exported, 16), 90
+    computed = truth.caches(tokens)
+    cache = RandomCache(config=exported.config, computed=computed, dtype=DType.FLOAT32, rows=rows)
+    values = cache.draw(0, "value")[0]
+    of_tokens = computed[0][1][0].astype(np.float32)
+    sources = [int(np.flatnonzero((of_tokens == value).all(-1))[0]) for value in values]
+    assert sources[:16] == list(range(16))
+    assert set(sources[16:]) == set(range(1, 16))  # the first token is one of a kind
+    expected, _ = truth.caches(tokens[sources])[0]
+    found = cache.draw(0, "key")
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * abs(expected).max())
+    turned_too_little = truth.caches(tokens[[*sources[:16], *sources[15:-1]]])[0][0]
+    assert abs(found - turned_too_little).max() > 0.1 * abs(expected).max()
+
+
+def test_random_rows_are_no_worse_to_compute_with_than_real_ones(exported: Exported) -> None:
+    """What float16 rounds off there is of the size of what it rounds off elsewhere."""
+    precisions = Precisions.both("float16")
+    judges = references(exported.checkpoint, precisions)
+    side = open_side(exported.folder)
+    result = check_parity(judges, side, precisions, scenarios(exported))
+
+    def usual_error(stage: str) -> float:
+        return float(np.median([x.pytorch_error for x in result.tensors if x.stage == stage]))
+
+    assert usual_error(f"{END_OF_CACHE}: decoder") < 3 * usual_error("one clip: decoder")
 
 
 def test_a_sequence_after_random_rows_is_one_after_real_ones(exported: Exported) -> None:
@@ -266,18 +293,18 @@ def test_a_sequence_after_random_rows_is_one_after_real_ones(exported: Exported)
     cache = decoder.new_cache(cut)
     feed = {name: values[:, :cut] for name, values in judged.feeds[0].items()}
     decoder.run(feed, cache)
-    rows = {name: buffer.numpy()[0] for name, buffer in cache.buffers.items()}
+    cached = {name: buffer.numpy()[0] for name, buffer in cache.buffers.items()}
 
     class Kept(RandomCache):
         def draw(self, layer: int, part: str) -> np.ndarray:
-            return rows[f"{layer}.{part}"]
+            return cached[f"{layer}.{part}"]
 
     rest = replace(
         whole,
         embeds=whole.embeds[cut:],
         layout=whole.layout.tokens(cut, whole.layout.length),
         logits_indices=whole.logits_indices[cut:] - cut,
-        past=Kept(checkpoint=exported.checkpoint, dtype=DType.FLOAT32, rows=cut),
+        past=Kept(config=exported.config, computed=(), dtype=DType.FLOAT32, rows=cut),
     )
     (expected,), (found,) = truth.logits([whole]), truth.logits([rest])
     np.testing.assert_allclose(found, expected[cut:], rtol=0, atol=2e-6 * abs(expected).max())
