@@ -103,7 +103,7 @@ def _compare_tensors(bundle: Path, settings: dict[str, Any], *, as_json: bool) -
     from rich.progress import Progress
 
     from tc_export.parity.tensors.check_bundle import check_bundle
-    from tc_export.parity.tensors.report import as_table, failures, result_as_json
+    from tc_export.parity.tensors.report import as_table, failures, headline, result_as_json
 
     console = Terminal(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -118,9 +118,7 @@ def _compare_tensors(bundle: Path, settings: dict[str, Any], *, as_json: bool) -
     else:
         show(as_table(result))
     if not result.passed:
-        raise ReportedFailure(
-            "the engine does not compute what PyTorch computes:\n" + "\n".join(failures(result))
-        )
+        raise ReportedFailure(f"{headline(result)}:\n" + "\n".join(failures(result)))
 
 
 def _compare_answers(

@@ -23,6 +23,7 @@ from tc_export.runner import Stage, StageContext
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import versions
 
+STAGE = "assets"
 CONFIG_FILE = "config.json"
 
 COPIED = (
@@ -49,7 +50,7 @@ def stage(inputs: BuildInputs) -> Stage:
     files = _files_to_copy(inputs.checkpoint)
     documents = {CONFIG_FILE: _config(inputs), GRAPH_IO_FILE: _graph_io(inputs)}
     return Stage(
-        name="assets",
+        name=STAGE,
         description="copy configuration and tokenizer",
         key={"documents": documents, "files": files, "tools": versions(TOKENIZER_READERS)},
         outputs=tuple(sorted({*documents, *files, *TOKENIZER_FILES})),

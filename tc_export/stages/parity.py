@@ -9,7 +9,7 @@ from tc_export.contracts.graph_io import GRAPHS
 from tc_export.errors import CheckFailed
 from tc_export.plan.build_memory import memory_limits
 from tc_export.runner import Stage, StageContext
-from tc_export.stages import shards
+from tc_export.stages import assets, embedding, shards
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import RUNNERS, versions
 
@@ -21,10 +21,10 @@ def stage(inputs: BuildInputs) -> Stage:
         description="compare with PyTorch",
         key={
             "profile": inputs.spec.profile.model_dump(),
-            "tools": versions({*RUNNERS, "torch"}),
+            "tools": versions({*RUNNERS, *assets.TOKENIZER_READERS, "torch"}),
         },
         outputs=("parity",),
-        needs=GRAPHS,
+        needs=(*GRAPHS, assets.STAGE, embedding.STAGE),
         after=(shards.STAGE,),
         run=partial(_run, inputs=inputs),
     )
@@ -33,7 +33,7 @@ def stage(inputs: BuildInputs) -> Stage:
 def _run(context: StageContext, *, inputs: BuildInputs) -> None:
     from tc_export.parity.graph_engines import GraphsInTurn
     from tc_export.parity.tensors.check_bundle import compare_with_pytorch
-    from tc_export.parity.tensors.report import failures, write_report
+    from tc_export.parity.tensors.report import failures, headline, write_report
 
     config = inputs.checkpoint.config.model
     limits = memory_limits(config, inputs.precisions, inputs.memory_bytes)
@@ -42,6 +42,7 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> None:
         inputs.checkpoint,
         inputs.spec.profile,
         inputs.precisions,
+        bundle=context.folder,
         answer_bytes=limits.answer_bytes,
         advance=context.advance,
     )
@@ -50,7 +51,6 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> None:
     write_report(result, folder)
     if not result.passed:
         raise CheckFailed(
-            "the engine does not compute what PyTorch computes:\n"
-            + "\n".join(f"  {line}" for line in failures(result)),
+            f"{headline(result)}:\n" + "\n".join(f"  {line}" for line in failures(result)),
             hint="nothing was published",
         )

@@ -29,6 +29,7 @@ from tc_export.contracts.graph_io import (
 )
 from tc_export.dtypes import round_to
 from tc_export.errors import UnsupportedEnvironment
+from tc_export.parity.assets.comparison import AssetComparison
 from tc_export.parity.layerwise import GreedyAnswer, LayerwiseModel
 from tc_export.parity.tensors.batch import batch_of, logits_of_member
 from tc_export.parity.tensors.calls import CallMaker
@@ -37,7 +38,7 @@ from tc_export.parity.tensors.sides import JudgedSide, TorchSide
 from tc_export.parity.tensors.tolerance import TensorComparison, compare
 from tc_export.targets import Precisions
 
-STEPS = 6
+STEPS = 7
 """Steps that a check reports: features of three sides, the truth's logits, its answers, and the
 logits of the two others."""
 
@@ -100,20 +101,21 @@ def compare_answers(
 
 @dataclass(frozen=True, kw_only=True)
 class ParityResult:
-    """Everything that was compared, and the scenarios whose answers were left out."""
+    """Everything that was compared, and what was left out and why."""
 
     engine: str
     truth: str
     precision: str
     tensors: tuple[TensorComparison, ...]
     answers: tuple[AnswerComparison, ...]
+    assets: tuple[AssetComparison, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """True where every tensor and every answer passed, and something was compared."""
+        """True where all passed, and something was computed."""
         verdicts = [x.passed for x in self.tensors] + [x.passed for x in self.answers]
-        return bool(verdicts) and all(verdicts)
+        return bool(verdicts) and all(verdicts) and all(x.passed for x in self.assets)
 
 
 @dataclass(frozen=True, kw_only=True)

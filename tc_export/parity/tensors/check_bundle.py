@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from tc_export.bundle import Profile
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.dtypes import DType
+from tc_export.parity.assets.check import compare_assets
 from tc_export.parity.graph_engines import GraphsInTurn
 from tc_export.parity.judged_bundle import open_with_checkpoint
 from tc_export.parity.layerwise import LayerwiseModel
@@ -62,6 +64,7 @@ def check_bundle(
         opened,
         manifest.profile,
         precisions,
+        bundle=bundle,
         answer_bytes=limits.answer_bytes,
         advance=advance,
     )
@@ -73,19 +76,27 @@ def compare_with_pytorch(
     profile: Profile,
     precisions: Precisions,
     *,
+    bundle: Path,
     answer_bytes: int | None = None,
     advance: Callable[[float, float | None], None] = lambda done, total: None,
 ) -> ParityResult:
-    """Run every parity scenario that the profile has room for."""
+    """Compare the bundle's files, and run every parity scenario that the profile has room for.
+
+    Raises:
+        CheckpointError: the embedding table in `bundle` is no safetensors file.
+        UnsupportedEnvironment: the profile has no room for any scenario.
+    """
     config = checkpoint.config.model
     done = 0
 
     def step(phrase: str) -> None:
         nonlocal done
         done += 1
-        advance(done, STEPS)
+        advance(done, STEPS + 1)
 
-    return check_parity(
+    found = compare_assets(bundle, checkpoint, precisions.decoder.dtype)
+    step("the bundle's files")
+    result = check_parity(
         references(checkpoint, precisions),
         engine,
         precisions,
@@ -93,6 +104,7 @@ def compare_with_pytorch(
         answer_bytes=answer_bytes,
         advance=step,
     )
+    return replace(result, assets=tuple(found.comparisons), notes=(*result.notes, *found.notes))
 
 
 def references(checkpoint: Checkpoint, precisions: Precisions) -> ReferenceSides:

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tc_export.parity.assets.comparison import AssetComparison
 from tc_export.parity.reporting import spell_infinite, verdict
 from tc_export.parity.tensors.check import AnswerComparison, ParityResult
 from tc_export.parity.tensors.tolerance import TensorComparison
@@ -38,6 +39,7 @@ def result_as_json(result: ParityResult) -> dict[str, Any]:
                 {**asdict(x), "first_difference": x.first_difference, "passed": x.passed}
                 for x in result.answers
             ],
+            "assets": [asdict(x) for x in result.assets],
         }
     )
     return document
@@ -45,9 +47,25 @@ def result_as_json(result: ParityResult) -> dict[str, Any]:
 
 def failures(result: ParityResult) -> list[str]:
     """A line for each comparison that failed, in the order of the model: the first one counts."""
-    return [describe_tensor(x) for x in result.tensors if not x.passed] + [
-        describe_answer(x) for x in result.answers if not x.passed
+    return [
+        *(describe_asset(x) for x in result.assets if not x.passed),
+        *(describe_tensor(x) for x in result.tensors if not x.passed),
+        *(describe_answer(x) for x in result.answers if not x.passed),
     ]
+
+
+def headline(result: ParityResult) -> str:
+    """What a comparison that failed says, in a line."""
+    computes = [x.passed for x in result.tensors] + [x.passed for x in result.answers]
+    if all(computes):
+        return "the bundle does not carry what the checkpoint has"
+    return "the engine does not compute what PyTorch computes"
+
+
+def describe_asset(x: AssetComparison) -> str:
+    """What a bundle has, and what it should have."""
+    note = f" ({x.note})" if x.note else ""
+    return f"{x.name}: {x.found}, should be {x.expected}{note}"
 
 
 def describe_tensor(x: TensorComparison) -> str:
@@ -73,7 +91,7 @@ def describe_answer(x: AnswerComparison) -> str:
 
 
 def as_table(result: ParityResult) -> Table:
-    """One row a stage, with its worst step; one row an answer."""
+    """One row an asset, a stage (with its worst step), an answer."""
     table = Table(
         title=f"{result.engine} against {result.truth} ({result.precision})",
         caption="error: largest absolute; tolerance: twice PyTorch's own error in "
@@ -81,6 +99,8 @@ def as_table(result: ParityResult) -> Table:
     )
     for heading in ("what", "steps", "error", "PyTorch's", "tolerance", "share", ""):
         table.add_column(heading, justify="left" if heading in ("what", "") else "right")
+    for asset in result.assets:
+        table.add_row(asset.name, "", "", "", "", "", verdict(asset.passed))
     for stage, group in groupby(result.tensors, key=lambda x: x.stage):
         _add_tensor_row(table, stage, list(group))
     for answer in result.answers:
