@@ -36,7 +36,9 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> None:
     from tc_export.parity.tensors.report import failures, headline, write_report
 
     config = inputs.checkpoint.config.model
-    limits = memory_limits(config, inputs.precisions, inputs.memory_bytes)
+    limits = memory_limits(
+        config, inputs.precisions, inputs.memory_bytes, inputs.spec.profile.max_length
+    )
     result = compare_with_pytorch(
         GraphsInTurn(context.folder, config, inputs.precisions, limits.parts),
         inputs.checkpoint,

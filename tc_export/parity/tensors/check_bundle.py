@@ -52,7 +52,7 @@ def check_bundle(
     manifest, opened = open_with_checkpoint(bundle, checkpoint)
     precisions = Precisions.model_validate(manifest.precision_asked)
     config = opened.config.model
-    limits = memory_limits(config, precisions, memory_bytes)
+    limits = memory_limits(config, precisions, memory_bytes, manifest.profile.max_length)
     side: JudgedSide
     if graphs:
         side = GraphsInTurn(bundle, config, precisions, limits.parts, threads=threads)
