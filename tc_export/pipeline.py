@@ -184,5 +184,5 @@ def _checked(request: BuildRequest) -> tuple[Target, Precisions, Release | None,
     parts = choose_parts(config, target, precisions.decoder, request.parts, request.memory_bytes)
     check_possible(config, target, precisions, parts=parts, check_parity=request.check_parity)
     if request.check_parity:
-        memory_limits(config, precisions, request.memory_bytes)
+        memory_limits(config, precisions, request.memory_bytes, profile.max_length)
     return target, precisions, release, profile, parts

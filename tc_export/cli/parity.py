@@ -176,16 +176,14 @@ def _compare_tensors(bundle: Path, settings: dict[str, Any]) -> ParityResult:
 
 
 def _show_tensors(result: ParityResult, *, as_json: bool) -> None:
-    from tc_export.parity.tensors.report import as_table, failures, result_as_json
+    from tc_export.parity.tensors.report import as_table, failures, headline, result_as_json
 
     if as_json:
         print_json(result_as_json(result))
     else:
         show(as_table(result))
     if not result.passed:
-        raise ReportedFailure(
-            "the engine does not compute what PyTorch computes:\n" + "\n".join(failures(result))
-        )
+        raise ReportedFailure(f"{headline(result)}:\n" + "\n".join(failures(result)))
 
 
 def _compare_layers(bundle: Path, settings: dict[str, Any]) -> ByLayerResult:

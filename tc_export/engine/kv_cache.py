@@ -87,6 +87,16 @@ class KvCache:
             raise UsageError(f"a cache of {self._length} tokens cannot go back to {length}")
         self._length = length
 
+    def write(self, name: str, values: np.ndarray) -> None:
+        """Put `values` [batch, heads, rows, head size] into the first rows of one buffer.
+
+        `name` is as in `buffers`. The rows behind them become zero; `length` stays what it is.
+        """
+        buffer = self.buffers[name]
+        whole = np.zeros(buffer.shape, self.engine.inputs[f"{PAST}.{name}"].dtype)
+        whole[:, :, : values.shape[2]] = values
+        buffer.write(whole)
+
     def fork(self) -> KvCache:
         """A cache of its own with the same contents, copied on the device."""
         buffers = {name: buffer.copy() for name, buffer in self.buffers.items()}

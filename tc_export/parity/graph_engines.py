@@ -26,7 +26,7 @@ from tc_export.engine.loading import Engines
 from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.graph.parts import cut_decoder
 from tc_export.graph.passes.float32_arithmetic import compute_in_float32
-from tc_export.parity.tensors.sides import Calls, Feed, features_of
+from tc_export.parity.tensors.sides import EngineCalls, Feed, cache_for, features_of
 from tc_export.targets import Precision, Precisions
 
 FLOAT16, FLOAT32 = DType.FLOAT16.numpy, DType.FLOAT32.numpy
@@ -67,7 +67,10 @@ class GraphsInTurn:
     Attributes:
         name: as a person reads it.
         pixel_type, embeds_type: what the graphs are fed with.
+        takes_batches: True, since a graph has no fixed batch.
     """
+
+    takes_batches = True
 
     def __init__(
         self,
@@ -112,8 +115,8 @@ class GraphsInTurn:
         engine = _open(path, self._precisions.vision, self._threads, in_float32=self._in_float32)
         return features_of(engine, clips)
 
-    def logits(self, calls: Sequence[Calls]) -> list[list[np.ndarray]]:
-        """See `Side.logits`."""
+    def logits(self, calls: Sequence[EngineCalls]) -> list[list[np.ndarray]]:
+        """See `JudgedSide.logits`."""
         path = self._folder / graph_path(DECODER)
         hidden = [[feed[INPUTS_EMBEDS] for feed in x.feeds] for x in calls]
         whole = len(self._parts) == 1
@@ -126,14 +129,14 @@ class GraphsInTurn:
             del engine
             gc.collect()  # before the next part's weights are read
             self._advance(index + 1, len(self._parts))
-        return [[logits[0] for logits in x] for x in hidden]
+        return [[logits.reshape(-1, logits.shape[-1]) for logits in x] for x in hidden]
 
 
-def _through(engine: Engine, calls: Calls, hidden: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _through(engine: Engine, calls: EngineCalls, hidden: Sequence[np.ndarray]) -> list[np.ndarray]:
     """What one part makes of each call's hidden states; the last part makes logits."""
     taken = next(x for x in engine.inputs if is_hidden(x) or x == INPUTS_EMBEDS)
     given = next(x for x in engine.outputs if is_hidden(x) or x == LOGITS)
-    cache = engine.new_cache(calls.rows)
+    cache = cache_for(engine, calls)
 
     def run(feed: Feed, states: np.ndarray) -> np.ndarray:
         wanted = {name: values for name, values in feed.items() if name in engine.inputs}

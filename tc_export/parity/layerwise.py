@@ -6,7 +6,8 @@ sees the rows below its `kv_end`, and those are the same whether the tokens afte
 not. So a model of any size gives the numbers that it gives as a whole, at the cost of reading its
 weights once for each pass. Several draws of a format's noise go through in one pass too.
 
-Axes: F frames, m tokens a frame, S tokens of a sequence, E channels, L logits wanted, V vocabulary.
+Axes: F frames, m tokens a frame, S tokens of a sequence, E channels, L logits wanted, V vocabulary,
+K key/value heads, D head size.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from tc_export.checkpoint.reader import EMBEDDING, Checkpoint, empty_model
-from tc_export.contracts.graph_io import FRAMES_A_CALL
+from tc_export.contracts.graph_io import CACHE_PARTS, FRAMES_A_CALL
 from tc_export.dtypes import DType
 from tc_export.model.decoder import Rotary
 from tc_export.model.positions import TEXT, Cursor, Layout, Segment, Text, frame_chunks, lay_out
 from tc_export.model.rope import inverse_frequencies
 from tc_export.parity.noise import PLAIN, Draw, OrderedLinear, order_linears
+from tc_export.parity.random_cache import RandomCache
 from tc_export.targets import Precisions
 
 QUERIES_A_CALL = 512
@@ -46,12 +48,19 @@ Prompt = tuple[np.ndarray, Sequence[Segment]]
 class TokenSequence:
     """Embedded tokens, and the ones whose logits are wanted.
 
-    `embeds` is [S, E]; `logits_indices` [L] are indices into it.
+    `embeds` is [S, E]; `logits_indices` [L] are indices into it. `past` is what the cache holds
+    before the first of them, which stands behind it.
     """
 
     embeds: np.ndarray
     layout: Layout
     logits_indices: np.ndarray
+    past: RandomCache | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the cache that it takes, those before it included."""
+        return self.layout.length + (0 if self.past is None else self.past.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +90,7 @@ class _Running:
     rows: int  # C
     kept: list[tuple[Tensor, Tensor]] | None  # each layer's cache, where decoding shall go on
     draw: Draw
+    before: RandomCache | None = None  # what the first rows hold
 
 
 class LayerwiseModel:
@@ -269,6 +279,14 @@ class LayerwiseModel:
                 x.layout, cursors[index] = self._next_token(cursors[index])
         return answers
 
+    @torch.inference_mode()
+    def caches(self, embeds: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Each layer's key and value [K, S, D] after embedded text [S, E]."""
+        layout, _ = lay_out([Text(len(embeds))], self.config.temporal)
+        running = self._start(embeds, layout, layout.length, keep=True)
+        self._through_layers([running])
+        return [(_array(key[0]), _array(value[0])) for key, value in running.kept or ()]
+
     def cache_bytes(self, rows: int) -> int:
         """What `greedy` keeps in memory for a sequence of so many rows."""
         text = self.config.text
@@ -282,10 +300,7 @@ class LayerwiseModel:
         self, sequences: Sequence[TokenSequence], draws: Sequence[Draw], layers: range | None
     ) -> list[list[_Running]]:
         """Take every draw of every sequence through these layers, which are read once."""
-        of_draws = [
-            [self._start(x.embeds, x.layout, x.layout.length, draw=draw) for x in sequences]
-            for draw in draws
-        ]
+        of_draws = [[self._start_after(x, draw) for x in sequences] for draw in draws]
         self._through_layers([x for running in of_draws for x in running], layers)
         return of_draws
 
@@ -305,6 +320,11 @@ class LayerwiseModel:
         x = self._tensor(embeds)[None]
         return _Running(x, layout, frame_ids, rows, [] if keep else None, draw)
 
+    def _start_after(self, sequence: TokenSequence, draw: Draw) -> _Running:
+        running = self._start(sequence.embeds, sequence.layout, sequence.rows, draw=draw)
+        running.before = sequence.past
+        return running
+
     def _through_layers(self, running: Sequence[_Running], layers: range | None = None) -> None:
         """Take every sequence through these layers, or all; caches are kept, and nothing else."""
         layers = range(self.config.text.num_hidden_layers) if layers is None else layers
@@ -319,13 +339,9 @@ class LayerwiseModel:
 
     def _through_layer(self, layer: nn.Module, index: int, running: _Running) -> None:
         """Take one sequence through one layer, so many queries at a time."""
-        temporal, text = self.config.temporal, self.config.text
-        inv_freq, attention_factor = inverse_frequencies(text)
-        if running.kept is not None and index < len(running.kept):
-            past = running.kept[index]
-        else:
-            shape = (1, text.num_key_value_heads, running.rows, text.head_dim)
-            past = (running.x.new_zeros(shape), running.x.new_zeros(shape))
+        temporal = self.config.temporal
+        inv_freq, attention_factor = inverse_frequencies(self.config.text)
+        past = self._past(index, running)
         out = []
         for start, stop in self._spans(running.layout):
             part = running.layout.tokens(start, stop).batched()
@@ -342,6 +358,19 @@ class LayerwiseModel:
         running.x = torch.cat(out, dim=1)
         if running.kept is not None:
             running.kept[index : index + 1] = [past]
+
+    def _past(self, index: int, running: _Running) -> tuple[Tensor, Tensor]:
+        """A layer's key and value before the pass."""
+        if running.kept is not None and index < len(running.kept):
+            return running.kept[index]
+        text = self.config.text
+        shape = (1, text.num_key_value_heads, running.rows, text.head_dim)
+        key, value = running.x.new_zeros(shape), running.x.new_zeros(shape)
+        if running.before is not None:
+            for tensor, part in zip((key, value), CACHE_PARTS, strict=True):
+                drawn = torch.from_numpy(running.before.draw(index, part))
+                tensor[0, :, : running.before.rows] = drawn
+        return key, value
 
     def _spans(self, layout: Layout) -> list[tuple[int, int]]:
         mask = self.config.temporal.mask

@@ -43,18 +43,23 @@ class BuildCost:
 
 
 def build_cost(
-    config: ModelConfig, target: Target, precisions: Precisions, parts: int = 1
+    config: ModelConfig,
+    target: Target,
+    precisions: Precisions,
+    parts: int = 1,
+    max_length: int = 0,
 ) -> BuildCost:
     """Predict the steps that run on this host; an engine that is built on its device is not one.
 
-    `parts` are those that TensorRT-RTX builds the decoder in, one after the other.
+    `parts` are those that TensorRT-RTX builds the decoder in, one after the other. `max_length` is
+    the profile's, to whose end a comparison goes.
     """
     vision, decoder = vision_count(config).total, decoder_count(config).total
     engines = vision * _loaded(precisions.vision) + decoder * _loaded(precisions.decoder)
     peaks: dict[str, float] = {
         "export": EXPORTER_BYTES,  # weights stay on the disk
         "golden data": truth_bytes(config),
-        "parity": _comparison_bytes(config, precisions),
+        "parity": _comparison_bytes(config, precisions, max_length),
     }
     if target.toolchain.engine == "onnxruntime":
         peaks["engine"] = RUNTIME_BYTES["onnxruntime"] + engines
@@ -69,12 +74,12 @@ def build_cost(
     )
 
 
-def _comparison_bytes(config: ModelConfig, precisions: Precisions) -> int:
+def _comparison_bytes(config: ModelConfig, precisions: Precisions, max_length: int) -> int:
     """With this host's memory as it is free now; where that is too little, the least it takes."""
     try:
-        return memory_limits(config, precisions).peak_bytes
+        return memory_limits(config, precisions, max_length=max_length).peak_bytes
     except UnsupportedEnvironment:
-        return least_bytes(config, precisions)
+        return least_bytes(config, precisions, max_length)
 
 
 def _host_bytes() -> int | None:

@@ -110,7 +110,7 @@ def make_plan(
         max_frames=most,
         limited_by=limited_by,
         times=predict_times(config, target, workload),
-        build=build_cost(config, target, precisions, workload.parts),
+        build=build_cost(config, target, precisions, workload.parts, workload.length),
         suggestions=()
         if sum(bytes_by_part.values()) <= limit
         else tuple(_suggestions(asked, limit)),

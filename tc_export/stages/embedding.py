@@ -10,11 +10,13 @@ from tc_export.runner import Stage, StageContext
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import EXPORTERS, versions
 
+STAGE = "embedding"
+
 
 def stage(inputs: BuildInputs) -> Stage:
     """Write the table in the decoder's number format."""
     return Stage(
-        name="embedding",
+        name=STAGE,
         description="write the token embedding",
         key={
             "checkpoint": inputs.spec.checkpoint_digest,

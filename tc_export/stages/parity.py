@@ -12,7 +12,7 @@ from tc_export.errors import CheckFailed
 from tc_export.plan.build_memory import memory_limits
 from tc_export.plan.parameters import decoder_count
 from tc_export.runner import Stage, StageContext
-from tc_export.stages import shards
+from tc_export.stages import assets, embedding, shards
 from tc_export.stages.inputs import BuildInputs
 from tc_export.stages.tools import RUNNERS, versions
 
@@ -34,11 +34,12 @@ def stage(inputs: BuildInputs) -> Stage:
         description="compare with PyTorch",
         key={
             "profile": inputs.spec.profile.model_dump(),
-            "tools": versions({*RUNNERS, "torch"}),
+            "files": assets.files_to_copy(inputs.checkpoint),  # whatever target they went to
+            "tools": versions({*RUNNERS, *assets.TOKENIZER_READERS, "torch"}),
         },
         outputs=("parity",),
-        needs=GRAPHS,
-        after=(shards.STAGE,),
+        needs=(*GRAPHS, embedding.STAGE),
+        after=(shards.STAGE, assets.STAGE),
         run=partial(_run, inputs=inputs),
     )
 
@@ -48,15 +49,18 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> None:
     from tc_export.parity.layers.report import by_layer_as_json, by_layer_failure
     from tc_export.parity.report.write import write_report
     from tc_export.parity.tensors.check_bundle import compare_with_pytorch, graphs_in_float32
-    from tc_export.parity.tensors.report import failures, result_as_json
+    from tc_export.parity.tensors.report import failures, headline, result_as_json
 
     config = inputs.checkpoint.config.model
-    limits = memory_limits(config, inputs.precisions, inputs.memory_bytes)
+    limits = memory_limits(
+        config, inputs.precisions, inputs.memory_bytes, inputs.spec.profile.max_length
+    )
     result = compare_with_pytorch(
         GraphsInTurn(context.folder, config, inputs.precisions, limits.parts),
         inputs.checkpoint,
         inputs.spec.profile,
         inputs.precisions,
+        bundle=context.folder,
         in_float32=graphs_in_float32(context.folder, config, inputs.precisions, limits.parts),
         answer_bytes=limits.answer_bytes,
         advance=context.advance,
@@ -71,8 +75,7 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> None:
     write_report(folder, found, lines, _origin(context, inputs))
     if not result.passed:
         raise CheckFailed(
-            "the engine does not compute what PyTorch computes:\n"
-            + "\n".join(f"  {line}" for line in lines),
+            f"{headline(result)}:\n" + "\n".join(f"  {line}" for line in lines),
             hint="nothing was published; with --no-parity the bundle is, and tc-export parity "
             "--by-layer --report DIR draws where they part",
         )

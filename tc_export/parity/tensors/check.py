@@ -16,32 +16,27 @@ is known up to the first token that differs, which is all that is judged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tc_export.config import ModelConfig
-from tc_export.contracts.graph_io import (
-    INPUTS_EMBEDS,
-    KEY_FRAME_IDS,
-    LOGITS_A_CALL,
-    LOGITS_INDICES,
-    PREFILL_TOKENS,
-)
 from tc_export.dtypes import DType, round_to
-from tc_export.engine.session import position_feeds
 from tc_export.errors import UnsupportedEnvironment
-from tc_export.model.positions import TEXT, Layout, Text, frame_chunks, lay_out
-from tc_export.parity.layerwise import GreedyAnswer, LayerwiseModel, TokenSequence
+from tc_export.parity.assets.comparison import AssetComparison
+from tc_export.parity.layerwise import GreedyAnswer, LayerwiseModel
+from tc_export.parity.tensors.batch import batch_of, logits_of_member
+from tc_export.parity.tensors.calls import CallMaker
 from tc_export.parity.tensors.judging import (
     Arithmetic,
+    BatchValues,
     Values,
     measure_features,
     measure_logits,
 )
-from tc_export.parity.tensors.scenario import DECODE_STEPS, Scenario
-from tc_export.parity.tensors.sides import Calls, Feed, JudgedSide, TorchSide
+from tc_export.parity.tensors.scenario import DECODE_STEPS, Scenario, batched
+from tc_export.parity.tensors.sides import Calls, JudgedSide, TorchSide
 from tc_export.parity.tensors.tolerance import FALSE_ALARMS
 from tc_export.parity.tensors.verdict import Measured, NoiseVerdict, TensorComparison, judge
 from tc_export.targets import Precision, Precisions
@@ -116,14 +111,15 @@ class ParityResult:
     tensors: tuple[TensorComparison, ...]
     answers: tuple[AnswerComparison, ...]
     noise: tuple[NoiseVerdict, ...] = ()
+    assets: tuple[AssetComparison, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """True where every tensor and every answer passed, and something was compared."""
+        """True where all passed, and something was computed."""
         verdicts = [x.passed for x in self.tensors]
         verdicts += [x.passed for x in self.noise] + [x.passed for x in self.answers]
-        return bool(verdicts) and all(verdicts)
+        return bool(verdicts) and all(verdicts) and all(x.passed for x in self.assets)
 
     @property
     def ill_conditioned_share(self) -> float:
@@ -179,6 +175,7 @@ def check_parity(
     check = _Check(references, engine, in_float32, precisions, scenarios, advance)
     measured, features = check.vision()
     answering, notes = _with_room(references.truth, scenarios, answer_bytes)
+    notes += check.notes()
     logits, said, answered = check.decoder(features, answering)
     measured += logits
     tensors: list[TensorComparison] = []
@@ -218,7 +215,9 @@ def _with_room(
 ) -> tuple[list[int], list[str]]:
     """The scenarios whose caches fit together, shortest first; and a note for each other."""
     chosen, notes, used = [], [], 0
-    for index in sorted(range(len(scenarios)), key=lambda i: scenarios[i].length):
+    # After random rows there is nothing to answer.
+    whole = [index for index, scenario in enumerate(scenarios) if not scenario.rows_before]
+    for index in sorted(whole, key=lambda i: scenarios[i].length):
         used += truth.cache_bytes(scenarios[index].length + DECODE_STEPS)
         if limit is None or used <= limit:
             chosen.append(index)
@@ -258,11 +257,24 @@ class _Check:
         self._scenarios = scenarios
         self._advance = advance
         self._config: ModelConfig = references.truth.config
+        self._seeing = [x for x in scenarios if len(x.pixel_values)]
+        self._batched = batched(scenarios) if engine.takes_batches else ()
+
+    def notes(self) -> list[str]:
+        """What was not run."""
+        if self._batched:
+            return []
+        reason = (
+            "the profile has room for one scenario alone"
+            if self._engine.takes_batches
+            else "the engine takes one sequence at a time"
+        )
+        return [f"no scenarios were run as a batch: {reason}"]
 
     def vision(self) -> tuple[list[list[Measured]], _Features]:
         """Measure the visual features of all frames, call by call, in each arithmetic."""
         precision = self._precisions.vision
-        clips = [round_to(x.pixel_values, precision.dtype) for x in self._scenarios]
+        clips = [round_to(x.pixel_values, precision.dtype) for x in self._seeing]
         fed = [clip.astype(self._engine.pixel_type) for clip in clips]
         truth = self._truth.features(clips)
         self._advance("vision: PyTorch in float64")
@@ -272,11 +284,17 @@ class _Check:
         if self._in_float32 is not None and precision is not Precision.FLOAT32:
             judged.append((self._wide(), self._in_float32.features(clips)))
         measured = [
-            measure_features(arithmetic, self._names, clips, truth, found)
+            measure_features(arithmetic, [x.name for x in self._seeing], clips, truth, found)
             for arithmetic, found in judged
         ]
         self._advance("vision: draws of PyTorch")
-        return measured, _Features(truth, engine)
+        return measured, _Features(self._for_all(truth), self._for_all(engine))
+
+    def _for_all(self, features: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Features of every scenario, none for one without a frame."""
+        rest = iter(features)
+        none = np.zeros((0, self._config.tokens_per_frame, self._config.text.hidden_size))
+        return [next(rest) if len(x.pixel_values) else none for x in self._scenarios]
 
     def decoder(
         self, features: _Features, answering: Sequence[int]
@@ -285,8 +303,9 @@ class _Check:
 
         Also returned are the truth's answers of some scenarios, and the engine's logits for them.
         """
-        prompts = [self._prompt(x, y) for x, y in zip(self._scenarios, features.truth, strict=True)]
-        judged = [self._judged_calls(x, y) for x, y in zip(self._scenarios, prompts, strict=True)]
+        calls = CallMaker(self._truth, self._precisions.decoder.dtype, self._engine.embeds_type)
+        prompts = [calls.prompt(x, y) for x, y in zip(self._scenarios, features.truth, strict=True)]
+        judged = [calls.judged(x, y) for x, y in zip(self._scenarios, prompts, strict=True)]
         truth = TorchSide(vision=self._truth, decoder=self._truth).logits(judged)
         self._advance("decoder: PyTorch in float64")
         said = self._truth.greedy(
@@ -294,24 +313,38 @@ class _Check:
         )
         self._advance("greedy answers: PyTorch in float64")
         asked = [
-            self._answering_calls(self._scenarios[i], features.engine[i], answer)
+            calls.answering(self._scenarios[i], features.engine[i], answer)
             for i, answer in zip(answering, said, strict=True)
         ]
-        found = self._engine.logits([*judged, *asked])
+        found, batch = self._engine_logits(judged, asked)
         self._advance("decoder: the engine")
         answered = [
-            [logits[-1] for logits in calls[-len(answer.tokens) :]]
-            for calls, answer in zip(found[len(judged) :], said, strict=True)
+            [logits[-1] for logits in of_call[-len(answer.tokens) :]]
+            for of_call, answer in zip(found[len(judged) :], said, strict=True)
         ]
-        return self._measure_logits(judged, truth, found[: len(judged)]), said, answered
+        measured = self._measure_logits(judged, truth, found[: len(judged)], batch)
+        return measured, said, answered
+
+    def _engine_logits(
+        self, judged: Sequence[Calls], asked: Sequence[Calls]
+    ) -> tuple[list[list[np.ndarray]], BatchValues]:
+        """What the engine says of each, and of some of the first as a batch."""
+        members = [judged[i] for i in self._batched]
+        together = [batch_of(members)] if members else []
+        found = self._engine.logits([*judged, *asked, *together])
+        of_members = [
+            (index, logits_of_member(found[-1], members, place))
+            for place, index in enumerate(self._batched)
+        ]
+        return found[: len(judged) + len(asked)], of_members
 
     def _measure_logits(
-        self, calls: Sequence[Calls], truth: Values, engine: Values
+        self, calls: Sequence[Calls], truth: Values, engine: Values, batch: BatchValues
     ) -> list[list[Measured]]:
         """What the engine errs, and the graph in float32 where that is to be judged."""
         precision = self._precisions.decoder
         own = self._own(precision, self._references.baseline.decoder)
-        measured = [measure_logits(own, self._names, calls, truth, engine)]
+        measured = [measure_logits(own, self._names, calls, truth, engine, batch)]
         self._advance("decoder: draws of PyTorch")
         if self._in_float32 is not None and precision is not Precision.FLOAT32:
             found = self._in_float32.logits(calls)
@@ -337,66 +370,3 @@ class _Check:
             baseline=self._references.in_float32,
             draws=self._references.draws,
         )
-
-    def _prompt(self, scenario: Scenario, features: np.ndarray) -> np.ndarray:
-        """Embeddings [S, E] of a prompt whose visual places are -1; features are [F, m, E]."""
-        embeds = self._truth.embed(np.maximum(scenario.token_ids, 0))
-        embeds[scenario.token_ids == TEXT] = features.reshape(-1, features.shape[-1])
-        return embeds
-
-    def _judged_calls(self, scenario: Scenario, prompt: np.ndarray) -> Calls:
-        """The prompt and teacher-forced decode steps; many logits of each call."""
-        return self._calls(scenario, prompt, scenario.forced_tokens, LOGITS_A_CALL)
-
-    def _answering_calls(
-        self, scenario: Scenario, features: np.ndarray, answer: GreedyAnswer
-    ) -> Calls:
-        """The prompt with the engine's own features, and the truth's answer after it."""
-        prompt = self._prompt(scenario, features.astype(np.float64))
-        return self._calls(scenario, prompt, np.array(answer.tokens[:-1]), 1)
-
-    def _calls(
-        self, scenario: Scenario, prompt: np.ndarray, tokens: np.ndarray, logits_a_call: int
-    ) -> Calls:
-        dtype = self._precisions.decoder.dtype
-        embeds = round_to(np.concatenate([prompt, self._truth.embed(tokens)]), dtype)
-        segments = [*scenario.segments, Text(len(tokens))]
-        layout, _ = lay_out(segments, self._config.temporal)
-        feeds, wanted = [], []
-        for start, stop in self._spans(scenario, layout):
-            # All of a short call, evenly spread over a long one, and always the last.
-            rows = min(stop - start, logits_a_call)
-            indices = np.linspace(stop - start - 1, 0, rows).round().astype(np.int64)[::-1].copy()
-            wanted.append(start + indices)
-            feeds.append(self._feed(embeds, layout, start, stop, indices))
-        return Calls(
-            feeds=feeds,
-            sequence=TokenSequence(
-                embeds=embeds, layout=layout, logits_indices=np.concatenate(wanted)
-            ),
-            rows=layout.length,
-        )
-
-    def _spans(self, scenario: Scenario, layout: Layout) -> Iterator[tuple[int, int]]:
-        """Each prefill chunk, then each decode step."""
-        prompt, mask = scenario.length, self._config.temporal.mask
-        chunk = scenario.chunk_tokens or PREFILL_TOKENS
-        if not mask.allows_frame_chunks:
-            chunk = prompt
-        chunk = max(chunk, self._config.tokens_per_frame)
-        yield from frame_chunks(layout.tokens(0, prompt), mask, chunk)
-        yield from ((step, step + 1) for step in range(prompt, layout.length))
-
-    def _feed(
-        self, embeds: np.ndarray, layout: Layout, start: int, stop: int, wanted: np.ndarray
-    ) -> Feed:
-        feed = {
-            INPUTS_EMBEDS: embeds[None, start:stop].astype(self._engine.embeds_type),
-            LOGITS_INDICES: wanted[None],
-            **position_feeds(layout.tokens(start, stop).batched()),
-        }
-        if not self._config.temporal.mask.is_prefix:
-            frame_ids = np.full((1, layout.length), TEXT, dtype=np.int64)
-            frame_ids[0, :stop] = layout.frame_ids[:stop]
-            feed[KEY_FRAME_IDS] = frame_ids
-        return feed

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tc_export.bundle import Profile
@@ -12,6 +13,7 @@ from tc_export.config import ModelConfig
 from tc_export.contracts.parts import Part
 from tc_export.dtypes import DType
 from tc_export.engine.loading import ONNX_RUNTIME
+from tc_export.parity.assets.check import compare_assets
 from tc_export.parity.graph_engines import GraphsInTurn
 from tc_export.parity.judged_bundle import open_with_checkpoint
 from tc_export.parity.layerwise import LayerwiseModel
@@ -66,7 +68,7 @@ def check_bundle(
     manifest, opened = open_with_checkpoint(bundle, checkpoint)
     precisions = Precisions.model_validate(manifest.precision_asked)
     config = opened.config.model
-    limits = memory_limits(config, precisions, memory_bytes)
+    limits = memory_limits(config, precisions, memory_bytes, manifest.profile.max_length)
     side: JudgedSide
     in_float32 = None
     if graphs or (manifest.engine is not None and manifest.engine.backend == ONNX_RUNTIME):
@@ -81,6 +83,7 @@ def check_bundle(
         opened,
         manifest.profile,
         precisions,
+        bundle=bundle,
         in_float32=in_float32,
         answer_bytes=limits.answer_bytes,
         advance=advance,
@@ -107,20 +110,28 @@ def compare_with_pytorch(
     profile: Profile,
     precisions: Precisions,
     *,
+    bundle: Path,
     in_float32: JudgedSide | None = None,
     answer_bytes: int | None = None,
     advance: Callable[[float, float | None], None] = lambda done, total: None,
 ) -> ParityResult:
-    """Run every parity scenario that the profile has room for."""
+    """Compare the bundle's files, and run every parity scenario that the profile has room for.
+
+    Raises:
+        CheckpointError: the embedding table in `bundle` is no safetensors file.
+        UnsupportedEnvironment: the profile has no room for any scenario.
+    """
     config = checkpoint.config.model
     done = 0
 
     def step(phrase: str) -> None:
         nonlocal done
         done += 1
-        advance(done, count_steps(in_float32))
+        advance(done, count_steps(in_float32) + 1)
 
-    return check_parity(
+    found = compare_assets(bundle, checkpoint, precisions.decoder.dtype)
+    step("the bundle's files")
+    result = check_parity(
         references(checkpoint, precisions),
         engine,
         precisions,
@@ -129,6 +140,7 @@ def compare_with_pytorch(
         answer_bytes=answer_bytes,
         advance=step,
     )
+    return replace(result, assets=tuple(found.comparisons), notes=(*result.notes, *found.notes))
 
 
 def count_draws(config: ModelConfig) -> int:

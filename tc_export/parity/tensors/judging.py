@@ -19,6 +19,9 @@ from tc_export.parity.tensors.verdict import Measured
 Values = Sequence[Sequence[np.ndarray]]
 """For each scenario, the tensor of each call."""
 
+BatchValues = Sequence[tuple[int, Sequence[np.ndarray]]]
+"""Of scenarios that were run as a batch too: which one, and its tensor of each call."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic:
@@ -60,16 +63,28 @@ def measure_logits(
     calls: Sequence[Calls],
     truth: Values,
     engine: Values,
+    batch: BatchValues = (),
 ) -> list[Measured]:
-    """What is measured of the logits of each scenario's calls."""
+    """What is measured of the logits of each scenario's calls, and of those of a batch.
+
+    Nothing that a batch says of a sequence may depend on the others: its noise is the sequence's.
+    """
     sequences = [x.sequence for x in calls]
+    again = [index for index, _ in batch]
+
+    def all_of(errors: list[TokenErrors]) -> list[TokenErrors]:
+        return errors + [errors[index] for index in again]
+
     of_draws = (
-        [_errors_of_calls(x, y) for x, y in zip(logits, truth, strict=True)]
+        all_of([_errors_of_calls(x, y) for x, y in zip(logits, truth, strict=True)])
         for logits in arithmetic.baseline.logit_draws(sequences, draws(arithmetic.draws))
     )
-    stages = [f"{x}: decoder{arithmetic.name}" for x in scenarios]
-    rows = [x.logits_indices for x in sequences]
-    return _measure(stages, LOGITS, truth, engine, of_draws, arithmetic.dtype, rows)
+    names = [*scenarios, *(f"{scenarios[index]}, in a batch" for index in again)]
+    stages = [f"{x}: decoder{arithmetic.name}" for x in names]
+    rows = [sequences[index].logits_indices for index in (*range(len(calls)), *again)]
+    true_values = [*truth, *(truth[index] for index in again)]
+    values = [*engine, *(of_calls for _, of_calls in batch)]
+    return _measure(stages, LOGITS, true_values, values, of_draws, arithmetic.dtype, rows)
 
 
 def _errors_of_calls(whole: np.ndarray, truth: Sequence[np.ndarray]) -> TokenErrors:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from tc_export.parity.assets.comparison import AssetComparison
 from tc_export.parity.reporting import spell_infinite, verdict
 from tc_export.parity.tensors.check import AnswerComparison, ParityResult
 from tc_export.parity.tensors.tolerance import ILL_SHARE
@@ -37,6 +38,7 @@ def result_as_json(result: ParityResult) -> dict[str, Any]:
             "noise": [
                 {**asdict(x), "is_judged": x.is_judged, "passed": x.passed} for x in result.noise
             ],
+            "assets": [asdict(x) for x in result.assets],
             "tensors": [
                 {**asdict(x), "share": x.share, "passed": x.passed} for x in result.tensors
             ],
@@ -52,10 +54,26 @@ def result_as_json(result: ParityResult) -> dict[str, Any]:
 def failures(result: ParityResult) -> list[str]:
     """A line for each comparison that failed, in the order of the model: the first one counts."""
     return [
+        *(describe_asset(x) for x in result.assets if not x.passed),
         *(describe_tensor(x) for x in result.tensors if not x.passed),
         *(describe_noise(x) for x in result.noise if not x.passed),
         *(describe_answer(x) for x in result.answers if not x.passed),
     ]
+
+
+def headline(result: ParityResult) -> str:
+    """What a comparison that failed says, in a line."""
+    computes = [x.passed for x in result.tensors] + [x.passed for x in result.noise]
+    computes += [x.passed for x in result.answers]
+    if all(computes):
+        return "the bundle does not carry what the checkpoint has"
+    return "the engine does not compute what PyTorch computes"
+
+
+def describe_asset(x: AssetComparison) -> str:
+    """What a bundle has, and what it should have."""
+    note = f" ({x.note})" if x.note else ""
+    return f"{x.name}: {x.found}, should be {x.expected}{note}"
 
 
 def describe_tensor(x: TensorComparison) -> str:
@@ -95,7 +113,7 @@ def describe_answer(x: AnswerComparison) -> str:
 
 
 def as_table(result: ParityResult) -> Table:
-    """One row a stage, with its worst step; one row an answer."""
+    """One row an asset, a stage (with its worst step), an answer."""
     table = Table(
         title=f"{result.engine} against {result.truth} ({result.precision})",
         caption="\n".join(
@@ -109,6 +127,8 @@ def as_table(result: ParityResult) -> Table:
     )
     for heading in ("what", "steps", "error", "PyTorch's", "tolerance", "share", "median", ""):
         table.add_column(heading, justify="left" if heading in ("what", "") else "right")
+    for asset in result.assets:
+        table.add_row(asset.name, "", "", "", "", "", "", verdict(asset.passed))
     for stage, group in groupby(result.tensors, key=lambda x: x.stage):
         noise = [x for x in result.noise if x.stage == stage]
         _add_tensor_row(table, stage, list(group), noise)

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from tc_export.config import ModelConfig
-from tc_export.model.positions import Clip, Segment, Text
+from tc_export.model.positions import Clip, Cursor, Segment, Text
 
 DECODE_STEPS = 8
+
+END_OF_CACHE = "end of the cache"
+MOST_SCORES = 1 << 21
+"""Tokens of a frame times rows of the cache, above which the end of the cache sees no frame: that
+much attention is computed at once there. 512 tokens over 4096 rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +25,8 @@ class Scenario:
 
     `token_ids` [S] has -1 at visual places; `pixel_values` [frames, 3, size, size] are all frames
     in order. `forced_tokens` are fed one by one after the prompt, whatever a side would have said.
-    `chunk_tokens` bounds a prefill call (frame-aligned); None prefills at once.
+    `chunk_tokens` bounds a prefill call (frame-aligned); None prefills at once. `start` is where
+    the prompt begins: the rows of the cache before it hold random numbers.
     """
 
     name: str
@@ -29,6 +35,12 @@ class Scenario:
     pixel_values: np.ndarray
     forced_tokens: np.ndarray
     chunk_tokens: int | None = None
+    start: Cursor = field(default_factory=Cursor)
+
+    @property
+    def rows_before(self) -> int:
+        """Rows of the cache that are not its own."""
+        return self.start.position
 
     @property
     def length(self) -> int:
@@ -42,7 +54,8 @@ def standard_scenarios(
     """The sequences that every parity run covers, as far as the profile has room for them.
 
     One clip between text; several clips and an image with no text before; the profile's most
-    frames, prefilled frame by frame.
+    frames, prefilled frame by frame; and a frame between text that ends with the profile's last
+    row, after random rows.
     """
     random = np.random.default_rng(seed)
     tokens_per_frame = config.tokens_per_frame
@@ -58,11 +71,48 @@ def standard_scenarios(
     ]
     if not config.temporal.mask.allows_frame_chunks:
         drafts = [(name, segments, None) for name, segments, _ in drafts]
-    return [
+    scenarios = [
         _draw(name, segments, chunk, config, random)
         for name, segments, chunk in drafts
         if _length(segments) + DECODE_STEPS <= max_length
     ]
+    return scenarios + end_of_cache(config, max_length, random)
+
+
+def end_of_cache(
+    config: ModelConfig, max_length: int, random: np.random.Generator
+) -> list[Scenario]:
+    """A frame between text, whose last decode step takes the last of `max_length` rows.
+
+    All before it counts as text, so that the temporal positions are the largest that there can be.
+    Where a frame is too large it is text alone. None where the profile has no room.
+    """
+    tokens_per_frame = config.tokens_per_frame
+    segments: tuple[Segment, ...] = (Text(4), Clip(1, tokens_per_frame), Text(6))
+    if tokens_per_frame * max_length > MOST_SCORES or _length(segments) + DECODE_STEPS > max_length:
+        segments = (Text(10),)
+    first = max_length - _length(segments) - DECODE_STEPS
+    if first < 0:
+        return []
+    chunk = tokens_per_frame if config.temporal.mask.allows_frame_chunks else None
+    scenario = _draw(END_OF_CACHE, segments, chunk, config, random)
+    return [replace(scenario, start=Cursor(position=first, temporal=first))]
+
+
+def batched(scenarios: Sequence[Scenario]) -> tuple[int, ...]:
+    """The two scenarios that run as a batch too, by their indices: those that take least memory.
+
+    They differ in length where any two do. None where there is one scenario alone.
+    """
+
+    def size(index: int) -> tuple[int, int]:
+        return scenarios[index].rows_before, scenarios[index].length
+
+    first, *others = sorted(range(len(scenarios)), key=size)
+    if not others:
+        return ()
+    longer = (x for x in others if scenarios[x].length != scenarios[first].length)
+    return tuple(sorted((first, next(longer, others[0]))))
 
 
 def _length(segments: Sequence[Segment]) -> int:

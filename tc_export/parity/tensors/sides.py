@@ -21,23 +21,36 @@ from tc_export.contracts.graph_io import (
     PIXEL_VALUES,
     VISUAL_FEATURES,
 )
+from tc_export.engine.batch import takes_batches
 from tc_export.engine.interface import Engine
+from tc_export.engine.kv_cache import KvCache
 from tc_export.parity.layerwise import LayerwiseModel, TokenSequence
+from tc_export.parity.random_cache import RandomCache
 
 Feed = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calls:
-    """One sequence, as an engine is called with it: prefill chunks, then decode steps.
+class EngineCalls:
+    """What an engine is called with, call after call: one sequence, or a batch of several.
 
-    `feeds` hold the embeddings rounded to the graph's format. `sequence` is the same at once, its
-    wanted tokens those of all feeds in order. `rows` is the size of the cache.
+    `feeds` hold the embeddings rounded to the graph's format. `rows` is the size of the cache, and
+    `pasts` say what it holds before the first call, for each sequence.
     """
 
     feeds: list[Feed]
-    sequence: TokenSequence
     rows: int
+    pasts: tuple[RandomCache | None, ...] = (None,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calls(EngineCalls):
+    """One sequence: prefill chunks, then decode steps.
+
+    `sequence` is the same at once, its wanted tokens those of all feeds in order.
+    """
+
+    sequence: TokenSequence
 
     @property
     def logits_a_call(self) -> list[int]:
@@ -57,11 +70,19 @@ class Side(Protocol):
         """For each sequence, the logits [wanted, V] of each of its calls."""
 
 
-class JudgedSide(Side, Protocol):
-    """What is judged: it also says in which types its graphs are fed."""
+class JudgedSide(Protocol):
+    """What is judged. It says in which types its graphs are fed, and whether it takes batches."""
 
+    name: str
     pixel_type: np.dtype[np.generic]
     embeds_type: np.dtype[np.generic]
+    takes_batches: bool
+
+    def features(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """See `Side.features`."""
+
+    def logits(self, calls: Sequence[EngineCalls]) -> list[list[np.ndarray]]:
+        """See `Side.logits`; of a batch [B * wanted, V], sequence after sequence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +121,35 @@ class OpenSide:
         self._decoder = decoder
         self.pixel_type = vision.inputs[PIXEL_VALUES].dtype
         self.embeds_type = decoder.inputs[INPUTS_EMBEDS].dtype
+        self.takes_batches = takes_batches(decoder)
 
     def features(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
         """See `Side.features`."""
         return features_of(self._vision, clips)
 
-    def logits(self, calls: Sequence[Calls]) -> list[list[np.ndarray]]:
-        """See `Side.logits`."""
+    def logits(self, calls: Sequence[EngineCalls]) -> list[list[np.ndarray]]:
+        """See `JudgedSide.logits`."""
         return [self._logits_of(x) for x in calls]
 
-    def _logits_of(self, calls: Calls) -> list[np.ndarray]:
-        cache = self._decoder.new_cache(calls.rows)
-        return [self._decoder.run(feed, cache)[LOGITS][0] for feed in calls.feeds]
+    def _logits_of(self, calls: EngineCalls) -> list[np.ndarray]:
+        cache = cache_for(self._decoder, calls)
+        found = [self._decoder.run(feed, cache)[LOGITS] for feed in calls.feeds]
+        return [logits.reshape(-1, logits.shape[-1]) for logits in found]
+
+
+def cache_for(engine: Engine, calls: EngineCalls) -> KvCache:
+    """A cache of an engine, or of a part of a decoder, that holds what it should before a call."""
+    cache = engine.new_cache(calls.rows, len(calls.pasts))
+    most = max(0 if past is None else past.rows for past in calls.pasts)
+    for name, buffer in cache.buffers.items() if most else ():
+        layer, part = name.split(".")
+        _, heads, _, head_size = buffer.shape
+        values = np.zeros((len(calls.pasts), heads, most, head_size), np.float32)
+        for sequence, past in zip(values, calls.pasts, strict=True):
+            if past is not None:
+                sequence[:, : past.rows] = past.draw(int(layer), part)
+        cache.write(name, values)
+    return cache
 
 
 def features_of(vision: Engine, clips: Sequence[np.ndarray]) -> list[np.ndarray]:

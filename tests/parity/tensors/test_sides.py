@@ -29,6 +29,7 @@ EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 TEMPORAL = TemporalConfig(gamma=0.5)
 CONFIG = random_model(TEMPORAL).config
 SCENARIOS = standard_scenarios(CONFIG, max_frames=3, max_length=100)
+ANSWERING = SCENARIOS[:3]
 FORMATS = [
     Precisions.both("float32"),
     Precisions(vision="float16", decoder="bfloat16"),
@@ -92,11 +93,13 @@ def unchanged(call: int, logits: np.ndarray) -> np.ndarray:
 
 
 def judge(
-    precisions: Precisions, tamper: Callable[[int, np.ndarray], np.ndarray] = unchanged
+    precisions: Precisions,
+    tamper: Callable[[int, np.ndarray], np.ndarray] = unchanged,
+    scenarios: Sequence[Scenario] = SCENARIOS,
 ) -> ParityResult:
     vision, decoder = (getattr(torch, name) for name in (precisions.vision, precisions.decoder))
     engine = OpenSide("engine", Vision(load(vision)), Tampered(load(decoder), tamper))
-    return check(engine, precisions, SCENARIOS)
+    return check(engine, precisions, scenarios)
 
 
 def check(engine: OpenSide, precisions: Precisions, scenarios: Sequence[Scenario]) -> ParityResult:
@@ -109,7 +112,9 @@ def check(engine: OpenSide, precisions: Precisions, scenarios: Sequence[Scenario
 def test_pytorch_itself_makes_just_pytorchs_error(precisions: Precisions) -> None:
     result = judge(precisions)
     assert result.passed
-    assert len({x.stage for x in result.tensors}) == 2 * len(SCENARIOS) == 6
+    batched = {x.stage for x in result.tensors if "in a batch" in x.stage}
+    assert len({x.stage for x in result.tensors} - batched) == 2 * len(SCENARIOS) == 8
+    assert len(batched) == 2
     for x in result.tensors:
         # Both are PyTorch, as a whole and layer by layer: they differ by the order of sums.
         assert x.pytorch_error > 0
@@ -155,7 +160,8 @@ def test_one_wrong_call_is_found_at_its_step() -> None:
         assert not result.passed
 
 
-def test_an_answer_is_the_engines_own() -> None:
+@pytest.mark.parametrize("scenario", ANSWERING, ids=lambda scenario: scenario.name)
+def test_an_answer_is_the_engines_own(scenario: Scenario) -> None:
     """Fed the truth's features it computes right; with its own it says something else."""
     calls: list[int] = []
 
@@ -163,18 +169,18 @@ def test_an_answer_is_the_engines_own() -> None:
         calls.append(call)
         return logits
 
-    assert judge(Precisions.both("float32"), counted).passed
+    assert judge(Precisions.both("float32"), counted, [scenario]).passed
 
     def tamper(call: int, logits: np.ndarray) -> np.ndarray:
-        # The answers take as many calls as what is judged, and come after it.
+        # The answer takes as many calls as what is judged, and comes after it.
         return logits if call < len(calls) // 2 else np.roll(logits, 1, axis=-1)
 
-    result = judge(Precisions.both("float32"), tamper)
+    result = judge(Precisions.both("float32"), tamper, [scenario])
     assert all(x.passed for x in result.tensors)
-    for answer in result.answers:
-        assert not answer.passed
-        assert answer.first_difference == 0
-        assert answer.margin > 2 * answer.tolerance
+    (answer,) = result.answers
+    assert not answer.passed
+    assert answer.first_difference == 0
+    assert answer.margin > 2 * answer.tolerance
 
 
 def test_frames_are_distinct_and_lengths_odd() -> None:
@@ -183,8 +189,9 @@ def test_frames_are_distinct_and_lengths_odd() -> None:
         "one clip",
         "two clips and an image",
         "most frames, frame by frame",
+        "end of the cache",
     ]
-    for scenario in SCENARIOS:
+    for scenario in ANSWERING:
         frames = scenario.pixel_values.reshape(len(scenario.pixel_values), -1)
         correlations = np.corrcoef(frames) - np.eye(len(frames))
         assert np.abs(correlations).max() < 0.5
@@ -197,15 +204,15 @@ def test_long_scenarios_give_no_answer_where_memory_is_short() -> None:
     engine = OpenSide(
         "engine", Vision(load(torch.float32)), TorchDecoderEngine(load(torch.float32))
     )
-    shortest = min(SCENARIOS, key=lambda x: x.length)
+    shortest = min(ANSWERING, key=lambda x: x.length)
     with tempfile.TemporaryDirectory() as folder:
         judges = references(store(load(torch.float32), Path(folder)), precisions)
         limit = judges.truth.cache_bytes(shortest.length + DECODE_STEPS)
-        result = check_parity(judges, engine, precisions, SCENARIOS, answer_bytes=limit)
+        result = check_parity(judges, engine, precisions, ANSWERING, answer_bytes=limit)
     assert result.passed
     assert [x.scenario for x in result.answers] == [shortest.name]
-    assert len(result.notes) == len(SCENARIOS) - 1
+    assert len(result.notes) == len(ANSWERING) - 1
     assert "no greedy answer" in result.notes[0]
-    assert {x.stage for x in result.tensors} == {
-        f"{x.name}: {stage}" for x in SCENARIOS for stage in ("vision", "decoder")
+    assert {x.stage for x in result.tensors} >= {
+        f"{x.name}: {stage}" for x in ANSWERING for stage in ("vision", "decoder")
     }
