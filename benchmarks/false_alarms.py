@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,6 +76,9 @@ def main(
         Path | None, typer.Option(help="Where to work; decoder graphs are kept for the next run.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads.")] = None,
+    answers: Annotated[
+        bool, typer.Option(help="Compare greedy answers too, for which the truth takes long.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check every seed in every format, and count."""
@@ -88,8 +92,17 @@ def main(
             checkpoint = make_checkpoint(work, source, seed, image_size)
             for name in precisions.split(","):
                 start = time.perf_counter()
+                scenarios = standard_scenarios(checkpoint.config.model, frames, MAX_LENGTH, seed)
+                graphs = export_graphs(work, checkpoint, Precisions.both(name), threads)
                 results.append(
-                    check(work, checkpoint, Precisions.both(name), seed, frames, threads)
+                    check_parity(
+                        references(checkpoint, graphs.precisions),
+                        graphs.own,
+                        graphs.precisions,
+                        scenarios,
+                        in_float32=graphs.in_float32,
+                        answer_bytes=None if answers else 0,
+                    )
                 )
                 report(results[-1], seed, time.perf_counter() - start)
             shutil.rmtree(checkpoint.folder)
@@ -183,15 +196,19 @@ class Graphs:
         return self._decoder.logits(calls)
 
 
-def check(
-    work: Path,
-    checkpoint: Checkpoint,
-    precisions: Precisions,
-    seed: int,
-    frames: int,
-    threads: int | None,
-) -> ParityResult:
-    """Export what is not exported yet, and judge it."""
+@dataclass(frozen=True)
+class Exported:
+    """A checkpoint's graphs in their own arithmetic, and in float32 where that is another."""
+
+    precisions: Precisions
+    own: Graphs
+    in_float32: Graphs | None
+
+
+def export_graphs(
+    work: Path, checkpoint: Checkpoint, precisions: Precisions, threads: int | None
+) -> Exported:
+    """Export what is not exported yet: decoders are the same for all seeds."""
     config = checkpoint.config.model
     decoder, vision = work / f"decoder-{precisions}", checkpoint.folder / f"vision-{precisions}"
     if not (decoder / "exported").is_file():
@@ -210,13 +227,8 @@ def check(
             )
         )
 
-    return check_parity(
-        references(checkpoint, precisions),
-        graphs(in_float32=False),
-        precisions,
-        standard_scenarios(config, frames, MAX_LENGTH, seed),
-        in_float32=None if precisions == Precisions.both("float32") else graphs(in_float32=True),
-    )
+    is_narrow = precisions != Precisions.both("float32")
+    return Exported(precisions, graphs(False), graphs(True) if is_narrow else None)
 
 
 def export(graph: str, checkpoint: Checkpoint, precisions: Precisions, folder: Path) -> None:
