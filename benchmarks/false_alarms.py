@@ -41,7 +41,7 @@ from tc_export.parity.graph_engines import GraphsInTurn
 from tc_export.parity.tensors.check import ParityResult, check_parity
 from tc_export.parity.tensors.check_bundle import references
 from tc_export.parity.tensors.report import failures
-from tc_export.parity.tensors.scenario import standard_scenarios
+from tc_export.parity.tensors.scenario import Scenario, standard_scenarios
 from tc_export.parity.tensors.sides import Calls
 from tc_export.plan.build_memory import memory_limits
 from tc_export.targets import Precisions
@@ -85,39 +85,36 @@ def main(
     if threads is not None:
         torch.set_num_threads(threads)
     source = language or smollm2()
+    formats = [Precisions.both(name) for name in precisions.split(",")]
     results: list[ParityResult] = []
     with tempfile.TemporaryDirectory() as scratch:
         work = folder or Path(scratch)
         for seed in range(first, first + seeds):
             checkpoint = make_checkpoint(work, source, seed, image_size)
-            for name in precisions.split(","):
+            scenarios = standard_scenarios(checkpoint.config.model, frames, MAX_LENGTH, seed)
+            for each in formats:
                 start = time.perf_counter()
-                scenarios = standard_scenarios(checkpoint.config.model, frames, MAX_LENGTH, seed)
-                graphs = export_graphs(work, checkpoint, Precisions.both(name), threads)
-                results.append(
-                    check_parity(
-                        references(checkpoint, graphs.precisions),
-                        graphs.own,
-                        graphs.precisions,
-                        scenarios,
-                        in_float32=graphs.in_float32,
-                        answer_bytes=None if answers else 0,
-                    )
-                )
+                graphs = export_graphs(work, checkpoint, each, threads)
+                results.append(check(checkpoint, graphs, scenarios, answers=answers))
                 report(results[-1], seed, time.perf_counter() - start)
             shutil.rmtree(checkpoint.folder)
-    tokens = sum(x.tokens for result in results for x in result.noise)
-    ill = sum(len(x.ill_conditioned) for result in results for x in result.noise)
-    figures = {
-        "runs": len(results),
-        "false_alarms": sum(not result.passed for result in results),
-        "ill_conditioned_share": round(ill / tokens, 5),
-    }
+    figures = count(results)
     if as_json:
         print(json.dumps(figures))
     else:
         for key, value in figures.items():
             print(f"{key:24} {value}")
+
+
+def count(results: Sequence[ParityResult]) -> dict[str, Any]:
+    """The figures of all runs."""
+    tokens = sum(x.tokens for result in results for x in result.noise)
+    ill = sum(len(x.ill_conditioned) for result in results for x in result.noise)
+    return {
+        "runs": len(results),
+        "false_alarms": sum(not result.passed for result in results),
+        "ill_conditioned_share": round(ill / tokens, 5),
+    }
 
 
 def smollm2() -> Path:
@@ -229,6 +226,20 @@ def export_graphs(
 
     is_narrow = precisions != Precisions.both("float32")
     return Exported(precisions, graphs(False), graphs(True) if is_narrow else None)
+
+
+def check(
+    checkpoint: Checkpoint, graphs: Exported, scenarios: Sequence[Scenario], *, answers: bool
+) -> ParityResult:
+    """Judge the graphs as a build does."""
+    return check_parity(
+        references(checkpoint, graphs.precisions),
+        graphs.own,
+        graphs.precisions,
+        scenarios,
+        in_float32=graphs.in_float32,
+        answer_bytes=None if answers else 0,
+    )
 
 
 def export(graph: str, checkpoint: Checkpoint, precisions: Precisions, folder: Path) -> None:
