@@ -45,9 +45,8 @@ ABSOLUTE_UNITS = 8.0
 """Least absolute tolerance, in units of epsilon times the tensor's largest value. It is for devices
 whose builders fuse and sum as they like, and none of which could be measured here."""
 
-FEWEST_DEGREES, MOST_DEGREES = 1.0, 8.0
-"""Bounds for the directions that noise has. Noise along one line is the worst case; more than eight
-cannot be told from eight by a few draws, whose tokens share much of their noise."""
+FEWEST_DEGREES = 1.0
+"""Noise along one line: the worst case."""
 
 _TOKENS_AT_ONCE = 64
 """Bounds the errors in memory: logits of a large vocabulary are many."""
@@ -173,18 +172,26 @@ def over(errors: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return found
 
 
+def most_degrees(draws: int) -> float:
+    """The most directions that so many draws can tell: their tokens share much of their noise.
+
+    Draws that were judged by three others gave a false alarm where eight were believed.
+    """
+    return draws + 1.0
+
+
 def degrees_of(ratios: np.ndarray, draws: int) -> float:
     """In how many directions noise points, by the tail of `ratios_of_draws` [D, T].
 
     The least that any of its quantiles asks for.
     """
     squares = np.square(ratios[np.isfinite(ratios)])
-    least = MOST_DEGREES
+    least = most = most_degrees(draws)
     for quantile in _QUANTILES:
         tail = 1 - quantile
         if tail * squares.size >= _BEYOND:
             x = float(np.quantile(squares, quantile))
-            found = degrees_that_exceed(x, tail, draws - 1, FEWEST_DEGREES, MOST_DEGREES)
+            found = degrees_that_exceed(x, tail, draws - 1, FEWEST_DEGREES, most)
             least = min(least, found)
     return least
 
@@ -197,9 +204,9 @@ def degrees_of_medians(medians: np.ndarray) -> float:
     """
     usable = medians[:, np.isfinite(medians).all(axis=0) & (medians > 0).all(axis=0)]
     if not usable.size:
-        return MOST_DEGREES
+        return most_degrees(len(medians))
     variance = float(np.log(usable).var(axis=0, ddof=1).mean())
-    return degrees_that_vary(variance, FEWEST_DEGREES, MOST_DEGREES)
+    return degrees_that_vary(variance, FEWEST_DEGREES, most_degrees(len(medians)))
 
 
 def factor_of(degrees: float, draws: int, chance: float) -> float:

@@ -204,8 +204,9 @@ def _limits(
         ratios_of_draws(x.noise.largest, x.noise.largest_floor)[:, ~left_out]
         for x, left_out in zip(measured, ill, strict=True)
     ]
-    degrees = min(degrees_of(x, draws) for x in ratios)
-    tokens = max(1, sum(x.shape[1] for x in ratios))
+    together = np.concatenate(ratios, axis=1)
+    degrees = min(degrees_of(x, draws) for x in (*ratios, together))
+    tokens = max(1, together.shape[1])
     return _Limits(
         degrees=degrees,
         factor=factor_of(degrees, draws, false_alarm_rate / 2 / tokens),
