@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +41,7 @@ from tc_export.parity.graph_engines import GraphsInTurn
 from tc_export.parity.tensors.check import ParityResult, check_parity
 from tc_export.parity.tensors.check_bundle import references
 from tc_export.parity.tensors.report import failures
-from tc_export.parity.tensors.scenario import standard_scenarios
+from tc_export.parity.tensors.scenario import Scenario, standard_scenarios
 from tc_export.parity.tensors.sides import Calls
 from tc_export.plan.build_memory import memory_limits
 from tc_export.targets import Precisions
@@ -75,36 +76,45 @@ def main(
         Path | None, typer.Option(help="Where to work; decoder graphs are kept for the next run.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads.")] = None,
+    answers: Annotated[
+        bool, typer.Option(help="Compare greedy answers too, for which the truth takes long.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check every seed in every format, and count."""
     if threads is not None:
         torch.set_num_threads(threads)
     source = language or smollm2()
+    formats = [Precisions.both(name) for name in precisions.split(",")]
     results: list[ParityResult] = []
     with tempfile.TemporaryDirectory() as scratch:
         work = folder or Path(scratch)
         for seed in range(first, first + seeds):
             checkpoint = make_checkpoint(work, source, seed, image_size)
-            for name in precisions.split(","):
+            scenarios = standard_scenarios(checkpoint.config.model, frames, MAX_LENGTH, seed)
+            for each in formats:
                 start = time.perf_counter()
-                results.append(
-                    check(work, checkpoint, Precisions.both(name), seed, frames, threads)
-                )
+                graphs = export_graphs(work, checkpoint, each, threads)
+                results.append(check(checkpoint, graphs, scenarios, answers=answers))
                 report(results[-1], seed, time.perf_counter() - start)
             shutil.rmtree(checkpoint.folder)
-    tokens = sum(x.tokens for result in results for x in result.noise)
-    ill = sum(len(x.ill_conditioned) for result in results for x in result.noise)
-    figures = {
-        "runs": len(results),
-        "false_alarms": sum(not result.passed for result in results),
-        "ill_conditioned_share": round(ill / tokens, 5),
-    }
+    figures = count(results)
     if as_json:
         print(json.dumps(figures))
     else:
         for key, value in figures.items():
             print(f"{key:24} {value}")
+
+
+def count(results: Sequence[ParityResult]) -> dict[str, Any]:
+    """The figures of all runs."""
+    tokens = sum(x.tokens for result in results for x in result.noise)
+    ill = sum(len(x.ill_conditioned) for result in results for x in result.noise)
+    return {
+        "runs": len(results),
+        "false_alarms": sum(not result.passed for result in results),
+        "ill_conditioned_share": round(ill / tokens, 5),
+    }
 
 
 def smollm2() -> Path:
@@ -183,15 +193,19 @@ class Graphs:
         return self._decoder.logits(calls)
 
 
-def check(
-    work: Path,
-    checkpoint: Checkpoint,
-    precisions: Precisions,
-    seed: int,
-    frames: int,
-    threads: int | None,
-) -> ParityResult:
-    """Export what is not exported yet, and judge it."""
+@dataclass(frozen=True)
+class Exported:
+    """A checkpoint's graphs in their own arithmetic, and in float32 where that is another."""
+
+    precisions: Precisions
+    own: Graphs
+    in_float32: Graphs | None
+
+
+def export_graphs(
+    work: Path, checkpoint: Checkpoint, precisions: Precisions, threads: int | None
+) -> Exported:
+    """Export what is not exported yet: decoders are the same for all seeds."""
     config = checkpoint.config.model
     decoder, vision = work / f"decoder-{precisions}", checkpoint.folder / f"vision-{precisions}"
     if not (decoder / "exported").is_file():
@@ -210,12 +224,21 @@ def check(
             )
         )
 
+    is_narrow = precisions != Precisions.both("float32")
+    return Exported(precisions, graphs(False), graphs(True) if is_narrow else None)
+
+
+def check(
+    checkpoint: Checkpoint, graphs: Exported, scenarios: Sequence[Scenario], *, answers: bool
+) -> ParityResult:
+    """Judge the graphs as a build does."""
     return check_parity(
-        references(checkpoint, precisions),
-        graphs(in_float32=False),
-        precisions,
-        standard_scenarios(config, frames, MAX_LENGTH, seed),
-        in_float32=None if precisions == Precisions.both("float32") else graphs(in_float32=True),
+        references(checkpoint, graphs.precisions),
+        graphs.own,
+        graphs.precisions,
+        scenarios,
+        in_float32=graphs.in_float32,
+        answer_bytes=None if answers else 0,
     )
 
 

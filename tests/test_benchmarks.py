@@ -59,3 +59,21 @@ def test_engines_in_parts_are_built_through_the_front_door(
         "decoder_part1.engine",
         "decoder_part2.engine",
     }
+
+
+def test_false_alarms_are_counted() -> None:
+    words = ["--seeds", "2", "--frames", "2", "--image-size", "56", "--precisions", "float16"]
+    words += ["--language", "checkpoints/tc-llava-tiny", "--threads", "1", "--json"]
+    ended = subprocess.run(
+        [sys.executable, "benchmarks/false_alarms.py", *words],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    figures = json.loads(ended.stdout.splitlines()[-1])
+    assert figures == {"runs": 2, "false_alarms": 0, "ill_conditioned_share": 0.0}
+    runs = [json.loads(line) for line in ended.stderr.splitlines() if line.startswith("{")]
+    assert [(run["seed"], run["precision"]) for run in runs] == [(0, "float16"), (1, "float16")]
+    assert all(run["tokens"] > 100 for run in runs)

@@ -17,7 +17,9 @@ from tc_export.engine.session import DecoderSession
 from tc_export.model.positions import Clip, Segment, Text, lay_out
 from tc_export.parity import layerwise
 from tc_export.parity.layerwise import LayerwiseModel, TokenSequence
+from tc_export.parity.noise import draws
 from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
+from tc_export.targets import Precisions
 from tests.exported import Exported, export_small
 
 LAST_BITS = 1e-13  # of float64: sums are cut in other places
@@ -145,3 +147,65 @@ def test_one_layer_is_in_memory_at_a_time(
     model.features([np.zeros((1, 3, size, size))])
     assert len(alive) == len(seen) > 3
     assert seen[:3] == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16])
+def test_draws_differ_by_the_formats_noise(exported: Exported, dtype: DType) -> None:
+    """The first is plain PyTorch; all err alike against the truth, and none as another does."""
+    model = LayerwiseModel(exported.checkpoint, dtype)
+    asked = sequences(exported)
+    truths = LayerwiseModel(exported.checkpoint, DType.FLOAT64).logits(asked)
+    plain = model.logits(asked)
+    found = list(model.logit_draws(asked, draws(4)))
+    for index, truth in enumerate(truths):
+        of_draws = [logits[index].astype(np.float64) for logits in found]
+        assert np.array_equal(of_draws[0], plain[index])
+        errors = [abs(x - truth).max() for x in of_draws]
+        for error in errors[1:]:
+            assert 0.2 * errors[0] < error < 5 * errors[0]
+        apart = [abs(of_draws[a] - of_draws[b]).max() for a in range(4) for b in range(a)]
+        assert min(apart) > 0.2 * min(errors)
+    size = exported.config.vision.image_size
+    clips = [np.random.default_rng(5).standard_normal((2, 3, size, size))]
+    features = [x for (x,) in model.feature_draws(clips, draws(3))]
+    assert np.array_equal(features[0], model.features(clips)[0])
+    assert not np.array_equal(features[1], features[2])
+    hidden = [x for (x,) in model.hidden_draws(asked[:1], draws(3), range(2))]
+    assert np.array_equal(hidden[0], model.hidden(asked[:1], range(2))[0])
+    assert not np.array_equal(hidden[1], hidden[2])
+
+
+def test_all_draws_go_through_a_layer_while_it_is_read_once(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    load = LayerwiseModel._load
+
+    def watched(self: LayerwiseModel, name: str) -> nn.Module:
+        read.append(name)
+        return load(self, name)
+
+    monkeypatch.setattr(LayerwiseModel, "_load", watched)
+    model = LayerwiseModel(exported.checkpoint, DType.FLOAT32)
+    list(model.logit_draws(sequences(exported), draws(5)))
+    assert [name for name in read if "layers" in name] == [f"decoder.layers.{i}" for i in range(3)]
+
+
+def test_weights_are_rounded_to_each_graphs_format(exported: Exported) -> None:
+    """The truth has the weights that the engine has: those of float32 are not what it is given."""
+    precisions = Precisions.model_validate({"vision": "bfloat16", "decoder": "float16"})
+    rounded = LayerwiseModel(exported.checkpoint, DType.FLOAT64, weights=precisions)
+    assert "vision bfloat16, decoder float16" in rounded.name
+    for name, dtype in (
+        ("vision.vision_tower.layers.0.mlp.fc1.weight", torch.bfloat16),
+        ("decoder.layers.1.mlp.up_proj.weight", torch.float16),
+    ):
+        stored = exported.checkpoint.tensors[name].as_tensor()
+        assert torch.equal(rounded._weight(name), stored.to(dtype).double())
+        assert not torch.equal(rounded._weight(name), stored.double())
+    asked = sequences(exported)[:1]
+    exact = LayerwiseModel(exported.checkpoint, DType.FLOAT64).logits(asked)[0]
+    cost = abs(rounded.logits(asked)[0] - exact).max()
+    assert 1e-5 < cost < 0.1 * abs(exact).max()
+    same = LayerwiseModel(exported.checkpoint, DType.FLOAT32, weights=Precisions.both("float32"))
+    assert "weights" not in same.name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fisher's F distribution: the ratio of two mean squares of normal numbers.
+"""Mean squares of normal numbers: their ratio, which is Fisher's F, and how far they vary.
 
 Degrees of freedom need not be whole.
 """
@@ -12,6 +12,7 @@ from math import exp, lgamma, log, log1p
 _TERMS = 1000
 _ACCURACY = 1e-12
 _HALVINGS = 100
+_ASYMPTOTIC = 8.0
 
 
 def f_tail(x: float, above: float, below: float) -> float:
@@ -41,6 +42,29 @@ def degrees_that_exceed(x: float, tail: float, times: float, least: float, most:
     if excess(most) >= 0:
         return most
     return least if excess(least) <= 0 else _halve(excess, least, most)
+
+
+def degrees_that_vary(variance: float, least: float, most: float) -> float:
+    """The n for which the logarithm of the root mean square of n normal numbers has this variance.
+
+    It is a quarter of the trigamma function of n / 2, which falls; the n is in [least, most].
+    """
+
+    def excess(degrees: float) -> float:
+        return trigamma(degrees / 2) / 4 - variance
+
+    if excess(most) >= 0:
+        return most
+    return least if excess(least) <= 0 else _halve(excess, least, most)
+
+
+def trigamma(x: float) -> float:
+    """The second derivative of the logarithm of the gamma function, x > 0 (DLMF 5.15.8)."""
+    total = 0.0
+    while x < _ASYMPTOTIC:
+        total += 1 / x**2
+        x += 1
+    return total + 1 / x + 1 / (2 * x**2) + 1 / (6 * x**3) - 1 / (30 * x**5) + 1 / (42 * x**7)
 
 
 def _halve(falling: Callable[[float], float], low: float, high: float) -> float:

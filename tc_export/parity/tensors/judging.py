@@ -115,7 +115,6 @@ def _measure(
     for index, stage in enumerate(stages):
         pairs = list(zip(engine[index], truth[index], strict=True))
         errors = _joined([token_errors(x, y) for x, y in pairs])
-        largest = np.concatenate([np.abs(y).max(axis=-1).reshape(-1) for _, y in pairs])
         values, true_values = (_at(errors.place, [x[side] for x in pairs]) for side in (0, 1))
         found.append(
             Measured(
@@ -123,7 +122,7 @@ def _measure(
                 tensor=tensor,
                 shapes=[y.shape for _, y in pairs],
                 rows=rows[index],
-                noise=measure_noise(largest, by_scenario[index], dtype),
+                noise=measure_noise([y for _, y in pairs], by_scenario[index], dtype),
                 engine=errors,
                 values=values,
                 true_values=true_values,

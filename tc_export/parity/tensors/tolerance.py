@@ -18,7 +18,11 @@ from math import sqrt
 import numpy as np
 
 from tc_export.dtypes import DType
-from tc_export.parity.tensors.f_distribution import degrees_that_exceed, f_quantile
+from tc_export.parity.tensors.f_distribution import (
+    degrees_that_exceed,
+    degrees_that_vary,
+    f_quantile,
+)
 
 NOISIER = 1.5
 """An engine rounds at other places than PyTorch: its noise may be so many times that of a draw."""
@@ -27,8 +31,8 @@ FALSE_ALARMS = 1e-4
 """How likely a run may fail though nothing is wrong. All limits of a run share it."""
 
 FLOOR_UNITS = 0.5
-"""Least noise of a token, in units of the format's epsilon times its largest value: one rounding of
-the result. In a small tensor all draws may be exact by luck."""
+"""Least noise of a token, in units of the format's epsilon times the token's values: one rounding
+of the result. In a small tensor all draws may be exact by luck."""
 
 ILL_CONDITIONED = 32.0
 """A token is ill-conditioned where its noise is so many times the median token's, or where one draw
@@ -41,8 +45,8 @@ ABSOLUTE_UNITS = 8.0
 """Least absolute tolerance, in units of epsilon times the tensor's largest value. It is for devices
 whose builders fuse and sum as they like, and none of which could be measured here."""
 
-FEWEST_DEGREES, MOST_DEGREES = 1.0, 16.0
-"""Bounds for the directions that a token's noise has. Noise along one line is the worst case."""
+FEWEST_DEGREES = 1.0
+"""Noise along one line: the worst case."""
 
 _TOKENS_AT_ONCE = 64
 """Bounds the errors in memory: logits of a large vocabulary are many."""
@@ -95,11 +99,22 @@ def _errors_of_some(
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of T tokens: what each of D draws errs, [D, T]; and a floor [T] for both."""
+    """The noise of T tokens: what each of D draws errs, [D, T], and the floors [T] of both."""
 
     rms: np.ndarray
     largest: np.ndarray
-    floor: np.ndarray
+    rms_floor: np.ndarray
+    largest_floor: np.ndarray
+
+    @property
+    def rms_scale(self) -> np.ndarray:
+        """The noise [T] of the root mean square over a token's values."""
+        return scale_of(self.rms, self.rms_floor)
+
+    @property
+    def largest_scale(self) -> np.ndarray:
+        """The noise [T] of a token's largest error."""
+        return scale_of(self.largest, self.largest_floor)
 
     @property
     def draws(self) -> int:
@@ -112,12 +127,17 @@ class Noise:
         return int(self.rms.shape[1])
 
 
-def measure_noise(largest: np.ndarray, draws: Sequence[TokenErrors], precision: DType) -> Noise:
-    """The noise of tokens in a format; `largest` [T] are the largest magnitudes of the truth's."""
+def measure_noise(
+    truth: Sequence[np.ndarray], draws: Sequence[TokenErrors], precision: DType
+) -> Noise:
+    """The noise of the tokens of tensors [..., V] in a format."""
+    values = [x.reshape(-1, x.shape[-1]) for x in truth]
+    unit = FLOOR_UNITS * precision.epsilon
     return Noise(
         rms=np.stack([x.rms for x in draws]),
         largest=np.stack([x.largest for x in draws]),
-        floor=FLOOR_UNITS * precision.epsilon * largest,
+        rms_floor=unit * np.concatenate([np.sqrt(np.square(x).mean(axis=1)) for x in values]),
+        largest_floor=unit * np.concatenate([np.abs(x).max(axis=1) for x in values]),
     )
 
 
@@ -126,7 +146,8 @@ def join_noise(parts: Sequence[Noise]) -> Noise:
     return Noise(
         rms=np.concatenate([x.rms for x in parts], axis=1),
         largest=np.concatenate([x.largest for x in parts], axis=1),
-        floor=np.concatenate([x.floor for x in parts]),
+        rms_floor=np.concatenate([x.rms_floor for x in parts]),
+        largest_floor=np.concatenate([x.largest_floor for x in parts]),
     )
 
 
@@ -151,20 +172,41 @@ def over(errors: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return found
 
 
+def most_degrees(draws: int) -> float:
+    """The most directions that so many draws can tell: their tokens share much of their noise.
+
+    Draws that were judged by three others gave a false alarm where eight were believed.
+    """
+    return draws + 1.0
+
+
 def degrees_of(ratios: np.ndarray, draws: int) -> float:
     """In how many directions noise points, by the tail of `ratios_of_draws` [D, T].
 
     The least that any of its quantiles asks for.
     """
     squares = np.square(ratios[np.isfinite(ratios)])
-    least = MOST_DEGREES
+    least = most = most_degrees(draws)
     for quantile in _QUANTILES:
         tail = 1 - quantile
         if tail * squares.size >= _BEYOND:
             x = float(np.quantile(squares, quantile))
-            found = degrees_that_exceed(x, tail, draws - 1, FEWEST_DEGREES, MOST_DEGREES)
+            found = degrees_that_exceed(x, tail, draws - 1, FEWEST_DEGREES, most)
             least = min(least, found)
     return least
+
+
+def degrees_of_medians(medians: np.ndarray) -> float:
+    """In how many directions the noise of groups of tokens points, by draws' medians [D, groups].
+
+    The logarithm of a root mean square of n normal numbers varies by a quarter of the trigamma
+    function of n / 2, whatever the noise is.
+    """
+    usable = medians[:, np.isfinite(medians).all(axis=0) & (medians > 0).all(axis=0)]
+    if not usable.size:
+        return most_degrees(len(medians))
+    variance = float(np.log(usable).var(axis=0, ddof=1).mean())
+    return degrees_that_vary(variance, FEWEST_DEGREES, most_degrees(len(medians)))
 
 
 def factor_of(degrees: float, draws: int, chance: float) -> float:
@@ -181,11 +223,10 @@ def absolute_tolerance(truth: np.ndarray, draws: Sequence[TokenErrors], precisio
 
     Infinite where PyTorch itself leaves the range of the format.
     """
-    largest = np.abs(truth).max(axis=-1).reshape(-1)
-    noise = measure_noise(largest, draws, precision)
+    noise = measure_noise([truth], draws, precision)
     if not np.isfinite(noise.largest).all():
         return float("inf")
-    degrees = degrees_of(ratios_of_draws(noise.largest, noise.floor), noise.draws)
+    degrees = degrees_of(ratios_of_draws(noise.largest, noise.largest_floor), noise.draws)
     factor = factor_of(degrees, noise.draws, FALSE_ALARMS / noise.tokens)
-    measured = factor * float(scale_of(noise.largest, noise.floor).max())
-    return max(measured, ABSOLUTE_UNITS * precision.epsilon * float(largest.max()))
+    measured = factor * float(noise.largest_scale.max())
+    return max(measured, ABSOLUTE_UNITS * precision.epsilon * float(np.abs(truth).max()))

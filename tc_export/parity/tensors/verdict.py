@@ -2,8 +2,9 @@
 """The verdict on one tensor of all scenarios: on single tokens, and on the bulk of them.
 
 1. A token is judged by its largest error. Its limit is the factor times the token's noise.
-2. The tokens of a call are judged together by the median of their root mean square errors over
-   their noise: a fault that moves all a little shows here before any single one is outside.
+2. The tokens of a call (of several, where they are few) are judged together by the median of their
+   root mean square errors over their noise: a fault that moves all a little shows here before any
+   single one is outside.
 3. Ill-conditioned tokens, whose noise is of another order, are named and counted, and not judged;
    where they are too many nothing is.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf, isfinite
 
 import numpy as np
@@ -22,12 +24,15 @@ from tc_export.parity.tensors.tolerance import (
     Noise,
     TokenErrors,
     degrees_of,
+    degrees_of_medians,
     factor_of,
     join_noise,
     over,
     ratios_of_draws,
-    scale_of,
 )
+
+GROUP_TOKENS = 16
+"""Fewest tokens whose median says more than one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +95,9 @@ class NoiseVerdict:
         degrees: directions that the noise has; the fewer, the further may a single token lie.
         factor: what a token's largest error may be, over its noise.
         ratio: the largest that was found at a well-conditioned token.
-        median_factor: what the median of a call's tokens may be, over their noise.
-        median_ratio: the largest median of any call.
+        median_factor: what the median of a group's tokens may be, over their noise.
+        median_ratio: the largest median of any group.
+        median_step: the call where that group begins.
         false_alarm_rate: how likely these limits fail an engine without fault.
         ill_conditioned: tokens that are not judged.
         ill_conditioned_share: their share of this graph's tokens in all scenarios.
@@ -118,7 +124,7 @@ class NoiseVerdict:
 
     @property
     def passed(self) -> bool:
-        """True where enough was judged, and no call's median is moved."""
+        """True where enough was judged, and no group's median is moved."""
         return self.is_judged and self.median_ratio <= self.median_factor
 
 
@@ -147,11 +153,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class _Limits:
-    """What all scenarios of a graph are judged by."""
+    """What all scenarios of a graph are judged by; `rate` is each scenario's of false alarms."""
 
     degrees: float
     factor: float
-    median_factor: float
     median_scale: float
     rate: float
 
@@ -161,7 +166,7 @@ def judge(
 ) -> tuple[list[TensorComparison], list[NoiseVerdict]]:
     """Judge one graph's tensor in all scenarios; the limits share one rate of false alarms."""
     whole = join_noise([x.noise for x in measured])
-    median_scale = float(np.median(scale_of(whole.largest, whole.floor)))
+    median_scale = float(np.median(whole.largest_scale))
     ill = [_ill_conditioned(x.noise, median_scale) for x in measured]
     share = float(np.concatenate(ill).mean())
     limits = _limits(measured, ill, false_alarm_rate, median_scale)
@@ -170,21 +175,21 @@ def judge(
         found = [_compare(x, step, left_out, limits) for step in range(len(x.shapes))]
         comparisons += found
         ratio = max(y.ratio for y in found)
-        verdicts.append(_verdict(x, left_out, limits, ratio, share, len(measured)))
+        verdicts.append(_verdict(x, left_out, limits, ratio, share))
     return comparisons, verdicts
 
 
 def _ill_conditioned(noise: Noise, median_scale: float) -> np.ndarray:
     """Which tokens [T] are; a token whose draws leave the format's range is not excused so."""
-    scale = scale_of(noise.largest, noise.floor)
-    ill = (scale > ILL_CONDITIONED * median_scale) | (_spread(noise) > ILL_CONDITIONED)
-    found: np.ndarray = ill & np.isfinite(noise.largest).all(axis=0)
+    times = np.maximum(over(noise.largest_scale, np.array(median_scale)), _spread(noise))
+    found: np.ndarray = (times > ILL_CONDITIONED) & np.isfinite(noise.largest).all(axis=0)
     return found
 
 
 def _spread(noise: Noise) -> np.ndarray:
     """The largest error of a draw over the median draw's, [T]."""
-    return over(noise.largest.max(axis=0), np.hypot(np.median(noise.largest, axis=0), noise.floor))
+    middle = np.hypot(np.median(noise.largest, axis=0), noise.largest_floor)
+    return over(noise.largest.max(axis=0), middle)
 
 
 def _limits(
@@ -193,46 +198,68 @@ def _limits(
     false_alarm_rate: float,
     median_scale: float,
 ) -> _Limits:
-    """Half of the false alarms are the single tokens', and half the medians'."""
+    """The factor takes half of the false alarms; the other half is the medians'."""
     draws = measured[0].noise.draws
-    degrees, of_medians, tokens, groups = [], [], 0, 0
-    for x, left_out in zip(measured, ill, strict=True):
-        single = ratios_of_draws(x.noise.largest, x.noise.floor)[:, ~left_out]
-        degrees.append(degrees_of(single, draws))
-        tokens += single.shape[1]
-        bulk = ratios_of_draws(x.noise.rms, x.noise.floor)
-        medians = [_median(bulk[:, group], left_out[group]) for group in _groups(x)]
-        of_medians.append(np.stack(medians, axis=1))
-        groups += len(medians)
-    least = min(degrees)
-    median_degrees = degrees_of(np.concatenate(of_medians, axis=1), draws)
+    ratios = [
+        ratios_of_draws(x.noise.largest, x.noise.largest_floor)[:, ~left_out]
+        for x, left_out in zip(measured, ill, strict=True)
+    ]
+    together = np.concatenate(ratios, axis=1)
+    degrees = min(degrees_of(x, draws) for x in (*ratios, together))
+    tokens = max(1, together.shape[1])
     return _Limits(
-        degrees=least,
-        factor=factor_of(least, draws, false_alarm_rate / 2 / max(tokens, 1)),
-        median_factor=factor_of(median_degrees, draws, false_alarm_rate / 2 / groups),
+        degrees=degrees,
+        factor=factor_of(degrees, draws, false_alarm_rate / 2 / tokens),
         median_scale=median_scale,
-        rate=false_alarm_rate,
+        rate=false_alarm_rate / len(measured),
     )
 
 
-def _groups(x: Measured) -> list[np.ndarray]:
-    """Tokens whose median is taken: those of a call; of calls of one token, all together."""
-    calls = [np.arange(call.start, call.stop) for call in x.calls()]
-    single = [call for call in calls if len(call) == 1]
-    groups = [call for call in calls if len(call) > 1]
-    return [*groups, *([np.concatenate(single)] if single else [])]
+def _groups(x: Measured) -> list[slice]:
+    """Tokens whose median is taken: a call's, or consecutive calls' until they are enough."""
+    stops = [0]
+    for call in x.calls():
+        if call.stop - stops[-1] >= GROUP_TOKENS:
+            stops.append(call.stop)
+    if len(stops) > 1:
+        stops.pop()
+    stops.append(x.noise.tokens)
+    return [slice(start, stop) for start, stop in pairwise(stops)]
 
 
-def _median(ratios: np.ndarray, left_out: np.ndarray) -> np.ndarray:
-    """The median over tokens of ratios [..., tokens]; zero where all are left out."""
-    kept = ratios[..., ~left_out]
-    found: np.ndarray = np.median(kept, axis=-1) if kept.shape[-1] else np.zeros(ratios.shape[:-1])
-    return found
+@dataclass(frozen=True)
+class _Medians:
+    """The largest median of any group, what it may be, and the call where that group begins."""
+
+    ratio: float
+    factor: float
+    step: int
+
+
+def _medians(x: Measured, ill: np.ndarray, limits: _Limits) -> _Medians:
+    """The group whose median is most moved, and how far a median may be in this scenario."""
+    groups = [group for group in _groups(x) if not ill[group].all()]
+    if not groups:
+        return _Medians(0.0, inf, 0)
+
+    def medians(errors: np.ndarray) -> np.ndarray:
+        ratios = over(errors, x.noise.rms_scale)
+        found = [np.median(ratios[..., g][..., ~ill[g]], axis=-1) for g in groups]
+        return np.stack(found, axis=-1)
+
+    degrees = degrees_of_medians(medians(np.hypot(x.noise.rms, x.noise.rms_floor)))
+    moved = medians(x.engine.rms)
+    worst = int(moved.argmax())
+    return _Medians(
+        ratio=float(moved[worst]),
+        factor=factor_of(degrees, x.noise.draws, limits.rate / 2 / len(groups)),
+        step=next(i for i, call in enumerate(x.calls()) if groups[worst].start < call.stop),
+    )
 
 
 def _compare(x: Measured, step: int, ill: np.ndarray, limits: _Limits) -> TensorComparison:
     call = x.calls()[step]
-    scale = scale_of(x.noise.largest, x.noise.floor)[call]
+    scale = x.noise.largest_scale[call]
     errors = x.engine.largest[call]
     # A token whose draws left the range has an infinite scale: it is the worst, and fails.
     ratios = np.where(np.isfinite(scale), over(errors, scale), np.inf)
@@ -260,15 +287,10 @@ def _compare(x: Measured, step: int, ill: np.ndarray, limits: _Limits) -> Tensor
 
 
 def _verdict(
-    x: Measured, ill: np.ndarray, limits: _Limits, ratio: float, share: float, scenarios: int
+    x: Measured, ill: np.ndarray, limits: _Limits, ratio: float, share: float
 ) -> NoiseVerdict:
-    bulk = over(x.engine.rms, scale_of(x.noise.rms, x.noise.floor))
-    groups = _groups(x)
-    medians = [float(_median(bulk[group], ill[group])) for group in groups]
-    worst = int(np.argmax(medians))
-    scale = scale_of(x.noise.largest, x.noise.floor)
-    spread = _spread(x.noise)
-    step = next(i for i, call in enumerate(x.calls()) if groups[worst][0] < call.stop)
+    medians = _medians(x, ill, limits)
+    scale, spread = x.noise.largest_scale, _spread(x.noise)
     return NoiseVerdict(
         stage=x.stage,
         tensor=x.tensor,
@@ -277,10 +299,10 @@ def _verdict(
         degrees=limits.degrees,
         factor=limits.factor,
         ratio=ratio,
-        median_factor=limits.median_factor,
-        median_ratio=medians[worst],
-        median_step=step,
-        false_alarm_rate=limits.rate / scenarios,
+        median_factor=medians.factor,
+        median_ratio=medians.ratio,
+        median_step=medians.step,
+        false_alarm_rate=limits.rate,
         ill_conditioned=tuple(
             IllConditionedToken(
                 row=int(x.rows[token]),

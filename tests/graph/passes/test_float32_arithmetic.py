@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bfloat16 graphs that ONNX Runtime can compute: in float32, rounded value by value."""
+"""16-bit graphs computed in float32: rounded value by value, or not at all."""
 
 from __future__ import annotations
 
@@ -56,6 +56,54 @@ def test_weights_stay_as_they_are_stored() -> None:
     compute_in_float32(model)
     (weight,) = model.graph.initializer
     assert weight.data_type == onnx.TensorProto.BFLOAT16
+
+
+@pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.BFLOAT16])
+def test_nothing_is_rounded_where_arithmetic_is_to_be_float32s(dtype: DType) -> None:
+    model = model_in(dtype)
+    assert compute_in_float32(model, dtype, rounded=False) == {"Cast": 1, "Add": 1, "Mul": 1}
+    onnx.checker.check_model(model, full_check=True)
+    (weight,) = model.graph.initializer
+    assert weight.data_type == dtype.onnx, "the weights stay as they are stored"
+    x = np.array([1.01, 1 / 3], np.float32)
+    y, sizes = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_array_equal(y, np.square(x + WEIGHT))
+    np.testing.assert_array_equal(sizes, [2])
+
+
+def test_float16_can_be_rounded_too() -> None:
+    model = model_in("float16")
+    compute_in_float32(model, DType.FLOAT16)
+    x = np.array([1.01, 1 / 3], np.float32)
+    y, _ = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    total = round_to(round_to(x, DType.FLOAT16) + WEIGHT, DType.FLOAT16)
+    np.testing.assert_array_equal(y, round_to(total * total, DType.FLOAT16))
+
+
+def test_casts_and_constants_of_the_format_become_float32() -> None:
+    """A constant that the graph rounds to its format is exact then, as PyTorch has it."""
+    text = """
+    <ir_version: 10, opset_import: ["": 23]>
+    graph (float16[2] x) => (float16[2] y) {
+        exact = Constant <value = float {1.702}> ()
+        narrow = Cast <to = 10> (exact)
+        half = Constant <value = float16 {14336}> ()
+        scaled = Mul(x, narrow)
+        y = Mul(scaled, half)
+    }
+    """
+    model = onnx.parser.parse_model(text)
+    compute_in_float32(model, DType.FLOAT16, rounded=False)
+    x = np.array([3.0, 5.0], np.float32)
+    (y,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_array_equal(y, x * np.float32(1.702) * np.float32(0.5))
+
+
+def test_another_format_is_left_alone() -> None:
+    model = model_in("float16")
+    before = model.SerializeToString(deterministic=True)
+    assert not compute_in_float32(model, DType.BFLOAT16)
+    assert model.SerializeToString(deterministic=True) == before
 
 
 def test_a_graph_without_bfloat16_is_as_it_was() -> None:

@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
-from math import atan, pi, sqrt
+from math import atan, log, pi, sqrt
 
 import numpy as np
 import pytest
 
-from tc_export.parity.tensors.f_distribution import degrees_that_exceed, f_quantile, f_tail
+from tc_export.parity.tensors.f_distribution import (
+    degrees_that_exceed,
+    degrees_that_vary,
+    f_quantile,
+    f_tail,
+    trigamma,
+)
 
 VALUES = [1e-6, 0.3, 1.0, 2.5, 40.0, 1e5]
 
@@ -55,3 +61,20 @@ def test_degrees_are_found_again(degrees: float) -> None:
 def test_degrees_stay_between_their_bounds() -> None:
     assert degrees_that_exceed(1e6, 0.01, 5, 1, 16) == 1
     assert degrees_that_exceed(1.01, 0.01, 5, 1, 16) == 16
+
+
+def test_trigamma() -> None:
+    assert trigamma(1) == pytest.approx(pi**2 / 6, rel=1e-9)
+    assert trigamma(0.5) == pytest.approx(pi**2 / 2, rel=1e-9)
+    assert trigamma(3.25) == pytest.approx(trigamma(4.25) + 1 / 3.25**2, rel=1e-9)
+    assert trigamma(1e6) == pytest.approx(1e-6, rel=1e-5)
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 6])
+def test_degrees_are_found_by_how_draws_vary(degrees: int) -> None:
+    random = np.random.default_rng(degrees)
+    sizes = np.sqrt(np.square(random.standard_normal((100_000, degrees))).mean(axis=1))
+    variance = float(np.log(sizes).var())
+    assert degrees_that_vary(variance, 0.5, 16) == pytest.approx(degrees, rel=0.03)
+    assert degrees_that_vary(1e-3, 1, 8) == 8
+    assert degrees_that_vary(log(10) ** 2, 1, 8) == 1

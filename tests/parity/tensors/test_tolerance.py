@@ -50,7 +50,6 @@ class Made:
 
     def measured(self, engine: np.ndarray, stage: str = "stage") -> Measured:
         errors = token_errors(engine, self.truth)
-        largest = np.abs(self.truth).max(axis=1)
         each = np.arange(TOKENS)
         return Measured(
             stage=stage,
@@ -58,7 +57,7 @@ class Made:
             shapes=SHAPES,
             rows=100 + each,
             noise=measure_noise(
-                largest, [token_errors(x, self.truth) for x in self.draws], FLOAT32
+                [self.truth], [token_errors(x, self.truth) for x in self.draws], FLOAT32
             ),
             engine=errors,
             values=engine[each, errors.place],
