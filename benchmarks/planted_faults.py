@@ -156,13 +156,16 @@ def as_rows(outcomes: list[Outcome]) -> list[str]:
     """The table of docs/parity.md."""
     rows = ["| fault | `parity` | layer | what `--by-layer` says |", "|---|---|---|---|"]
     for x in outcomes:
-        caught = "caught" if x.caught else "not caught"
+        caught = "caught" if x.caught else "not visible" if x.unseen else "not caught"
         where = "" if x.expected is None else str(x.expected)
         rows.append(f"| {x.name} | {caught} | {where} | {x.words or x.unseen or ''} |")
     return rows
 
 
 def _tell(outcome: Outcome) -> None:
+    if outcome.unseen:
+        print(f"{outcome.name}: not visible: {outcome.unseen}", file=sys.stderr, flush=True)
+        return
     words = "caught" if outcome.caught else "NOT CAUGHT"
     where = "localised" if outcome.localised else "NOT LOCALISED"
     print(

@@ -77,3 +77,30 @@ def test_false_alarms_are_counted() -> None:
     runs = [json.loads(line) for line in ended.stderr.splitlines() if line.startswith("{")]
     assert [(run["seed"], run["precision"]) for run in runs] == [(0, "float16"), (1, "float16")]
     assert all(run["tokens"] > 100 for run in runs)
+
+
+def test_planted_faults_are_caught_and_localised() -> None:
+    names = (
+        "gamma times 1.01 in a layer",
+        "causal inside frames",
+        "projector without its first bias",
+        "one number of v_proj off by its last bit",
+    )
+    words = [word for name in names for word in ("--only", name)]
+    ended = subprocess.run(
+        [sys.executable, "benchmarks/planted_faults.py", "--json", "--max-length", "80", *words],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert (found["planted"], found["caught"], found["localised"]) == (4, 3, 3), ended.stderr
+    assert [x["name"] for x in found["not_visible"]] == list(names[3:])
+    by_name = {x["name"]: x for x in found["faults"]}
+    assert by_name[names[0]]["pattern"] == "temporal position"
+    assert by_name[names[1]]["pattern"] == "mask"
+    assert by_name[names[2]]["layer"] == "vision"
+    assert not by_name[names[3]]["caught"]
+    assert by_name[names[3]]["layer"] is None

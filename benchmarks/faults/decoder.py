@@ -64,6 +64,21 @@ def one_weight_changed(graph: Graph) -> None:
     graph.weight(graph.module("self_attn.v_proj.weight"), change)
 
 
+def last_bit_changed(graph: Graph) -> None:
+    """One number of a weight is off by a unit in its last place."""
+
+    def change(weight: np.ndarray) -> np.ndarray:
+        weight[1, 2] = np.nextafter(weight[1, 2], np.inf, dtype=weight.dtype)
+        return weight
+
+    graph.weight(graph.module("self_attn.v_proj.weight"), change)
+
+
+def epsilon_slightly_off(graph: Graph) -> None:
+    """The epsilon of a norm is 1 % too large."""
+    epsilon("input_layernorm", 1.01 * graph.config.text.rms_norm_eps)(graph)
+
+
 def exchanged(one: str, other: str) -> Plant:
     """Two weights of a layer stand in each other's place."""
 
@@ -328,8 +343,6 @@ def _head(graph: Graph) -> str:
     return "head"
 
 
-BATCH = "a fault of batches: by layer runs one sequence; `parity` compares batches"
-
 FAULTS = [
     Fault(name="query heads swapped", plant=heads_swapped("q_proj"), patterns=("heads",)),
     Fault(name="key heads swapped", plant=heads_swapped("k_proj"), patterns=("heads",)),
@@ -405,4 +418,14 @@ FAULTS = [
         name="T of the batch's first row for all", plant=first_row_for_all, layer=lambda graph: None
     ),
     Fault(name="padding sees a row", plant=padding_seen, layer=lambda graph: None),
+    Fault(
+        name="one number of v_proj off by its last bit",
+        plant=last_bit_changed,
+        unseen="smaller than the rounding of the sum that it goes into",
+    ),
+    Fault(
+        name="epsilon of the input norm 1 % off",
+        plant=epsilon_slightly_off,
+        unseen="1e-8 beside a mean square near 1: less than float32 rounds it by",
+    ),
 ]

@@ -77,6 +77,11 @@ class Cells:
             if place not in kept or cell.share > kept[place].share:
                 kept[place] = cell
 
+    def worst(self, row: int) -> float:
+        """The largest share of a layer, of all quantities and places."""
+        cells = [x for kept in self._cells.values() for (at, _), x in kept.items() if at == row]
+        return max((x.share for x in cells), default=0.0)
+
     def measured(self) -> tuple[Measured, ...]:
         """The grids of every quantity."""
         return tuple(self._measured(quantity) for quantity in self._cells)

@@ -82,15 +82,17 @@ class Found(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Swept:
-    """All cells of a sweep, and what entered each layer in truth.
+    """All cells of a sweep, and the truth's hidden states where somebody will look closer.
 
-    `inputs[layer][sequence]` is [S, E], rounded to the graph's format; one more than there are
-    layers, for the head.
+    `suspect` is the first layer that errs by itself. `inputs[sequence]` [S, E] is what entered it,
+    and `last` what leaves the last layer, both rounded to the graph's format.
     """
 
     isolated: dict[str, Cells]
     accumulated: Cells
-    inputs: list[list[np.ndarray]]
+    suspect: int | None
+    inputs: list[np.ndarray]
+    last: list[np.ndarray]
 
 
 class Sweep:
@@ -119,16 +121,23 @@ class Sweep:
         start = [round_to(x, dtype) for x in embeds]
         truth, engine = start, start
         draws = [start, [moved(x, dtype, seed) for seed, x in enumerate(start)]]
-        inputs = []
+        suspect, suspect_inputs = None, []
         for index in range(len(self._layers)):
-            inputs.append([round_to(x, dtype) for x in truth])
+            inputs = [round_to(x, dtype) for x in truth]
             with_truth = self._ask(self._judges.truth, index, truth)
             for arithmetic in self._judges.arithmetics:
-                engine = self._layer(index, arithmetic, inputs[-1], engine, with_truth, draws)
+                engine = self._layer(index, arithmetic, inputs, engine, with_truth, draws)
             truth = [x.hidden for x in with_truth]
+            if suspect is None and any(x.worst(index) > 1 for x in self._isolated.values()):
+                suspect, suspect_inputs = index, inputs
             self._advance(f"layer {index}", index + 1, len(self._layers))
-        inputs.append([round_to(x, dtype) for x in truth])
-        return Swept(isolated=self._isolated, accumulated=self._accumulated, inputs=inputs)
+        return Swept(
+            isolated=self._isolated,
+            accumulated=self._accumulated,
+            suspect=suspect,
+            inputs=suspect_inputs,
+            last=[round_to(x, dtype) for x in truth],
+        )
 
     def _layer(
         self,

@@ -117,12 +117,14 @@ def check_by_layer(
         isolated=_measured(swept.isolated.values()),
         accumulated=swept.accumulated.measured(),
         vision=_measured(vision.cells),
-        head=_measured(judge_head(judges, head, sequences, places, swept.inputs[-1])),
+        head=_measured(judge_head(judges, head, sequences, places, swept.last)),
         places=places,
         layers=layers,
         last=head,
         sequences=sequences,
+        suspect=swept.suspect,
         inputs=swept.inputs,
+        last_inputs=swept.last,
     )
     return ByLayerResult(
         judged=_title(judged),

@@ -62,7 +62,9 @@ class Evidence:
         layers: each layer's graph.
         last: the graph of the last norm and the head.
         sequences: what went through.
-        inputs: [layer][sequence], the hidden states [S, E] that enter a layer in truth.
+        suspect: the first layer that errs by itself.
+        inputs: hidden states [S, E] of each sequence that enter it in truth.
+        last_inputs: those that leave the last layer.
     """
 
     isolated: Sequence[Measured]
@@ -73,7 +75,9 @@ class Evidence:
     layers: Sequence[ir.Model]
     last: ir.Model
     sequences: Sequence[LayerSequence]
-    inputs: Sequence[Sequence[np.ndarray]]
+    suspect: int | None
+    inputs: Sequence[np.ndarray]
+    last_inputs: Sequence[np.ndarray]
 
 
 def find_culprit(vision_judges: Judges, judges: Judges, evidence: Evidence) -> Culprit | None:
@@ -82,12 +86,11 @@ def find_culprit(vision_judges: Judges, judges: Judges, evidence: Evidence) -> C
         arithmetic = _clearest(vision_judges, evidence.vision, 0)
         found = find_wrong_vision_node(vision_judges, arithmetic, evidence.sequences[0])
         return _outside(evidence, evidence.vision, VISION, found)
-    for layer in range(len(evidence.layers)):
-        if _worst(evidence.isolated, layer) > 1:
-            return _layer_culprit(judges, evidence, layer)
+    if evidence.suspect is not None:
+        return _layer_culprit(judges, evidence, evidence.suspect)
     if _worst(evidence.head, 0) > 1:
         arithmetic = _clearest(judges, evidence.head, 0)
-        sequence, states = evidence.sequences[0], evidence.inputs[-1][0]
+        sequence, states = evidence.sequences[0], evidence.last_inputs[0]
         found = find_wrong_head_node(judges, arithmetic, evidence.last, sequence, states)
         return _outside(evidence, evidence.head, HEAD, found)
     for layer in range(len(evidence.layers)):
@@ -158,7 +161,7 @@ def _accumulated_culprit(evidence: Evidence, layer: int) -> Culprit:
 def _layer_culprit(judges: Judges, evidence: Evidence, layer: int) -> Culprit:
     """Look into the first layer that errs by itself."""
     arithmetic = _clearest(judges, evidence.isolated, layer)
-    given = list(zip(evidence.sequences, evidence.inputs[layer], strict=True))
+    given = list(zip(evidence.sequences, evidence.inputs, strict=True))
     part = evidence.layers[layer]
     found = find_wrong_node(judges, arithmetic, part, layer, given)
     wrong = wrong_places(evidence.isolated, layer, evidence.places)

@@ -114,7 +114,7 @@ def exchanged_heads(seen: Seen, truth: np.ndarray, engine: np.ndarray) -> str | 
     left = max((distance[i, best[i]] for i in range(heads)), default=0.0)
     if not moved or len(set(best)) < heads or not is_explained(left, np.abs(engine - truth)):
         return None
-    return "heads " + ", ".join(f"{i} holds {best[i]}" for i in moved)
+    return ", ".join(f"head {i} holds head {best[i]}" for i in moved)
 
 
 def norm_pattern(seen: Seen, tensor: str, *, centred: bool = False) -> Pattern:
