@@ -47,7 +47,7 @@ TOKENIZER_READERS = ("transformers", "tokenizers")
 
 def stage(inputs: BuildInputs) -> Stage:
     """Write the configuration and the graphs' contract, and copy tokenizer and preprocessing."""
-    files = _files_to_copy(inputs.checkpoint)
+    files = files_to_copy(inputs.checkpoint)
     documents = {CONFIG_FILE: _config(inputs), GRAPH_IO_FILE: _graph_io(inputs)}
     return Stage(
         name=STAGE,
@@ -73,7 +73,7 @@ def _run(
         context.path(name).write_text(json.dumps(document, indent=2) + "\n")
 
 
-def _files_to_copy(checkpoint: Checkpoint) -> dict[str, str]:
+def files_to_copy(checkpoint: Checkpoint) -> dict[str, str]:
     """The checkpoint's small files that are there, with their hashes."""
     paths = [checkpoint.folder / name for name in COPIED]
     return {path.name: sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
+from tc_export.checkpoint.reader import Checkpoint
 from tc_export.contracts.graph_io import GRAPHS
 from tc_export.errors import CheckFailed
 from tc_export.plan.build_memory import memory_limits
@@ -21,13 +23,25 @@ def stage(inputs: BuildInputs) -> Stage:
         description="compare with PyTorch",
         key={
             "profile": inputs.spec.profile.model_dump(),
+            "assets": _assets_key(inputs.checkpoint),
             "tools": versions({*RUNNERS, *assets.TOKENIZER_READERS, "torch"}),
         },
         outputs=("parity",),
-        needs=(*GRAPHS, assets.STAGE, embedding.STAGE),
-        after=(shards.STAGE,),
+        needs=(*GRAPHS, embedding.STAGE),
+        after=(shards.STAGE, assets.STAGE),
         run=partial(_run, inputs=inputs),
     )
+
+
+def _assets_key(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What is judged of the bundle's small files; they name the target too, which is not.
+
+    End tokens are part of the checkpoint's digest.
+    """
+    return {
+        "files": assets.files_to_copy(checkpoint),
+        "image_aspect_ratio": checkpoint.config.document.get("image_aspect_ratio"),
+    }
 
 
 def _run(context: StageContext, *, inputs: BuildInputs) -> None:
