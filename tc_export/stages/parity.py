@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tc_export.bundle.layout import graph_path
+from tc_export.checkpoint.reader import Checkpoint
 from tc_export.contracts.graph_io import GRAPHS
 from tc_export.errors import CheckFailed
 from tc_export.plan.build_memory import memory_limits
@@ -34,7 +35,7 @@ def stage(inputs: BuildInputs) -> Stage:
         description="compare with PyTorch",
         key={
             "profile": inputs.spec.profile.model_dump(),
-            "files": assets.files_to_copy(inputs.checkpoint),  # whatever target they went to
+            "assets": _assets_key(inputs.checkpoint),
             "tools": versions({*RUNNERS, *assets.TOKENIZER_READERS, "torch"}),
         },
         outputs=("parity",),
@@ -42,6 +43,17 @@ def stage(inputs: BuildInputs) -> Stage:
         after=(shards.STAGE, assets.STAGE),
         run=partial(_run, inputs=inputs),
     )
+
+
+def _assets_key(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What is judged of the bundle's small files; they name the target too, which is not.
+
+    End tokens are part of the checkpoint's digest.
+    """
+    return {
+        "files": assets.files_to_copy(checkpoint),
+        "image_aspect_ratio": checkpoint.config.document.get("image_aspect_ratio"),
+    }
 
 
 def _run(context: StageContext, *, inputs: BuildInputs) -> None:

@@ -146,3 +146,17 @@ def test_an_engine_of_one_sequence_is_told_from_others(either_engine: OrtEngine)
     fixed = replace(info, shape=(1, *info.shape[1:]))
     either_engine.inputs = {**either_engine.inputs, "inputs_embeds": fixed}
     assert not takes_batches(either_engine)
+
+
+def test_rows_are_written_into_a_cache_and_the_rest_cleared(exported: Exported) -> None:
+    decoder = OrtEngine(exported.graph("decoder"), threads=1)
+    cache = decoder.new_cache(9, batch=2)
+    shape = cache.buffers["0.key"].shape
+    cache.write("0.key", np.full(shape, 7.0))
+    rows = np.random.default_rng(0).standard_normal((2, shape[1], 4, shape[3]))
+    cache.write("0.key", rows)
+    held = cache.buffers["0.key"].numpy()
+    np.testing.assert_array_equal(held[:, :, :4], rows.astype(held.dtype))
+    assert not held[:, :, 4:].any()
+    assert not cache.buffers["0.value"].numpy().any()
+    assert cache.length == 0

@@ -214,6 +214,11 @@ def line_of_the_config(world: World) -> None:
     edit_config(world.request.checkpoint, lambda x: x.update(image_grid_pinpoints=[[1, 1]]))
 
 
+def padding(world: World) -> None:
+    """How a frame is preprocessed, in the one file that says it and is not copied as it is."""
+    edit_config(world.request.checkpoint, lambda x: x.update(image_aspect_ratio="pad"))
+
+
 def longer_header(world: World) -> None:
     """The same weights at other places of the same file."""
     path = world.request.checkpoint / "model.safetensors"
@@ -247,7 +252,7 @@ CHANGES: list[tuple[str, Callable[[World], object], set[str]]] = [
         {*ASSETS, "embedding", "decoder", "golden", "engine", "parity", "readme"},
     ),
     ("cpu", installed("onnxruntime"), {"engine", "parity"}),
-    ("cpu", installed("tokenizers"), ASSETS),
+    ("cpu", installed("tokenizers"), {*ASSETS, "parity"}),
     ("cpu", installed("jinja2"), {"answering"}),
     ("cpu", installed("torch"), {"embedding", *GRAPHS, "golden", "engine", "parity"}),
     ("cpu", installed("onnxscript"), {"embedding", *GRAPHS, "engine", "parity"}),
@@ -257,7 +262,8 @@ CHANGES: list[tuple[str, Callable[[World], object], set[str]]] = [
         asked(settings=ModelSettings(temporal=TemporalConfig(gamma=0.5))),
         {*ON_WEIGHTS, *ASSETS, "engine", "readme"},
     ),
-    ("cpu", tokenizer, ASSETS),
+    ("cpu", tokenizer, {*ASSETS, "parity"}),
+    ("cpu", padding, {*ASSETS, "parity"}),
     ("cpu", line_of_the_config, ASSETS),
     ("cpu", World.move_checkpoint, ASSETS),
     ("cpu", asked(weights=Placement.COPY), {"shards", "readme"}),
