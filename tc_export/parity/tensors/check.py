@@ -39,7 +39,11 @@ from tc_export.parity.tensors.scenario import DECODE_STEPS, Scenario, batched
 from tc_export.parity.tensors.sides import Calls, JudgedSide, TorchSide
 from tc_export.parity.tensors.tolerance import FALSE_ALARMS
 from tc_export.parity.tensors.verdict import Measured, NoiseVerdict, TensorComparison, judge
+from tc_export.plan.parameters import decoder_count
 from tc_export.targets import Precision, Precisions
+
+FLOAT32_WORK = 8e12
+"""Products of a run of the decoder in float32: a thousand tokens of seven billion weights."""
 
 IN_FLOAT32 = " in float32"
 """What the stages of a 16-bit graph are called where its arithmetic is float32."""
@@ -199,6 +203,20 @@ def check_parity(
     )
 
 
+def _within_work(config: ModelConfig, lengths: Sequence[int]) -> list[int]:
+    """The scenarios that a 16-bit graph is run with in float32: the shortest, at least one.
+
+    A fault of the graph shows in any; the longest would take a large model a quarter of an hour.
+    """
+    chosen: list[int] = []
+    work = 0
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        work += lengths[index] * decoder_count(config).matrices
+        if not chosen or work <= FLOAT32_WORK:
+            chosen.append(index)
+    return sorted(chosen)
+
+
 def count_steps(in_float32: JudgedSide | None) -> int:
     """Steps that `check_parity` reports."""
     return 7 if in_float32 is None else 9
@@ -262,6 +280,17 @@ class _Check:
 
     def notes(self) -> list[str]:
         """What was not run."""
+        return [*self._batch_note(), *self._float32_note()]
+
+    def _float32_note(self) -> list[str]:
+        if self._in_float32 is None or self._precisions.decoder is Precision.FLOAT32:
+            return []
+        lengths = [x.length for x in self._scenarios]
+        left = {*range(len(lengths))} - {*_within_work(self._config, lengths)}
+        names = ", ".join(self._scenarios[i].name for i in sorted(left))
+        return [f"not run in float32, since the model is large: {names}"] if left else []
+
+    def _batch_note(self) -> list[str]:
         if self._batched:
             return []
         reason = (
@@ -347,9 +376,12 @@ class _Check:
         measured = [measure_logits(own, self._names, calls, truth, engine, batch)]
         self._advance("decoder: draws of PyTorch")
         if self._in_float32 is not None and precision is not Precision.FLOAT32:
-            found = self._in_float32.logits(calls)
+            chosen = _within_work(self._config, [x.sequence.layout.length for x in calls])
+            some = [calls[i] for i in chosen]
+            found = self._in_float32.logits(some)
             self._advance("decoder: the graph in float32")
-            measured.append(measure_logits(self._wide(), self._names, calls, truth, found))
+            names, true_values = [self._names[i] for i in chosen], [truth[i] for i in chosen]
+            measured.append(measure_logits(self._wide(), names, some, true_values, found))
             self._advance("decoder: draws of PyTorch in float32")
         return measured
 
