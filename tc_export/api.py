@@ -184,6 +184,8 @@ def check_parity(
 ) -> ParityResult:
     """Compare what a bundle's engine computes, tensor by tensor, with the checkpoint in PyTorch.
 
+    The files beside the engine are compared with what transformers makes of the checkpoint.
+
     Args:
         bundle: what is judged.
         checkpoint: where that is now; by default where it was at the build.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tc_export.errors import CheckpointError
+from tc_export.errors import CheckpointError, TcExportError
 from tc_export.model.positions import Clip
 from tc_export.parity.assets.comparison import (
     AssetComparison,
@@ -188,8 +188,7 @@ def _compare_prompts(bundle: Path, theirs: Any, template: str | None) -> AssetFi
     visual = {added[name] for name in placeholders}
     for question in QUESTIONS:
         for clips in CLIPS:
-            pieces = builder.build(question, [Clip(1, 1)] * clips).pieces
-            found = [x for piece in pieces for x in ([-1] if isinstance(piece, Clip) else piece)]
+            found = _our_ids(builder, question, clips)
             forms = _forms(template, theirs, question, clips, placeholders[0])
             expected = next((x for x in _in_ids(forms, theirs, visual) if x.count(-1) == clips), [])
             if found != expected:
@@ -197,6 +196,15 @@ def _compare_prompts(bundle: Path, theirs: Any, template: str | None) -> AssetFi
                 return AssetFindings([differs(PROMPTS, found, expected, note)])
     count = len(QUESTIONS) * len(CLIPS)
     return AssetFindings([agreed(PROMPTS, f"{count} prompts", "with one clip and two")])
+
+
+def _our_ids(builder: PromptBuilder, question: str, clips: int) -> list[int] | str:
+    """A prompt's token ids, with -1 in the place of a clip; or why there is none."""
+    try:
+        pieces = builder.build(question, [Clip(1, 1)] * clips).pieces
+    except TcExportError as error:
+        return str(error)
+    return [x for piece in pieces for x in ([-1] if isinstance(piece, Clip) else piece)]
 
 
 def _forms(

@@ -222,6 +222,17 @@ def test_a_first_token_put_twice_is_seen_in_the_prompts(
     assert failed.found.startswith("[1, 1, ")
 
 
+def test_a_template_that_has_room_for_one_clip_alone_is_a_difference(tmp_path: Path) -> None:
+    source = save_with_tokenizer(tmp_path / "checkpoint")
+    (source / "chat_template.jinja").write_text(LLAVA)
+    made, checkpoint = make_assets(source, tmp_path)
+    once = "<image>\n{{ messages[0]['content'][-1]['text'] }} ASSISTANT:"
+    (made / "chat_template.jinja").write_text(once)
+    failed = {x.name: x for x in compare(made, checkpoint).comparisons if not x.passed}
+    assert "chat template" in failed
+    assert failed["prompts"].note.startswith("ids of")
+
+
 def test_a_vocabulary_without_placeholders_is_noted(tmp_path: Path) -> None:
     tokenizer = sentencepiece_like()
     source = save_small(tmp_path / "checkpoint", text={"vocab_size": len(tokenizer)})

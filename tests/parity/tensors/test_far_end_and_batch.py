@@ -145,8 +145,14 @@ def test_one_sequence_taken_for_all_is_caught_in_the_batch(
     assert all("in a batch" in stage for stage in failed(result))
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("mask", [AttentionMask.FRAME_BLOCK_CAUSAL, AttentionMask.FRAME_BLOCK])
+@pytest.mark.parametrize(
+    ("precision", "mask"),
+    [
+        *(("float32", mask) for mask in AttentionMask),
+        ("float16", AttentionMask.FRAME_BLOCK_CAUSAL),
+        ("bfloat16", AttentionMask.FRAME_BLOCK),
+    ],
+)
 def test_right_graphs_pass_whole_and_in_parts(
     tmp_path: Path, precision: str, mask: AttentionMask
 ) -> None:
