@@ -54,6 +54,7 @@ def render(document: Document, failures: Sequence[str] = ()) -> str:
         reason=document["reason"],
         answers=[{**x, "margin": _number(x["margin"])} for x in document["answers"]],
         assets=document.get("assets", []),
+        noise=[_noise(x) for x in document.get("noise", [])],
         worst=list(_worst(document["tensors"])),
         provenance=list(_provenance(document)),
         repeat=document.get("repeat"),
@@ -82,6 +83,17 @@ def _stages(tensors: Sequence[Document]) -> Iterator[dict[str, Any]]:
             "share": spell_share(_share_of(worst)),
             "passed": all(x["passed"] for x in found),
         }
+
+
+def _noise(found: Document) -> dict[str, Any]:
+    return {
+        "stage": found["stage"],
+        "tokens": found["tokens"],
+        "ill": len(found["ill_conditioned"]),
+        "median": _number(found["median_ratio"]),
+        "limit": _number(found["median_factor"]),
+        "passed": found["passed"],
+    }
 
 
 def _worst(tensors: Sequence[Document]) -> Iterator[dict[str, str]]:
