@@ -180,13 +180,7 @@ def check_parity(
     measured, features = check.vision()
     answering, notes = _with_room(references.truth, scenarios, answer_bytes)
     logits, said, answered = check.decoder(features, answering)
-    measured += logits
-    tensors: list[TensorComparison] = []
-    noise: list[NoiseVerdict] = []
-    for of_graph in measured:
-        compared, verdicts = judge(of_graph, FALSE_ALARMS / len(measured))
-        tensors += compared
-        noise += verdicts
+    tensors, noise = _judge([*measured, *logits])
     names = [scenarios[i].name for i in answering]
     return ParityResult(
         engine=engine.name,
@@ -200,6 +194,15 @@ def check_parity(
         noise=tuple(noise),
         notes=tuple(notes),
     )
+
+
+def _judge(
+    measured: Sequence[Sequence[Measured]],
+) -> tuple[list[TensorComparison], list[NoiseVerdict]]:
+    """Judge each graph in each arithmetic; all share the run's rate of false alarms."""
+    judged = [judge(x, FALSE_ALARMS / len(measured)) for x in measured]
+    tensors = [x for compared, _ in judged for x in compared]
+    return tensors, [x for _, verdicts in judged for x in verdicts]
 
 
 def count_steps(in_float32: JudgedSide | None) -> int:
