@@ -320,7 +320,7 @@ def test_parts_follow_from_the_memory(config: ModelConfig) -> None:
         limits = build_memory.memory_limits(config, precisions, memory)
         assert [x for part in limits.parts for x in part.layers] == list(range(32))
         assert limits.peak_bytes <= memory
-    with pytest.raises(UnsupportedEnvironment, match=r"2\.6 GB of memory for one layer"):
+    with pytest.raises(UnsupportedEnvironment, match=r"3\.1 GB of memory for one layer"):
         build_memory.memory_limits(config, precisions, least - 1)
 
 

@@ -181,13 +181,7 @@ def check_parity(
     answering, notes = _with_room(references.truth, scenarios, answer_bytes)
     notes += check.notes()
     logits, said, answered = check.decoder(features, answering)
-    measured += logits
-    tensors: list[TensorComparison] = []
-    noise: list[NoiseVerdict] = []
-    for of_graph in measured:
-        compared, verdicts = judge(of_graph, FALSE_ALARMS / len(measured))
-        tensors += compared
-        noise += verdicts
+    tensors, noise = _judge([*measured, *logits])
     names = [scenarios[i].name for i in answering]
     return ParityResult(
         engine=engine.name,
@@ -215,6 +209,15 @@ def _within_work(config: ModelConfig, lengths: Sequence[int]) -> list[int]:
         if not chosen or work <= FLOAT32_WORK:
             chosen.append(index)
     return sorted(chosen)
+
+
+def _judge(
+    measured: Sequence[Sequence[Measured]],
+) -> tuple[list[TensorComparison], list[NoiseVerdict]]:
+    """Judge each graph in each arithmetic; all share the run's rate of false alarms."""
+    judged = [judge(x, FALSE_ALARMS / len(measured)) for x in measured]
+    tensors = [x for compared, _ in judged for x in compared]
+    return tensors, [x for _, verdicts in judged for x in verdicts]
 
 
 def count_steps(in_float32: JudgedSide | None) -> int:
