@@ -26,7 +26,12 @@ Floats = NDArray[np.float64]
 
 
 def token_errors(values: np.ndarray, truth: np.ndarray) -> Floats:
-    """Largest absolute error [S] of each token; infinite where a value is not a number."""
+    """Largest absolute error [S] of each token.
+
+    Infinite where a value is not a number, and everywhere where the shapes differ.
+    """
+    if values.shape != truth.shape:
+        return np.full(len(truth), np.inf)
     error = np.abs(values.astype(np.float64) - truth).reshape(len(truth), -1).max(axis=1)
     return np.where(np.isfinite(error), error, np.inf)
 
