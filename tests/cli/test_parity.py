@@ -11,6 +11,7 @@ import pytest
 
 from tc_export.bundle.layout import shard_path
 from tc_export.checkpoint.safetensors_file import read_header
+from tc_export.parity.layers import check_bundle
 from tests.bundled import copy_bundle, reseal
 from tests.cli.running import run
 
@@ -89,3 +90,15 @@ def test_by_layer_is_not_for_answers(bundle: Path, capsys: pytest.CaptureFixture
     code, _, err = run(capsys, "parity", bundle, "--by-layer", "--tasks")
     assert code == 2
     assert "two different comparisons" in err
+
+
+def test_an_engine_shows_no_layers_and_its_graphs_do(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a bundle of TensorRT, whose engine could not even be opened here."""
+    monkeypatch.setattr(check_bundle, "ONNX_RUNTIME", "another backend")
+    code, out, _ = run(capsys, "parity", bundle, "--by-layer", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert report["notes"] == [check_bundle.ENGINES_SHOW_NO_LAYERS]
+    assert "native library" not in report["judged"]

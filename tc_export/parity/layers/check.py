@@ -18,13 +18,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from tc_export.config import ModelConfig
 from tc_export.dtypes import DType, round_to
+from tc_export.engine.interface import Engine
 from tc_export.parity.layers.cells import Cells
 from tc_export.parity.layers.part import GraphOpener, PartOutput, run_head, run_layer
 from tc_export.parity.layers.result import HIDDEN_STATES, KEYS, VALUES
@@ -72,12 +72,6 @@ class Judges:
     def arithmetics(self) -> tuple[Arithmetic, ...]:
         """The graph's own first."""
         return (self.own,) if self.unrounded is None else (self.own, self.unrounded)
-
-
-class Found(Protocol):
-    """What compares two sides of a layer: `LayerOutput`, or `PartOutput`."""
-
-    hidden: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,9 +162,9 @@ class Sweep:
         gc.collect()  # before the next layer's weights are read
         return engine
 
-    def _run(self, engine: object, hidden: Sequence[np.ndarray]) -> list[PartOutput]:
+    def _run(self, engine: Engine, hidden: Sequence[np.ndarray]) -> list[PartOutput]:
         return [
-            run_layer(engine, self._config, sequence, x)  # type: ignore[arg-type]
+            run_layer(engine, self._config, sequence, x)
             for sequence, x in zip(self._sequences, hidden, strict=True)
         ]
 

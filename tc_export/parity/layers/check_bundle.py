@@ -66,8 +66,7 @@ def check_bundle_by_layer(
     """Compare the graphs of a published bundle with PyTorch, layer by layer.
 
     Args:
-        bundle: what is judged. Of an engine of TensorRT, which shows no layers, the graphs that it
-            was built from are.
+        bundle: what is judged; for an engine of TensorRT, the graphs that it was built from.
         checkpoint: where that is now; by default where it was at the build.
         graphs: judge the graphs without our native library, as for an engine of another device.
         native: see `load_engines`.
@@ -103,17 +102,35 @@ def check_by_layer(
     notes: tuple[str, ...] = (),
 ) -> ByLayerResult:
     """Compare graphs with PyTorch, layer by layer; see `check_bundle_by_layer`."""
+    vision_judges, judges = judges_of(judged, VISION), judges_of(judged, DECODER)
+    evidence = _gather(judged, vision_judges, judges, advance)
+    return ByLayerResult(
+        judged=_title(judged),
+        truth=judges.truth.name,
+        precision=str(judged.precisions),
+        layers=tuple(range(len(evidence.layers))),
+        places=tuple(evidence.places),
+        isolated=tuple(evidence.isolated),
+        accumulated=tuple(evidence.accumulated),
+        vision=tuple(evidence.vision),
+        head=tuple(evidence.head),
+        culprit=find_culprit(vision_judges, judges, evidence),
+        notes=notes,
+    )
+
+
+def _gather(judged: Judged, vision_judges: Judges, judges: Judges, advance: Advance) -> Evidence:
+    """Measure the vision graph, every layer, and the head."""
     config, profile = judged.checkpoint.config.model, judged.profile
     sequences = layer_sequences(config, profile.max_frames, profile.max_length)
     places = places_of(sequences)
-    vision_judges, judges = judges_of(judged, VISION), judges_of(judged, DECODER)
     advance("vision", 0, config.text.num_hidden_layers)
     vision = judge_vision(vision_judges, sequences, places)
     layers, head = cut_layers(judged.folder / graph_path(DECODER), config)
     swept = Sweep(judges, layers, sequences, places, advance).run(
         embedded(judges, sequences, vision.features)
     )
-    evidence = Evidence(
+    return Evidence(
         isolated=_measured(swept.isolated.values()),
         accumulated=swept.accumulated.measured(),
         vision=_measured(vision.cells),
@@ -125,19 +142,6 @@ def check_by_layer(
         suspect=swept.suspect,
         inputs=swept.inputs,
         last_inputs=swept.last,
-    )
-    return ByLayerResult(
-        judged=_title(judged),
-        truth=judges.truth.name,
-        precision=str(judged.precisions),
-        layers=tuple(range(len(layers))),
-        places=places,
-        isolated=tuple(evidence.isolated),
-        accumulated=tuple(evidence.accumulated),
-        vision=tuple(evidence.vision),
-        head=tuple(evidence.head),
-        culprit=find_culprit(vision_judges, judges, evidence),
-        notes=notes,
     )
 
 

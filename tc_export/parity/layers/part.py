@@ -20,8 +20,6 @@ from tc_export.contracts.graph_io import (
     LOGITS,
     LOGITS_INDICES,
     is_hidden,
-    is_past,
-    is_present,
 )
 from tc_export.engine.interface import Engine
 from tc_export.engine.kv_cache import KvCache
@@ -129,11 +127,6 @@ def add_outputs(part: ir.Model, values: Sequence[ir.Value]) -> None:
         if value.name not in known:
             known.add(value.name)
             part.graph.outputs.append(value)
-
-
-def is_intermediate(name: str) -> bool:
-    """True for an output that is handed out for looking at it."""
-    return not (is_hidden(name) or is_present(name) or is_past(name))
 
 
 def _rows(cache: KvCache) -> dict[str, np.ndarray]:

@@ -17,7 +17,8 @@ FACTOR = 8.0
 """What is compared is the worst of hundreds of numbers at each of thousands of tokens, against two
 draws. With a factor of 4 a good graph of real weights (SmolLM2-135M in float32, 30 layers, two
 sequences of 400 tokens or less) used 89 % of its tolerance at its worst token, and the smallest
-fault that is planted in float32 (GELU by tanh) was 22 times its tolerance."""
+fault that is planted in the demo model (GELU by tanh) was 22 times its tolerance. With this factor
+the smallest in SmolLM2-135M, a norm's epsilon of 1e-3 in layer 15, is 3.7 times its tolerance."""
 
 FLOOR_UNITS = 8.0
 """In epsilons of the format times the token's largest true value; PyTorch may be exact by luck."""
@@ -26,7 +27,12 @@ Floats = NDArray[np.float64]
 
 
 def token_errors(values: np.ndarray, truth: np.ndarray) -> Floats:
-    """Largest absolute error [S] of each token; infinite where a value is not a number."""
+    """Largest absolute error [S] of each token.
+
+    Infinite where a value is not a number, and everywhere where the shapes differ.
+    """
+    if values.shape != truth.shape:
+        return np.full(len(truth), np.inf)
     error = np.abs(values.astype(np.float64) - truth).reshape(len(truth), -1).max(axis=1)
     return np.where(np.isfinite(error), error, np.inf)
 

@@ -51,6 +51,11 @@ def test_what_is_no_number_is_infinitely_wrong(wrong: float) -> None:
     assert measured.shares[1][0] == math.inf
 
 
+def test_another_shape_is_infinitely_wrong() -> None:
+    (measured,) = cells_of(np.ones((4, 3))).measured()
+    assert measured.shares[1][:2] == (math.inf, math.inf)
+
+
 def test_the_worse_of_two_views_counts() -> None:
     truth = np.ones((1, 2))
     cells = Cells(1, ["decode"], "float32")
