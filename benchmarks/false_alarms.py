@@ -179,6 +179,8 @@ def random_tower(document: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
 class Graphs:
     """A vision graph and a decoder graph of two folders."""
 
+    takes_batches = GraphsInTurn.takes_batches
+
     def __init__(self, vision: GraphsInTurn, decoder: GraphsInTurn) -> None:
         self.name = decoder.name
         self.pixel_type, self.embeds_type = vision.pixel_type, decoder.embeds_type

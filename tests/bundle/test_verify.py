@@ -27,7 +27,7 @@ def seal(values: dict[str, Any]) -> str:
     body = {k: v for k, v in values.items() if k not in ("format", "format_version", "seal")}
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(canonical.encode()).hexdigest()
-    header = {"format": "tc-export bundle", "format_version": 4, "seal": digest}
+    header = {"format": "tc-export bundle", "format_version": 5, "seal": digest}
     return json.dumps({**header, **body})
 
 
@@ -164,11 +164,11 @@ def test_a_hostile_path_is_the_only_reason(bundle: Path) -> None:
     assert [problem.path for problem in verify(bundle)] == ["none", "report.json"]
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3, "4", None, True, 4.0, [4]])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, "5", None, True, 5.0, [5]])
 def test_a_bundle_of_another_version_is_refused(bundle: Path, version: object) -> None:
     values = _values(bundle) | {"format_version": version}
     (bundle / "manifest.json").write_text(json.dumps(values))
-    with pytest.raises(BundleError, match="writes version 4") as caught:
+    with pytest.raises(BundleError, match="writes version 5") as caught:
         read_manifest(bundle)
     assert f"version {version!r}" in str(caught.value)
     assert "build it again" in str(caught.value.hint)
@@ -287,9 +287,9 @@ def _only_bundle_errors(bundle: Path) -> None:
 @_quick
 @given(data=st.binary() | _json.map(lambda value: json.dumps(value).encode()))
 @example(data=b"[" * 100_000)
-@example(data=b'{"format": "tc-export bundle", "format_version": 4, "x": ' + b"9" * 5000 + b"}")
-@example(data=b'{"format": "tc-export bundle", "format_version": 4, "x": NaN}')
-@example(data=b'{"format": "tc-export bundle", "format_version": 4, "x": "\\ud800"}')
+@example(data=b'{"format": "tc-export bundle", "format_version": 5, "x": ' + b"9" * 5000 + b"}")
+@example(data=b'{"format": "tc-export bundle", "format_version": 5, "x": NaN}')
+@example(data=b'{"format": "tc-export bundle", "format_version": 5, "x": "\\ud800"}')
 @example(data=b'{"format": "tc-export bundle", "format_version": ' + b"9" * 5000 + b"}")
 @example(data=b'{"format": ' + b"9" * 5000 + b"}")
 def test_random_manifests_are_refused(tmp_path: Path, data: bytes) -> None:

@@ -140,6 +140,7 @@ def test_a_build_that_is_told_nothing_but_the_target(tmp_path: Path) -> None:
         "build.parity": ("False", "tc-export.toml"),
         "build.weights": ("auto", "default"),
         "build.memory": ("-", "default (two thirds of what is free)"),
+        "build.parts": ("auto", "default"),
         "build.jobs": ("1", "default"),
     }
 

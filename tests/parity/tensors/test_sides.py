@@ -122,7 +122,7 @@ def test_pytorch_itself_makes_just_pytorchs_error(precisions: Precisions) -> Non
         precision = precisions.vision if x.stage.endswith("vision") else precisions.decoder
         # Of the size of a few roundings of the graph's own format, not of the other's.
         epsilon = DType(precision).epsilon
-        assert 0.001 * epsilon < x.pytorch_error < 100 * epsilon
+        assert 0.001 * epsilon < x.pytorch_error < 200 * epsilon
         assert epsilon / 2 * abs(x.true_value) < x.tolerance < 1000 * epsilon
 
 
