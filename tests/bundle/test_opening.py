@@ -295,7 +295,7 @@ class TestLargeFiles:
         del hashed[:]
         open_bundle(linked)
         assert "model.safetensors" not in hashed
-        assert {"config.json", "report.json"} <= set(hashed)
+        assert {"config.json", "graph_io.json"} <= set(hashed)
 
     def test_verify_reads_them_again_and_remembers_them(
         self, linked: Path, memory: Path, hashed: list[str]
@@ -344,7 +344,7 @@ class TestLargeFiles:
 
     def test_what_was_read_of_small_files_is_not_believed(self, linked: Path, memory: Path) -> None:
         open_bundle(linked)
-        small = linked / "parity" / "report.json"
+        small = linked / "graph_io.json"
         assert small.stat().st_size < LARGE
         status = small.stat()
         small.write_bytes(small.read_bytes().replace(b"true", b"TRUE", 1))
