@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tc_export.config import ModelConfig
+from tc_export.contracts.graph_io import LOGITS_A_CALL
 from tc_export.contracts.parts import Part, even_parts
 from tc_export.dtypes import DType
 from tc_export.errors import UnsupportedEnvironment
@@ -85,7 +86,8 @@ def memory_limits(
             hint="give it more with --memory, close other programs, or use --no-parity",
         )
     layers = config.text.num_hidden_layers
-    room = min(limit - BASE_BYTES, PART_BYTES)
+    logits = _logits_bytes(config, max_length)
+    room = min(limit - BASE_BYTES - logits, PART_BYTES)
     parts = next(
         (
             count
@@ -95,7 +97,7 @@ def memory_limits(
         layers,
     )
     truth = truth_bytes(config) + _long_layer_bytes(config, max_length)
-    answer_bytes = max(0, min(ANSWER_BYTES, limit - truth))
+    answer_bytes = max(0, min(ANSWER_BYTES, limit - truth - logits))
     caches = min(answer_bytes, _caches_bytes(config))
     engine = BASE_BYTES + _compared_bytes(
         config, precisions.decoder, -(-layers // parts), max_length
@@ -103,7 +105,10 @@ def memory_limits(
     return MemoryLimits(
         parts=even_parts(layers, parts),
         answer_bytes=answer_bytes,
-        peak_bytes=max(engine, BASE_BYTES + _vision_bytes(config, precisions), truth + caches),
+        peak_bytes=max(
+            BASE_BYTES + _vision_bytes(config, precisions),
+            min(limit, logits + max(engine, truth + caches)),
+        ),
     )
 
 
@@ -125,6 +130,16 @@ def least_bytes(config: ModelConfig, precisions: Precisions, max_length: int = 0
         _compared_bytes(config, precisions.decoder, 1, max_length),
         _vision_bytes(config, precisions),
     )
+
+
+def _logits_bytes(config: ModelConfig, max_length: int) -> int:
+    """Logits of all tokens that are compared: the truth's in float64, the engine's in float32.
+
+    The longest sequence is prefilled frame by frame; the others take three calls together.
+    """
+    calls = max_length // config.tokens_per_frame + 3
+    rows = min(2 * max_length, calls * LOGITS_A_CALL)
+    return rows * config.text.vocab_size * (DType.FLOAT64.bits + DType.FLOAT32.bits) // 8
 
 
 def _caches_bytes(config: ModelConfig) -> int:
