@@ -101,8 +101,8 @@ def _worst(tensors: Sequence[Document]) -> Iterator[dict[str, str]]:
         yield {
             "where": f"{x['stage']}, call {x['step']}",
             "number": f"{x['tensor']}[{', '.join(map(str, x['worst_index']))}]",
-            "is": _number(x["engine_value"]),
-            "should_be": _number(x["true_value"]),
+            "is": _number(x["engine_value"], digits=7),
+            "should_be": _number(x["true_value"], digits=7),
             "error": _number(x["engine_error"]),
             "tolerance": _number(x["tolerance"]),
             "share": spell_share(_share_of(x)),
@@ -135,5 +135,5 @@ def _as_float(value: float | str | None) -> float | None:
     return inf if number != number else number
 
 
-def _number(value: float | str) -> str:
-    return f"{float(value):.3g}"
+def _number(value: float | str, digits: int = 3) -> str:
+    return f"{float(value):.{digits}g}"
