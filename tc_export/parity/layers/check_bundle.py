@@ -153,6 +153,7 @@ def judges_of(judged: Judged, graph: str) -> Judges:
     def arithmetic(results: DType, *, unrounded: bool) -> Arithmetic:
         opener = GraphOpener(
             path=path,
+            dtype=dtype,
             unrounded=unrounded,
             native_library=judged.native_library,
             threads=judged.threads,

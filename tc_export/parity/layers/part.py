@@ -21,11 +21,11 @@ from tc_export.contracts.graph_io import (
     LOGITS_INDICES,
     is_hidden,
 )
+from tc_export.dtypes import DType
 from tc_export.engine.interface import Engine
 from tc_export.engine.kv_cache import KvCache
 from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.graph.passes.float32_arithmetic import compute_in_float32
-from tc_export.graph.passes.unrounded_arithmetic import compute_unrounded
 from tc_export.parity.layers.sequences import LayerSequence
 
 
@@ -35,12 +35,14 @@ class GraphOpener:
 
     Attributes:
         path: of the whole graph; weights lie beside it.
+        dtype: the graph's format.
         unrounded: compute 16-bit graphs in float32 without rounding.
         native_library: serves the custom ops; None leaves them to their functions.
         threads: of the CPU; None is one for each core.
     """
 
     path: Path
+    dtype: DType
     unrounded: bool = False
     native_library: Path | None = None
     threads: int | None = None
@@ -54,7 +56,11 @@ class GraphOpener:
         proto = (
             onnx.load(self.path, load_external_data=False) if part is None else ir.to_proto(part)
         )
-        inlined = compute_unrounded(proto) if self.unrounded else bool(compute_in_float32(proto))
+        inlined = (
+            compute_in_float32(proto, self.dtype, rounded=False)
+            if self.unrounded
+            else compute_in_float32(proto)
+        )
         return OrtEngine(
             self.path,
             rewritten=proto.SerializeToString(),

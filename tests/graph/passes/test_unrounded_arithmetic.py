@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 
 from tc_export.dtypes import DType, round_to
-from tc_export.graph.passes.unrounded_arithmetic import compute_unrounded
+from tc_export.graph.passes.float32_arithmetic import compute_in_float32
 
 WEIGHT = np.array([3.001, 2**-8], np.float32)
 GRAPH = """
@@ -35,7 +35,7 @@ def test_nothing_is_rounded_but_the_weight(dtype: DType) -> None:
     model.graph.input.pop()
     stored = onnx.numpy_helper.from_array(WEIGHT.astype(dtype.numpy), "w")
     model.graph.initializer.append(stored)
-    assert compute_unrounded(model)
+    assert compute_in_float32(model, dtype, rounded=False)
     onnx.checker.check_model(model, full_check=True)
     x = np.array([1.0001, 1.0], np.float32)
     (y,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})
@@ -48,5 +48,5 @@ def test_another_graph_is_left_alone() -> None:
         '<ir_version: 10, opset_import: ["": 23]> g (float[2] x) => (float[2] y) { y = Neg(x) }'
     )
     before = model.SerializeToString()
-    assert not compute_unrounded(model)
+    assert not compute_in_float32(model, DType.FLOAT16, rounded=False)
     assert model.SerializeToString() == before
