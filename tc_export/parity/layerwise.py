@@ -13,7 +13,7 @@ K key/value heads, D head size.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -39,9 +39,6 @@ Advance = Callable[[int, int], None]
 
 Watch = Callable[[str, nn.Module], None]
 """Gets a part of the model and its name before it is run."""
-
-Prompt = tuple[np.ndarray, Sequence[Segment]]
-"""Embeddings [S, E], and the segments that they are of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,28 +250,50 @@ class LayerwiseModel:
             yield self._head(xs, draw)
 
     @torch.inference_mode()
-    def greedy(self, prompts: Sequence[Prompt], tokens: int) -> list[GreedyAnswer]:
-        """Free-running greedy answers of `tokens` tokens each.
+    def logits_and_answers(
+        self,
+        sequences: Sequence[TokenSequence],
+        prompts: Mapping[int, Sequence[Segment]],
+        tokens: int,
+    ) -> tuple[list[np.ndarray], list[GreedyAnswer]]:
+        """What `logits` gives, and free-running greedy answers of `tokens` tokens each.
 
-        Every token takes a pass over all weights, in which all prompts take part. Their caches are
-        kept meanwhile: see `cache_bytes`.
+        `prompts` says which sequences are answered, and what their first tokens are: an answer
+        comes after these, whatever else follows them in its sequence. The first pass over all
+        weights serves both; then each token takes another, in which all answers take part. Their
+        caches are kept meanwhile: see `cache_bytes`.
         """
-        running, cursors = [], []
-        for embeds, segments in prompts:
-            layout, cursor = lay_out(segments, self.config.temporal)
-            running.append(self._start(embeds, layout, layout.length + tokens - 1, keep=True))
-            cursors.append(cursor)
-        answers = [GreedyAnswer() for _ in prompts]
-        while running:
-            self._through_layers(running)
-            for answer, logits in zip(
-                answers, self._head([x.x[0, -1:] for x in running]), strict=True
+        laid_out = {index: lay_out(of, self.config.temporal) for index, of in prompts.items()}
+        running = []
+        for index, sequence in enumerate(sequences):
+            answer_ends = laid_out[index][0].length + tokens - 1 if index in prompts else 0
+            rows = max(sequence.rows, answer_ends)
+            x = self._start(sequence.embeds, sequence.layout, rows, keep=index in prompts)
+            x.before = sequence.past
+            running.append(x)
+        self._through_layers(running)
+        wanted = [torch.from_numpy(sequence.logits_indices) for sequence in sequences]
+        logits = self._head([x.x[0, at] for x, at in zip(running, wanted, strict=True)])
+        answering = [running[index] for index in prompts]
+        for x, (layout, _) in zip(answering, laid_out.values(), strict=True):
+            x.x = x.x[:, layout.length - 1 : layout.length]
+        del running
+        return logits, self._greedy(answering, [cursor for _, cursor in laid_out.values()], tokens)
+
+    def _greedy(
+        self, answering: Sequence[_Running], cursors: list[Cursor], tokens: int
+    ) -> list[GreedyAnswer]:
+        """Answers of so many tokens; the hidden states are those that the first one comes from."""
+        answers = [GreedyAnswer() for _ in answering]
+        for count in range(tokens if answers else 0):
+            if count:
+                self._through_layers(answering)
+            found = self._head([x.x[0] for x in answering])
+            for index, (x, answer, logits) in enumerate(
+                zip(answering, answers, found, strict=True)
             ):
                 answer.logits.append(logits[0])
                 answer.tokens.append(int(logits[0].argmax()))
-            if len(answers[0].tokens) == tokens:
-                break
-            for index, (x, answer) in enumerate(zip(running, answers, strict=True)):
                 x.x = self._tensor(self.embed(np.array(answer.tokens[-1:])))[None]
                 x.layout, cursors[index] = self._next_token(cursors[index])
         return answers
@@ -288,7 +307,7 @@ class LayerwiseModel:
         return [(_array(key[0]), _array(value[0])) for key, value in running.kept or ()]
 
     def cache_bytes(self, rows: int) -> int:
-        """What `greedy` keeps in memory for a sequence of so many rows."""
+        """What `logits_and_answers` keeps in memory for a sequence of so many rows."""
         text = self.config.text
         a_row = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
         return rows * a_row * self._dtype.itemsize

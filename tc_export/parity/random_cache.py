@@ -14,7 +14,7 @@ Axes: K key/value heads, R rows, D head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -49,9 +49,22 @@ class RandomCache:
     dtype: DType
     rows: int
     seed: int = 0
+    _last: dict[str, tuple[int, np.ndarray]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def draw(self, layer: int, part: str) -> np.ndarray:
-        """The `key` or `value` rows [K, rows, D] of a layer, in float32."""
+        """The `key` or `value` rows [K, rows, D] of a layer, in float32.
+
+        Those of the last layer asked for are kept: several draws of a format's noise start there.
+        """
+        last, values = self._last.get(part, (None, None))
+        if values is None or last != layer:
+            values = self._draw(layer, part)
+            self._last[part] = (layer, values)
+        return values
+
+    def _draw(self, layer: int, part: str) -> np.ndarray:
         kind = CACHE_PARTS.index(part)
         first_KRD = self.computed[layer][kind][:, : self.rows].astype(np.float32)
         further = self.rows - first_KRD.shape[1]

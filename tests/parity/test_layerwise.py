@@ -93,20 +93,34 @@ def test_features_are_those_of_the_whole_model(exported: Exported) -> None:
 
 
 def test_greedy_answers_are_those_of_a_session(exported: Exported) -> None:
-    """Prompts of different lengths in one pass, each token fed back."""
+    """Prompts of different lengths in one pass, with other tokens after them; each is fed back."""
     m = exported.config.tokens_per_frame
-    prompts: list[tuple[np.ndarray, list[Segment]]] = []
-    for segments in ([Text(2), Clip(3, m), Text(3)], [Clip(1, m), Text(6)]):
-        length = sum(segment.length for segment in segments)
-        embeds = np.random.default_rng(length).standard_normal(
-            (length, exported.config.text.hidden_size)
+    asked: list[TokenSequence] = []
+    prompts: dict[int, list[Segment]] = {}
+    drafts: list[tuple[list[Segment], int]] = [
+        ([Text(2), Clip(3, m), Text(3)], 9),  # more than the answer has
+        ([Text(4)], 0),
+        ([Clip(1, m), Text(6)], 2),
+    ]
+    for segments, forced in drafts:
+        layout, _ = lay_out([*segments, Text(forced)], exported.config.temporal)
+        embeds = np.random.default_rng(layout.length).standard_normal(
+            (layout.length, exported.config.text.hidden_size)
         )
-        prompts.append((embeds, segments))
+        wanted = np.arange(layout.length)
+        if len(segments) > 1:
+            prompts[len(asked)] = segments
+        asked.append(TokenSequence(embeds=embeds, layout=layout, logits_indices=wanted))
     model = LayerwiseModel(exported.checkpoint, DType.FLOAT64)
     engine = TorchDecoderEngine(exported.checkpoint.load_model(torch.float64))
-    for (embeds, segments), answer in zip(prompts, model.greedy(prompts, 6), strict=True):
-        session = DecoderSession(engine, exported.config, len(embeds) + 6)
-        logits = session.prefill(embeds, segments)
+    logits_of, answers = model.logits_and_answers(asked, prompts, 6)
+    for found, expected in zip(logits_of, model.logits(asked), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    for (index, segments), answer in zip(prompts.items(), answers, strict=True):
+        length = sum(segment.length for segment in segments)
+        session = DecoderSession(engine, exported.config, length + 6)
+        logits = session.prefill(asked[index].embeds[:length], segments)
+        assert len(answer.tokens) == 6
         for token, found in zip(answer.tokens, answer.logits, strict=True):
             np.testing.assert_allclose(found, logits, rtol=0, atol=1e-12 * abs(logits).max())
             assert token == int(logits.argmax())

@@ -197,17 +197,19 @@ def check_parity(
     )
 
 
-def _within_work(config: ModelConfig, lengths: Sequence[int]) -> list[int]:
-    """The scenarios that a 16-bit graph is run with in float32: the shortest, at least one.
+def _within_work(config: ModelConfig, scenarios: Sequence[Scenario]) -> list[int]:
+    """The scenarios that a 16-bit graph is run with in float32: the shortest, one with a frame.
 
     A fault of the graph shows in any; the longest would take a large model a quarter of an hour.
     """
     chosen: list[int] = []
-    work = 0
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        work += lengths[index] * decoder_count(config).matrices
-        if not chosen or work <= FLOAT32_WORK:
+    work, has_frame = 0, False
+    for index in sorted(range(len(scenarios)), key=lambda i: scenarios[i].length):
+        tokens = scenarios[index].length + DECODE_STEPS
+        work += tokens * decoder_count(config).matrices
+        if not has_frame or work <= FLOAT32_WORK:
             chosen.append(index)
+            has_frame |= len(scenarios[index].pixel_values) > 0
     return sorted(chosen)
 
 
@@ -222,7 +224,7 @@ def _judge(
 
 def count_steps(in_float32: JudgedSide | None) -> int:
     """Steps that `check_parity` reports."""
-    return 7 if in_float32 is None else 9
+    return 6 if in_float32 is None else 8
 
 
 def _tolerance_of_answers(scenario: str, tensors: Sequence[TensorComparison]) -> float:
@@ -280,16 +282,16 @@ class _Check:
         self._config: ModelConfig = references.truth.config
         self._seeing = [x for x in scenarios if len(x.pixel_values)]
         self._batched = batched(scenarios) if engine.takes_batches else ()
+        self._of_float32 = _within_work(self._config, scenarios)
 
     def notes(self) -> list[str]:
         """What was not run."""
         return [*self._batch_note(), *self._float32_note()]
 
     def _float32_note(self) -> list[str]:
-        if self._in_float32 is None or self._precisions.decoder is Precision.FLOAT32:
+        if self._in_float32 is None or self._precisions == Precisions.both(Precision.FLOAT32):
             return []
-        lengths = [x.length for x in self._scenarios]
-        left = {*range(len(lengths))} - {*_within_work(self._config, lengths)}
+        left = {*range(len(self._scenarios))} - {*self._of_float32}
         names = ", ".join(self._scenarios[i].name for i in sorted(left))
         return [f"not run in float32, since the model is large: {names}"] if left else []
 
@@ -312,13 +314,15 @@ class _Check:
         self._advance("vision: PyTorch in float64")
         engine = self._engine.features(fed)
         self._advance("vision: the engine")
-        judged = [(self._own(precision, self._references.baseline.vision), engine)]
+        names = [x.name for x in self._seeing]
+        own = self._own(precision, self._references.baseline.vision)
+        measured = [measure_features(own, names, clips, truth, engine)]
         if self._in_float32 is not None and precision is not Precision.FLOAT32:
-            judged.append((self._wide(), self._in_float32.features(clips)))
-        measured = [
-            measure_features(arithmetic, [x.name for x in self._seeing], clips, truth, found)
-            for arithmetic, found in judged
-        ]
+            some = [i for i, x in enumerate(self._seeing) if x.name in self._names_of_float32]
+            pixels, true_values = ([of[i] for i in some] for of in (clips, truth))
+            found = self._in_float32.features(pixels)
+            names = [self._seeing[i].name for i in some]
+            measured.append(measure_features(self._wide(), names, pixels, true_values, found))
         self._advance("vision: draws of PyTorch")
         return measured, _Features(self._for_all(truth), self._for_all(engine))
 
@@ -338,12 +342,13 @@ class _Check:
         calls = CallMaker(self._truth, self._precisions.decoder.dtype, self._engine.embeds_type)
         prompts = [calls.prompt(x, y) for x, y in zip(self._scenarios, features.truth, strict=True)]
         judged = [calls.judged(x, y) for x, y in zip(self._scenarios, prompts, strict=True)]
-        truth = TorchSide(vision=self._truth, decoder=self._truth).logits(judged)
-        self._advance("decoder: PyTorch in float64")
-        said = self._truth.greedy(
-            [(prompts[i], self._scenarios[i].segments) for i in answering], DECODE_STEPS + 1
+        whole, said = self._truth.logits_and_answers(
+            [x.sequence for x in judged],
+            {i: self._scenarios[i].segments for i in answering},
+            DECODE_STEPS + 1,
         )
-        self._advance("greedy answers: PyTorch in float64")
+        truth = [x.by_call(logits) for x, logits in zip(judged, whole, strict=True)]
+        self._advance("decoder and greedy answers: PyTorch in float64")
         asked = [
             calls.answering(self._scenarios[i], features.engine[i], answer)
             for i, answer in zip(answering, said, strict=True)
@@ -379,11 +384,11 @@ class _Check:
         measured = [measure_logits(own, self._names, calls, truth, engine, batch)]
         self._advance("decoder: draws of PyTorch")
         if self._in_float32 is not None and precision is not Precision.FLOAT32:
-            chosen = _within_work(self._config, [x.sequence.layout.length for x in calls])
+            chosen = self._of_float32
             some = [calls[i] for i in chosen]
             found = self._in_float32.logits(some)
             self._advance("decoder: the graph in float32")
-            names, true_values = [self._names[i] for i in chosen], [truth[i] for i in chosen]
+            names, true_values = self._names_of_float32, [truth[i] for i in chosen]
             measured.append(measure_logits(self._wide(), names, some, true_values, found))
             self._advance("decoder: draws of PyTorch in float32")
         return measured
@@ -391,6 +396,10 @@ class _Check:
     @property
     def _names(self) -> list[str]:
         return [x.name for x in self._scenarios]
+
+    @property
+    def _names_of_float32(self) -> list[str]:
+        return [self._names[i] for i in self._of_float32]
 
     def _own(self, precision: Precision, baseline: LayerwiseModel) -> Arithmetic:
         """The format of a graph."""

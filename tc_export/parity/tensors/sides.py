@@ -57,6 +57,10 @@ class Calls(EngineCalls):
         """How many logits each call gives."""
         return [feed[LOGITS_INDICES].shape[1] for feed in self.feeds]
 
+    def by_call(self, logits: np.ndarray) -> list[np.ndarray]:
+        """Logits [L, V] of the whole sequence, cut into those of each call."""
+        return np.split(logits, np.cumsum(self.logits_a_call)[:-1])
+
 
 class Side(Protocol):
     """An implementation of the model."""
@@ -106,10 +110,7 @@ class TorchSide:
     def logits(self, calls: Sequence[Calls]) -> list[list[np.ndarray]]:
         """See `Side.logits`."""
         whole = self.decoder.logits([x.sequence for x in calls])
-        return [
-            np.split(logits, np.cumsum(x.logits_a_call)[:-1])
-            for logits, x in zip(whole, calls, strict=True)
-        ]
+        return [x.by_call(logits) for logits, x in zip(whole, calls, strict=True)]
 
 
 class OpenSide:
