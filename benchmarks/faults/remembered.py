@@ -11,8 +11,19 @@ import numpy as np
 import torch
 
 from tc_export.parity.layerwise import LayerwiseModel, TokenSequence
+from tc_export.parity.noise import Draw
+from tc_export.parity.random_cache import RandomCache
 
-ASKED = ("features", "layer", "hidden", "logits", "head", "greedy")
+ASKED = (
+    "features",
+    "feature_draws",
+    "hidden_draws",
+    "layer",
+    "head",
+    "caches",
+    "logits_and_answers",
+)
+ASKED_IN_TURN = ("logit_draws",)
 _NO_STATE = ("checkpoint", "config", "_advance", "_empty")
 
 
@@ -21,6 +32,13 @@ def remember_pytorch() -> None:
     known: dict[object, Any] = {}
     for name in ASKED:
         setattr(LayerwiseModel, name, _remembering(name, getattr(LayerwiseModel, name), known))
+    for name in ASKED_IN_TURN:
+        ask = getattr(LayerwiseModel, name)
+        setattr(LayerwiseModel, name, _remembering(name, _listing(ask), known))
+
+
+def _listing(ask: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *given, **more: list(ask(*given, **more))
 
 
 def _remembering(
@@ -54,13 +72,17 @@ def _feed(digest: Any, value: Any) -> None:
         _feed(digest, value.float().numpy())
     elif isinstance(value, dict):
         for key in sorted(value):
-            digest.update(key.encode())
+            digest.update(str(key).encode())
             _feed(digest, value[key])
     elif isinstance(value, list | tuple):
         digest.update(str(len(value)).encode())
         for part in value:
             _feed(digest, part)
     elif isinstance(value, TokenSequence):
-        _feed(digest, [value.embeds, vars(value.layout), value.logits_indices])
+        _feed(digest, [value.embeds, vars(value.layout), value.logits_indices, value.past])
+    elif isinstance(value, RandomCache):
+        _feed(digest, [value.computed, str(value.dtype), value.rows, value.seed])
+    elif isinstance(value, Draw):
+        digest.update(f"draw {value.number}".encode())
     else:
         digest.update(repr(value).encode())
