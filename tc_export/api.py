@@ -60,6 +60,7 @@ def build(
     output: StrPath,
     target: str = "cpu",
     precision: str | None = None,
+    quantize: str | None = None,
     release: str | None = None,
     max_frames: int = 16,
     max_length: int | None = None,
@@ -78,6 +79,8 @@ def build(
         output: the bundle's folder; those above it have to be there.
         target: a device, by name or by a target's file.
         precision: a number format, or one for each engine: `vision=fp16,decoder=bf16`.
+        quantize: a recipe, by name or by a recipe's file: the checkpoint is quantised by it first,
+            into a folder beside `output`.
         release: the device's software; None is the newest that the target lists.
         max_frames: most frames of a question.
         max_length: most tokens of a question, its frames and its answer; None is as the frames
@@ -110,6 +113,7 @@ def build(
         output=Path(output),
         target=target,
         precision=precision,
+        quantize=quantize,
         release=release,
         max_frames=max_frames,
         max_length=max_length,

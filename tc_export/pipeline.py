@@ -22,6 +22,7 @@ from tc_export.contracts.graph_io import GRAPHS
 from tc_export.errors import UsageError
 from tc_export.plan.build_memory import memory_limits
 from tc_export.plan.parts import choose_parts
+from tc_export.recipes import Recipe, check_target, load_recipe, recipe_of
 from tc_export.runner import Reporter, Stage, run_stages
 from tc_export.stages import (
     answering,
@@ -81,6 +82,9 @@ def list_stages(inputs: BuildInputs, *, check_parity: bool) -> list[Stage]:
 class BuildRequest:
     """What the user asks for. `max_length` is in tokens; None takes a default.
 
+    `quantize` is a recipe, by name or path: the checkpoint is quantised by it first, into a folder
+    beside the bundle, `quantized_place`.
+
     `parts` are the engines that the decoder is built as; None takes as few as memory allows.
 
     `settings` are the model's, as far as the user chose them and the checkpoint leaves them open.
@@ -98,6 +102,7 @@ class BuildRequest:
     jobs: int = 1
     memory_bytes: int | None = None
     parts: int | None = None
+    quantize: str | None = None
     weights: Placement = Placement.AUTO
 
 
@@ -119,7 +124,7 @@ def build(
         CheckFailed: the engine does not compute what PyTorch computes; nothing is published.
     """
     target, precisions, release, profile, parts = _checked(request)
-    checkpoint = open_checkpoint(request.checkpoint, request.settings)
+    checkpoint = open_checkpoint(_quantized(request, reporter), request.settings)
     check_mask(checkpoint.config.model, target)
     on_opened(checkpoint, profile)
     with open_staging(request.output, request.weights) as staging:
@@ -144,6 +149,24 @@ def build(
         stages = list_stages(inputs, check_parity=request.check_parity)
         finished = device_build.finished_bundle(staging, stages, reporter)
         return finished or run_stages(staging, stages, spec, reporter, jobs=request.jobs)
+
+
+def quantized_place(request: BuildRequest, recipe: Recipe) -> Path:
+    """Where the quantised checkpoint goes: beside the bundle, so that other targets find it."""
+    name = f"{request.checkpoint.resolve().name}-{recipe.name}"
+    return request.output.parent / name
+
+
+def _quantized(request: BuildRequest, reporter: Reporter) -> Path:
+    """The checkpoint's folder, or the one that it is quantised into first."""
+    if request.quantize is None:
+        return request.checkpoint
+    from tc_export.quantize.checkpoint import quantize_checkpoint
+
+    recipe = load_recipe(request.quantize)
+    progress = partial(reporter.read, f"the checkpoint, to quantise it by {recipe.name}")
+    opened = open_checkpoint(request.checkpoint)
+    return quantize_checkpoint(opened, recipe, quantized_place(request, recipe), progress).folder
 
 
 def build_each(
@@ -178,7 +201,11 @@ def _checked(request: BuildRequest) -> tuple[Target, Precisions, Release | None,
     target = load_target(request.target)
     precisions = read_precisions(request.precision, target)
     release = choose_release(target, request.release)
-    config = read_config(request.checkpoint, request.settings).model
+    read = read_config(request.checkpoint, request.settings)
+    config = read.model
+    recipe = load_recipe(request.quantize) if request.quantize else recipe_of(read.document)
+    if recipe is not None:
+        check_target(recipe, target, release)
     check_tokenizer_is_there(request.checkpoint)
     profile = choose_profile(config, request.max_frames, request.max_length)
     parts = choose_parts(config, target, precisions.decoder, request.parts, request.memory_bytes)

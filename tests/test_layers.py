@@ -18,12 +18,30 @@ from tests.repository import REPOSITORY
 PACKAGE = REPOSITORY / "tc_export"
 LAYERS = {
     "foundation": {
-        *("errors", "missing_packages", "config", "dtypes", "digests", "contracts", "targets"),
+        *(
+            "errors",
+            "missing_packages",
+            "config",
+            "dtypes",
+            "digests",
+            "contracts",
+            "targets",
+            "recipes",
+        ),
     },
     "model": {"ops", "model", "checkpoint", "tasks"},
     "make": {"graph", "native"},
     "hold": {"bundle", "engine"},
-    "use": {"runtime", "parity", "golden", "device_build", "plan", "doctor", "demo_model"},
+    "use": {
+        "runtime",
+        "parity",
+        "golden",
+        "device_build",
+        "plan",
+        "doctor",
+        "demo_model",
+        "quantize",
+    },
     "drive": {"runner", "stages", "pipeline", "api", "cli", "__main__"},
 }
 RANK = {room: rank for rank, rooms in enumerate(LAYERS.values()) for room in rooms}

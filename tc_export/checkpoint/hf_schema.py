@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from tc_export.recipes import QUANT_METHOD
+
 
 class HfConfig(BaseModel):
     """Base of the schemas: strict about types, and silent about keys that it does not know."""
@@ -21,6 +23,12 @@ class HfConfig(BaseModel):
 
     quantization_config: Any = None
     auto_map: Any = None
+
+    @property
+    def is_quantized_by_us(self) -> bool:
+        """True where the weights are quantised in the form that `tc-export quantize` writes."""
+        quantization = self.quantization_config
+        return isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD
 
 
 class HfVision(HfConfig):

@@ -18,6 +18,13 @@ from typing import TYPE_CHECKING
 
 from tc_export.checkpoint.hf_config import CheckpointConfig, read_config
 from tc_export.checkpoint.names import Renaming, rename, usual_name
+from tc_export.checkpoint.quantized import (
+    SCALES,
+    QuantizedWeight,
+    Weight,
+    join_quantized,
+    stored_parts,
+)
 from tc_export.checkpoint.safetensors_file import TensorLocation
 from tc_export.checkpoint.shards import find_tensors
 from tc_export.config import ModelConfig, ModelSettings
@@ -25,6 +32,7 @@ from tc_export.digests import LARGE_BYTES, is_settled, recall, remember, stamp
 from tc_export.dtypes import DType
 from tc_export.errors import CheckpointError
 from tc_export.model.weight_shapes import Shape, weight_shapes
+from tc_export.recipes import QUANT_METHOD
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +55,15 @@ class Checkpoint:
 
     folder: Path
     config: CheckpointConfig
-    tensors: Mapping[str, TensorLocation]
+    tensors: Mapping[str, Weight]
     """By the names of `TcLlava.state_dict()`. A tied head is where the embedding is."""
+
+    @property
+    def embedding(self) -> TensorLocation:
+        """The table of tokens, which is never quantised."""
+        table = self.tensors[EMBEDDING]
+        assert isinstance(table, TensorLocation)
+        return table
 
     def digest(self, progress: Progress | None = None) -> str:
         """SHA-256 over the configuration and every weight that is used, as hexadecimal digits.
@@ -61,8 +76,8 @@ class Checkpoint:
         if found:
             return found
         sha = hashlib.sha256(self._description().encode())
-        watch = _Watch(self._stored(), progress)
-        for name, location in self._stored().items():
+        watch = _Watch(self.stored(), progress)
+        for name, location in self.stored().items():
             sha.update(f"{name} {location.dtype} {location.shape}\n".encode())
             raw = location.as_bytes()
             for start in range(0, raw.size, CHUNK_BYTES):
@@ -84,13 +99,13 @@ class Checkpoint:
         stamps = {file: stamp(status) for file, status in self._statuses().items()}
         places = [
             f"{name} {x.dtype} {x.shape} {x.offset} {stamps[x.file]}\n"
-            for name, x in self._stored().items()
+            for name, x in self.stored().items()
         ]
         return hashlib.sha256((self._description() + "".join(places)).encode()).hexdigest()
 
     def _statuses(self) -> dict[Path, os.stat_result]:
         """The state of every file that has weights."""
-        files = {location.file for location in self.tensors.values()}
+        files = {location.file for location in self.stored().values()}
         try:
             return {file: file.stat() for file in files}
         except OSError as error:
@@ -102,18 +117,25 @@ class Checkpoint:
     def check_values(self, progress: Progress | None = None) -> None:
         """Read every weight once and look for values that are no finite numbers.
 
+        Scales of quantised weights have to be above zero too.
+
         Raises:
-            CheckpointError: naming every tensor with NaN or infinite values.
+            CheckpointError: naming every tensor with such values.
         """
-        watch = _Watch(self._stored(), progress)
+        watch = _Watch(self.stored(), progress)
         problems = []
-        for location in self._stored().values():
-            found = sum(_count_not_finite(chunk) for chunk in _chunks(location, watch))
+        for name, location in self.stored().items():
+            if not location.dtype.is_float:
+                watch.advance(location.nbytes)
+                continue
+            count = _count_no_scales if name.endswith(SCALES) else _count_not_finite
+            found = sum(count(chunk) for chunk in _chunks(location, watch))
             if found:
                 problems.append(f"  {location.name}: {found} of {_count(location)} values")
         if problems:
             raise CheckpointError(
-                f"{self.folder} has weights that are NaN or infinite:\n" + "\n".join(problems),
+                f"{self.folder} has weights that are NaN or infinite, or scales that are not above "
+                "zero:\n" + "\n".join(problems),
                 hint="the checkpoint was damaged, or its training diverged: use an earlier one",
             )
 
@@ -134,12 +156,14 @@ class Checkpoint:
         model.decoder.inv_freq, _ = inverse_frequencies(self.config.model.text)
         return model.eval()
 
-    def _stored(self) -> dict[str, TensorLocation]:
-        """The weights in order, each place on disk once."""
+    def stored(self) -> dict[str, TensorLocation]:
+        """What lies on the disk, in the order of the weights' names, each place once.
+
+        Of a quantised weight that are its values and its scales.
+        """
         tied = self.config.model.text.tie_word_embeddings
-        return {
-            name: self.tensors[name] for name in sorted(self.tensors) if not (tied and name == HEAD)
-        }
+        names = [name for name in sorted(self.tensors) if not (tied and name == HEAD)]
+        return dict(part for name in names for part in stored_parts(name, self.tensors[name]))
 
 
 def open_checkpoint(path: Path | str, asked: ModelSettings | None = None) -> Checkpoint:
@@ -159,7 +183,7 @@ def open_checkpoint(path: Path | str, asked: ModelSettings | None = None) -> Che
             hint="give the folder that has config.json and the safetensors",
         )
     config = read_config(folder, asked)
-    on_disk = find_tensors(folder)
+    on_disk = _read_tensors(folder, config)
     renaming = rename(on_disk, config.family, config.model.vision.layers_used)
     if config.model.text.tie_word_embeddings:
         _tie_head(renaming, on_disk, folder)
@@ -178,7 +202,16 @@ def empty_model(config: ModelConfig) -> TcLlava:
         return TcLlava(config)
 
 
-def _tie_head(renaming: Renaming, on_disk: Mapping[str, TensorLocation], folder: Path) -> None:
+def _read_tensors(folder: Path, config: CheckpointConfig) -> dict[str, Weight]:
+    """All weights of a folder; quantised ones are read where config.json says that there are."""
+    found = find_tensors(folder)
+    quantization = config.document.get("quantization_config")
+    if isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD:
+        return join_quantized(found, folder)
+    return dict(found)
+
+
+def _tie_head(renaming: Renaming, on_disk: Mapping[str, Weight], folder: Path) -> None:
     """Let the head take the embedding's place on disk. A stored head must be the same weights."""
     embedding = renaming.sources.get(EMBEDDING, [])
     for name in renaming.sources.get(HEAD, []):
@@ -192,20 +225,22 @@ def _tie_head(renaming: Renaming, on_disk: Mapping[str, TensorLocation], folder:
         renaming.sources[HEAD] = embedding
 
 
-def _same_bytes(a: TensorLocation, b: TensorLocation) -> bool:
+def _same_bytes(a: Weight, b: Weight) -> bool:
+    if isinstance(a, QuantizedWeight) or isinstance(b, QuantizedWeight):
+        return False
     same_kind = (a.dtype, a.shape) == (b.dtype, b.shape)
     return same_kind and bool((a.as_bytes() == b.as_bytes()).all())
 
 
 def _match(
     renaming: Renaming,
-    on_disk: Mapping[str, TensorLocation],
+    on_disk: Mapping[str, Weight],
     config: CheckpointConfig,
     folder: Path,
-) -> dict[str, TensorLocation]:
+) -> dict[str, Weight]:
     """Pair every weight of the model with one tensor on disk, or list all that does not pair."""
     expected = weight_shapes(config.model)
-    tensors: dict[str, TensorLocation] = {}
+    tensors: dict[str, Weight] = {}
     problems: list[str] = []
     for name, shape in expected.items():
         sources = renaming.sources.get(name, [])
@@ -229,10 +264,10 @@ def _match(
     return tensors
 
 
-def _differences(location: TensorLocation, expected: Shape) -> Iterator[str]:
+def _differences(location: Weight, expected: Shape) -> Iterator[str]:
     if location.shape != expected:
         yield f"  shape of {location.name}: {location.shape}, expected {expected}"
-    if location.dtype not in FLOATS:
+    if isinstance(location, TensorLocation) and location.dtype not in FLOATS:
         kinds = ", ".join(FLOATS)
         yield f"  dtype of {location.name}: {location.dtype}, expected one of {kinds}"
 
@@ -252,6 +287,10 @@ def _count_not_finite(chunk: Tensor) -> int:
     if chunk.numel() == 0 or all(math.isfinite(extreme) for extreme in chunk.aminmax()):
         return 0
     return int((~chunk.isfinite()).sum())
+
+
+def _count_no_scales(chunk: Tensor) -> int:
+    return int((~(chunk.isfinite() & (chunk > 0))).sum())
 
 
 def _count(location: TensorLocation) -> int:

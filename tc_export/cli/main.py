@@ -19,6 +19,7 @@ from tc_export.cli import (
     parity,
     plan,
     plugins,
+    quantize,
     targets,
     verify,
 )
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.add_typer(build.app)
 app.add_typer(init.app)
+app.add_typer(quantize.app)
 app.add_typer(ask.app)
 app.add_typer(finish.app)
 app.add_typer(parity.app)

@@ -50,6 +50,7 @@ OneTargetOption = Annotated[
     str | None, _setting("target", "--target", autocompletion=complete_target)
 ]
 PrecisionOption = Annotated[str | None, _setting("precision")]
+QuantizeOption = Annotated[str | None, _setting("quantize")]
 ReleaseOption = Annotated[str | None, _setting("release")]
 MaxFramesOption = Annotated[int | None, _setting("profile.max_frames", min=1)]
 FramesOption = Annotated[int | None, _setting("profile.max_frames", "--frames", min=1)]

@@ -19,6 +19,7 @@ from tc_export.cli.options import (
     PartsOption,
     PoolingStrideOption,
     PrecisionOption,
+    QuantizeOption,
     VisionFeaturesOption,
 )
 from tc_export.cli.terminal import print_json, show
@@ -39,6 +40,7 @@ def plan(
     target: OneTargetOption = None,
     config: ConfigOption = None,
     precision: PrecisionOption = None,
+    quantize: QuantizeOption = None,
     frames: FramesOption = None,
     max_length: MaxLengthOption = None,
     question_tokens: Annotated[
@@ -65,6 +67,7 @@ def plan(
         "checkpoint": checkpoint,
         "target": target,
         "precision": precision,
+        "quantize": quantize,
         "profile.max_frames": frames,
         "profile.max_length": max_length,
         "pooling.stride": pooling_stride,
@@ -92,7 +95,8 @@ def plan(
 def _make_plan(chosen: ChosenSettings, text_tokens: int) -> Plan:
     from tc_export.checkpoint.hf_config import CONFIG, read_config
     from tc_export.plan.planner import make_plan
-    from tc_export.targets import load_target, read_precisions
+    from tc_export.recipes import check_target, load_recipe, recipe_of
+    from tc_export.targets import choose_release, load_target, read_precisions
 
     values = chosen.values
     if len(values.target) > 1:
@@ -103,10 +107,13 @@ def _make_plan(chosen: ChosenSettings, text_tokens: int) -> Plan:
     device = load_target(values.target[0])
     precisions = read_precisions(values.precision, device)
     place = chosen.checkpoint
-    model = read_config(place.parent if place.name == CONFIG else place, chosen.model).model
+    read = read_config(place.parent if place.name == CONFIG else place, chosen.model)
+    recipe = load_recipe(values.quantize) if values.quantize else recipe_of(read.document)
+    if recipe is not None:
+        check_target(recipe, device, choose_release(device, values.release))
     profile, build = values.profile, values.build
     return make_plan(
-        model,
+        read.model,
         device,
         precisions,
         profile.max_frames,
@@ -114,4 +121,5 @@ def _make_plan(chosen: ChosenSettings, text_tokens: int) -> Plan:
         text_tokens=text_tokens,
         parts=None if build.parts == "auto" else build.parts,
         memory_bytes=None if build.memory is None else round(build.memory * 1e9),
+        recipe=recipe,
     )

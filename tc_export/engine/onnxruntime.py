@@ -18,6 +18,7 @@ from tc_export.errors import BundleError
 
 # In order of preference.
 _DEVICES = {"CUDAExecutionProvider": "cuda", "CPUExecutionProvider": "cpu"}
+_FLOAT32 = "1"  # of MatMulNBits' accuracy levels
 _ERRORS_ONLY = 3
 _BFLOAT16 = DType.BFLOAT16.onnx_type
 
@@ -141,6 +142,8 @@ def _open_session(
     # A pattern is kept for each shape: a prompt's would hold a second copy of its activations.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # Of weights in few bits: by default what they are multiplied with is rounded to eight bits too.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _FLOAT32)
     if threads is not None:
         options.intra_op_num_threads = threads
     if native_library is not None:

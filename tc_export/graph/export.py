@@ -42,6 +42,7 @@ from tc_export.graph.onnx_ops import (
     register_schemas,
     translation_table,
 )
+from tc_export.graph.passes.dequantize_weights import dequantize_weights
 from tc_export.graph.passes.fold_reshaped_constants import fold_reshaped_constants
 from tc_export.graph.trace import trace_decoder, trace_vision
 from tc_export.graph.weights import WeightsReport, attach_weights
@@ -77,6 +78,7 @@ def export_vision(
         trace_vision(config, dtype.torch), vision_inputs(config), vision_outputs(config)
     )
     plan = plan_weights(checkpoint, VISION, dtype)
+    dequantize_weights(model, plan.quantized, dtype)
     report = attach_weights(model, plan, {}, own_weights(path), advance)
     return _save(model, path, report, expected={})
 
@@ -94,6 +96,7 @@ def export_decoder(
     )
     inv_freq, _ = inverse_frequencies(config.text)
     plan = plan_weights(checkpoint, DECODER, dtype)
+    dequantize_weights(model, plan.quantized, dtype)
     constants = {"decoder.inv_freq": inv_freq.numpy()}
     report = attach_weights(model, plan, constants, own_weights(path), advance)
     return _save(model, path, report, expected=expected_custom_nodes(config))
@@ -104,7 +107,7 @@ def export_embedding(checkpoint: Checkpoint, dtype: DType, path: Path) -> int:
 
     Tokens are embedded outside the graphs, so that visual features can take their places.
     """
-    table = checkpoint.tensors[EMBEDDING_TENSOR].as_tensor().to(dtype.torch)
+    table = checkpoint.embedding.as_tensor().to(dtype.torch)
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)  # what the umask gives to a new file
     save_file({EMBEDDING_TENSOR: table.contiguous()}, path)

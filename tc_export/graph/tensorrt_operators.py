@@ -43,7 +43,7 @@ _CAME_WITH: dict[Version, str] = {
         "Reciprocal ReduceMax ReduceMean ReduceSum Relu Reshape ScatterElements ScatterND Shape "
         "Sigmoid Slice Softmax Split Sqrt Squeeze Sub Tanh Tile Transpose Trilu Unsqueeze Where"
     ),
-    (10, 14): "Attention",
+    (10, 14): "Attention DequantizeLinear",
     (10, 15): "RotaryEmbedding RMSNormalization TensorScatter",
 }
 

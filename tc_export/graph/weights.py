@@ -74,7 +74,9 @@ def _attach(
         location = plan.tensors[name]
         if plan.stays(location):
             shard = plan.names[location.file]
-            tensor = _external(name, plan.dtype, location, shard, location.offset, location.nbytes)
+            tensor = _external(
+                name, plan.stored_in(location), location, shard, location.offset, location.nbytes
+            )
             report.bytes_referenced += location.nbytes
         else:
             assert own is not None

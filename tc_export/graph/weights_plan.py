@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TypeVar
 
+from tc_export.checkpoint.quantized import QuantizedWeight, stored_parts
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.checkpoint.safetensors_file import TensorLocation
 from tc_export.dtypes import DType
@@ -31,17 +32,23 @@ class WeightsPlan:
 
     Attributes:
         dtype: the graph's number format.
-        tensors: where each of its weights lies now, by name.
+        tensors: where each of its weights lies now, by name; a quantised one lies in two places.
+        quantized: those of its weights that are stored in four or eight bits.
         names: what each shard of the checkpoint is called beside the graph.
     """
 
     dtype: DType
     tensors: Mapping[str, TensorLocation]
+    quantized: Mapping[str, QuantizedWeight]
     names: Mapping[Path, str]
 
     def stays(self, location: TensorLocation) -> bool:
-        """True for a weight that is stored in the graph's number format."""
-        return location.dtype == self.dtype
+        """True for a weight that is stored in the graph's number format, or in whole numbers."""
+        return location.dtype == self.dtype or not location.dtype.is_float
+
+    def stored_in(self, location: TensorLocation) -> DType:
+        """The format that the graph has a weight in."""
+        return self.dtype if location.dtype.is_float else location.dtype
 
     @property
     def shards(self) -> dict[str, Path]:
@@ -71,11 +78,12 @@ class WeightsPlan:
 
 def plan_weights(checkpoint: Checkpoint, graph: str, dtype: DType) -> WeightsPlan:
     """Find the weights of one graph, whose names begin with its own."""
-    tensors = checkpoint.tensors
+    weights = {name: x for name, x in checkpoint.tensors.items() if name.startswith(f"{graph}.")}
     return WeightsPlan(
         dtype=dtype,
-        tensors={name: x for name, x in tensors.items() if name.startswith(f"{graph}.")},
-        names=_name_shards({location.file for location in tensors.values()}),
+        tensors=dict(part for name, x in weights.items() for part in stored_parts(name, x)),
+        quantized={name: x for name, x in weights.items() if isinstance(x, QuantizedWeight)},
+        names=_name_shards({location.file for location in checkpoint.stored().values()}),
     )
 
 

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tc_export.checkpoint.reader import EMBEDDING, Checkpoint, empty_model
+from tc_export.checkpoint.quantized import QuantizedWeight
+from tc_export.checkpoint.reader import Checkpoint, empty_model
 from tc_export.contracts.graph_io import CACHE_PARTS, FRAMES_A_CALL
 from tc_export.dtypes import DType
 from tc_export.model.decoder import Rotary
@@ -171,7 +172,7 @@ class LayerwiseModel:
 
     def embed(self, token_ids: np.ndarray) -> np.ndarray:
         """Rows [S, E] of the embedding table in float64, as they are stored."""
-        table = self.checkpoint.tensors[EMBEDDING].as_array()
+        table = self.checkpoint.embedding.as_array()
         rows: np.ndarray = table[token_ids].astype(np.float64)
         return rows
 
@@ -287,8 +288,8 @@ class LayerwiseModel:
         answers = [GreedyAnswer() for _ in answering]
         for count in range(tokens if answers else 0):
             if count:
-                self._through_layers(answering)
-            found = self._head([x.x[0] for x in answering])
+                self._through_layers(answering, few_tokens=True)
+            found = self._head([x.x[0] for x in answering], few_tokens=True)
             for index, (x, answer, logits) in enumerate(
                 zip(answering, answers, found, strict=True)
             ):
@@ -344,11 +345,17 @@ class LayerwiseModel:
         running.before = sequence.past
         return running
 
-    def _through_layers(self, running: Sequence[_Running], layers: range | None = None) -> None:
+    def _through_layers(
+        self,
+        running: Sequence[_Running],
+        layers: range | None = None,
+        *,
+        few_tokens: bool = False,
+    ) -> None:
         """Take every sequence through these layers, or all; caches are kept, and nothing else."""
         layers = range(self.config.text.num_hidden_layers) if layers is None else layers
         for index in layers:
-            layer = self._load(f"decoder.layers.{index}")
+            layer = self._load(f"decoder.layers.{index}", few_tokens=few_tokens)
             for x in running:
                 x.draw.order_sums(layer)
                 x.x = x.draw.move(x.x)
@@ -402,31 +409,56 @@ class LayerwiseModel:
         xs: Sequence[Tensor],
         draw: Draw = PLAIN[0],
         watch: Watch = lambda name, module: None,
+        *,
+        few_tokens: bool = False,
     ) -> list[np.ndarray]:
         """Logits [L, V] of hidden states [L, E]."""
-        norm, head = self._load("decoder.norm"), self._load("decoder.lm_head")
+        norm = self._load("decoder.norm")
+        head = self._load("decoder.lm_head", few_tokens=few_tokens)
         watch("decoder.norm", norm)
         draw.order_sums(head)
         return [_array(head(norm(draw.move(x)))) for x in xs]
 
-    def _load(self, name: str) -> nn.Module:
-        """A part of the model with its weights."""
+    def _load(self, name: str, *, few_tokens: bool = False) -> nn.Module:
+        """A part of the model with its weights; those of linear layers wait for a few tokens."""
         module = copy.deepcopy(self._empty.get_submodule(name))
-        state = {key: self._weight(f"{name}.{key}") for key in module.state_dict()}
+        waiting = [
+            f"{key}.weight".removeprefix(".")
+            for key, part in module.named_modules()
+            if few_tokens and isinstance(part, OrderedLinear)
+        ]
+        state = {
+            key: self._weight(f"{name}.{key}", widened=key not in waiting)
+            for key in module.state_dict()
+        }
         module.load_state_dict(state, assign=True)
+        sums_in = max(self._dtype, torch.float32, key=lambda dtype: dtype.itemsize)
         for part in module.modules():
-            if isinstance(part, OrderedLinear) and self._dtype.itemsize < torch.float32.itemsize:
-                part.to(torch.float32)
+            if isinstance(part, OrderedLinear) and few_tokens:
+                part.widened_to = sums_in
+            elif isinstance(part, OrderedLinear):
+                part.to(sums_in)
         return module.eval()
 
-    def _weight(self, name: str) -> Tensor:
-        """A tensor of the checkpoint, rounded to the graph's format and to that of the model."""
-        stored = self.checkpoint.tensors[name].as_tensor()
-        if self._weights is not None:
-            is_vision = name.startswith("vision.")
-            precision = self._weights.vision if is_vision else self._weights.decoder
-            stored = stored.to(precision.dtype.torch)
-        return stored.to(self._dtype)
+    def _weight(self, name: str, *, widened: bool = True) -> Tensor:
+        """A tensor of the checkpoint in the model's format, or in one that has the same numbers."""
+        weight = self._of_the_graph(name)
+        holds_all = torch.promote_types(weight.dtype, self._dtype) == self._dtype
+        return weight if holds_all and not widened else weight.to(self._dtype)
+
+    def _of_the_graph(self, name: str) -> Tensor:
+        """A tensor of the checkpoint, rounded to the graph's format.
+
+        Of a quantised one its scales are: the products are what the graph computes.
+        """
+        weight = self.checkpoint.tensors[name]
+        if self._weights is None:
+            return weight.as_tensor()
+        is_vision = name.startswith("vision.")
+        dtype = (self._weights.vision if is_vision else self._weights.decoder).dtype
+        if isinstance(weight, QuantizedWeight):
+            return weight.as_tensor(scales=dtype)
+        return weight.as_tensor().to(dtype.torch)
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._dtype)

@@ -73,23 +73,36 @@ def draws(count: int) -> list[Draw]:
 PLAIN: Sequence[Draw] = (Draw(0),)
 
 
+NUMBERS_WIDENED = 1 << 19
+"""Weights that are widened at once for a few tokens: so many stay in a processor's cache."""
+
+
 class OrderedLinear(nn.Linear):
     """A linear layer that sums in its weights' format and rounds the result to its input's.
 
     16-bit weights are held widened to float32: the same numbers, at a third of the time on a
-    processor.
+    processor. For a few tokens `widened_to` names a wider format than the weights are held in: they
+    are widened some rows at a time, since to write all of them takes longer than to multiply.
     """
 
     cut: int | None = None
+    widened_to: torch.dtype | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
+        if self.widened_to is not None:
+            return self._by_rows(input.to(self.widened_to)).to(input.dtype)
         x = input.to(self.weight.dtype)
         if self.cut is None:
             return F.linear(x, self.weight, self.bias).to(input.dtype)
         low, high = self.weight[:, : self.cut], self.weight[:, self.cut :]
         summed = F.linear(x[..., : self.cut], low, self.bias)
         return summed.add_(F.linear(x[..., self.cut :], high)).to(input.dtype)
+
+    def _by_rows(self, x: Tensor) -> Tensor:
+        rows = self.weight.split(max(1, NUMBERS_WIDENED // self.in_features))
+        y = torch.cat([F.linear(x, some.to(x.dtype)) for some in rows], dim=-1)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
 def order_linears(model: nn.Module) -> None:

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tc_export.config import ModelConfig
-from tc_export.contracts.graph_io import FRAMES_A_CALL, PREFILL_TOKENS
-from tc_export.plan.parameters import Count, decoder_count, vision_count
+from tc_export.contracts.graph_io import DECODER, FRAMES_A_CALL, PREFILL_TOKENS, VISION
+from tc_export.plan.parameters import Count, FewBits, decoder_count, few_bits, vision_count
+from tc_export.recipes import Recipe
 from tc_export.targets import Precision, Precisions, Target
 
 BYTES = {
@@ -53,12 +54,14 @@ class Workload:
         length: in tokens, rows of the key/value cache.
         precisions: of the two graphs.
         parts: engines that the decoder is built as; each keeps activations of its own.
+        recipe: by which weights are quantised; None where they are not.
     """
 
     frames: int
     length: int
     precisions: Precisions
     parts: int = 1
+    recipe: Recipe | None = None
 
 
 def memory_by_part(config: ModelConfig, target: Target, workload: Workload) -> dict[str, int]:
@@ -66,8 +69,18 @@ def memory_by_part(config: ModelConfig, target: Target, workload: Workload) -> d
     on_cpu = target.toolchain.engine == "onnxruntime"
     precisions = workload.precisions
     parts = {
-        "vision_weights": _weights(vision_count(config), precisions.vision, on_cpu=on_cpu),
-        "decoder_weights": _weights(decoder_count(config), precisions.decoder, on_cpu=on_cpu),
+        "vision_weights": _weights(
+            vision_count(config),
+            precisions.vision,
+            few_bits(config, VISION, workload.recipe),
+            on_cpu=on_cpu,
+        ),
+        "decoder_weights": _weights(
+            decoder_count(config),
+            precisions.decoder,
+            few_bits(config, DECODER, workload.recipe),
+            on_cpu=on_cpu,
+        ),
         "kv_cache": kv_cache_bytes(config, workload),
         "vision_activations": vision_activations(config, workload, on_cpu=on_cpu),
         "decoder_activations": decoder_activations(config, workload, on_cpu=on_cpu),
@@ -82,7 +95,7 @@ def memory_by_part(config: ModelConfig, target: Target, workload: Workload) -> d
     return parts
 
 
-def _weights(count: Count, precision: Precision, *, on_cpu: bool) -> int:
+def _weights(count: Count, precision: Precision, few: FewBits, *, on_cpu: bool) -> int:
     matrix_bytes = BYTES[precision]
     if on_cpu and precision is Precision.FLOAT16:
         # ONNX Runtime's processor kernels multiply float32: it keeps a widened copy.
@@ -90,7 +103,9 @@ def _weights(count: Count, precision: Precision, *, on_cpu: bool) -> int:
     # While loading, each matrix is there twice, as stored and as packed; what the largest took
     # is never given back.
     twice = count.largest_matrix if on_cpu else 0
-    return round((count.matrices + twice) * matrix_bytes + count.rest * BYTES[precision])
+    whole = count.matrices - few.numbers
+    stored = (2 if on_cpu else 1) * few.nbytes  # ONNX Runtime packs them, and keeps what it packed
+    return round((whole + twice) * matrix_bytes + count.rest * BYTES[precision]) + stored
 
 
 def kv_cache_bytes(config: ModelConfig, workload: Workload) -> int:

@@ -12,6 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tc_export.config import ModelConfig
+from tc_export.dtypes import DType
+from tc_export.model.weight_shapes import weight_shapes
+from tc_export.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,27 @@ class Count:
     def total(self) -> int:
         """All weights."""
         return self.matrices + self.rest
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewBits:
+    """Matrices of one engine that a recipe stores in few bits, and what they take with scales."""
+
+    numbers: int = 0
+    nbytes: int = 0
+
+
+def few_bits(config: ModelConfig, graph: str, recipe: Recipe | None) -> FewBits:
+    """Count what a recipe makes of the weights of one graph."""
+    numbers = nbytes = 0
+    for name, shape in weight_shapes(config).items() if recipe else ():
+        rule = recipe.rule(name) if recipe and name.startswith(f"{graph}.") else None
+        if rule is not None:
+            count = shape[0] * shape[-1]
+            numbers += count
+            scales = count // rule.group_size * DType.FLOAT16.bits
+            nbytes += (count * rule.dtype.bits + scales) // 8
+    return FewBits(numbers=numbers, nbytes=nbytes)
 
 
 def vision_count(config: ModelConfig) -> Count:

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 
 from tc_export.config import ModelConfig
 from tc_export.errors import UnsupportedEnvironment, UsageError
+from tc_export.model.weight_shapes import weight_shapes
 from tc_export.plan.build_cost import BuildCost, build_cost
 from tc_export.plan.host import host_memory
 from tc_export.plan.memory import Workload, memory_by_part
 from tc_export.plan.parts import choose_parts
 from tc_export.plan.roofline import Times, predict_times
-from tc_export.targets import Precisions, Target, list_targets
+from tc_export.recipes import Recipe, list_recipes, reason_against
+from tc_export.targets import Precisions, Target, choose_release, list_targets
 
 TEXT_ROOM_TOKENS = 512
 """Tokens that a profile leaves for text where no length is asked for, as the build does."""
@@ -76,11 +78,13 @@ def make_plan(
     text_tokens: int = QUESTION_TOKENS + ANSWER_TOKENS,
     parts: int | None = None,
     memory_bytes: int | None = None,
+    recipe: Recipe | None = None,
 ) -> Plan:
     """Plan for `frames` frames and `max_length` tokens; None leaves room for text.
 
     The most frames are those that leave room for `text_tokens` of question and answer. `parts` and
-    `memory_bytes` are as a build takes them: `tc_export.plan.parts`.
+    `memory_bytes` are as a build takes them: `tc_export.plan.parts`. `recipe` is what the weights
+    are quantised by.
 
     Raises:
         UsageError: the frames do not fit the length, the length exceeds the model's context, or so
@@ -92,6 +96,7 @@ def make_plan(
         length=profile_length(config, frames, max_length),
         precisions=precisions,
         parts=_parts(config, target, precisions, parts, memory_bytes),
+        recipe=recipe,
     )
     limit = memory_limit(target)
     bytes_by_part = memory_by_part(config, target, workload)
@@ -216,6 +221,9 @@ def _suggestions(asked: FramesAsked, limit: int) -> Iterator[Suggestion]:
         shorter = replace(asked, max_length=None)
         if profile_length(asked.config, asked.workload.frames, None) < asked.max_length:
             yield from _suggestion("no --max-length: as long as the frames need", shorter, limit)
+    for recipe in _recipes(asked):
+        smaller = replace(asked, workload=replace(asked.workload, recipe=recipe))
+        yield from _suggestion(f"--quantize {recipe.name}", smaller, limit)
     for device in _larger_devices(asked.target):
         yield from _suggestion(f"--target {device.name}", asked.on(device), memory_limit(device))
 
@@ -228,6 +236,23 @@ def _suggestion(change: str, asked: FramesAsked, limit: int) -> Iterator[Suggest
         yield Suggestion(
             change=change, total_bytes=asked.total_bytes(frames), max_frames=most, fits=fits
         )
+
+
+def _recipes(asked: FramesAsked) -> list[Recipe]:
+    """Shipped recipes that device and model take; none where weights are quantised already."""
+    if asked.workload.recipe is not None:
+        return []
+    release = choose_release(asked.target, None)
+    return [
+        recipe
+        for recipe in list_recipes()
+        if reason_against(recipe, asked.target, release) is None
+        and all(
+            shape[-1] % rule.group_size == 0
+            for name, shape in weight_shapes(asked.config).items()
+            if (rule := recipe.rule(name))
+        )
+    ]
 
 
 def _larger_devices(target: Target) -> list[Target]:

@@ -20,6 +20,7 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
     return {
         "target": plan.target.name,
         "precision": plan.workload.precisions.model_dump(mode="json"),
+        "recipe": plan.workload.recipe.name if plan.workload.recipe else None,
         "frames": plan.workload.frames,
         "max_length": plan.workload.length,
         "tokens_per_frame": plan.config.tokens_per_frame,
@@ -97,6 +98,7 @@ def _memory_table(plan: Plan) -> Table:
     table = Table(
         title=f"{plan.target.name}: {ask.frames} frames, {ask.length} tokens, "
         f"vision {ask.precisions.vision}, decoder {ask.precisions.decoder}"
+        + (f", quantised by {ask.recipe.name}" if ask.recipe else "")
     )
     table.add_column("part")
     table.add_column("memory", justify="right")

@@ -11,14 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tc_export.config import AttentionMask, ModelConfig
-from tc_export.contracts.graph_io import FRAMES_A_CALL
+from tc_export.contracts.graph_io import DECODER, FRAMES_A_CALL, VISION
 from tc_export.plan.memory import (
     BYTES,
     Workload,
     kv_cache_bytes,
     prefill_calls,
 )
-from tc_export.plan.parameters import decoder_count, head_matrix, vision_count
+from tc_export.plan.parameters import Count, decoder_count, few_bits, head_matrix, vision_count
 from tc_export.targets import Doubt, Mark, Precision, Target
 
 BANDWIDTH_SHARE, RATE_SHARE = 0.7, 0.5
@@ -96,7 +96,7 @@ def vision_work(config: ModelConfig, workload: Workload) -> Work:
     pairs = vision.layers_used * patches**2 * vision.hidden_size
     calls = -(-workload.frames // FRAMES_A_CALL)
     return Work(
-        nbytes=calls * count.total * BYTES[workload.precisions.vision],
+        nbytes=calls * _weight_bytes(count, workload, VISION, config),
         operations=workload.frames * (2 * count.matrices * patches + 4 * pairs),
         launches=calls * (vision.layers_used * VISION_LAUNCHES_A_LAYER + OTHER_LAUNCHES),
     )
@@ -151,8 +151,13 @@ def visible_pairs(config: ModelConfig, frames: int, length: int) -> int:
 
 def decoder_weight_bytes(config: ModelConfig, workload: Workload) -> float:
     """What one pass over the decoder's weights reads."""
-    count = decoder_count(config)
-    return count.total * BYTES[workload.precisions.decoder]
+    return _weight_bytes(decoder_count(config), workload, DECODER, config)
+
+
+def _weight_bytes(count: Count, workload: Workload, graph: str, config: ModelConfig) -> float:
+    few = few_bits(config, graph, workload.recipe)
+    precision: Precision = getattr(workload.precisions, graph)
+    return (count.total - few.numbers) * BYTES[precision] + few.nbytes
 
 
 def predict_times(config: ModelConfig, target: Target, workload: Workload) -> Times | None:

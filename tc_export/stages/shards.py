@@ -24,7 +24,7 @@ def stage(inputs: BuildInputs) -> Stage:
     places = {
         name: (shard, x.offset)
         for shard, file in shards.items()
-        for name, x in inputs.checkpoint.tensors.items()
+        for name, x in inputs.checkpoint.stored().items()
         if x.file == file
     }
     return Stage(

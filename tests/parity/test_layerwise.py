@@ -144,11 +144,11 @@ def test_one_layer_is_in_memory_at_a_time(
     alive: list[weakref.ref[nn.Module]] = []
     load = LayerwiseModel._load
 
-    def watched(self: LayerwiseModel, name: str) -> nn.Module:
+    def watched(self: LayerwiseModel, name: str, **how: bool) -> nn.Module:
         gc.collect()
         if "layers" in name:
             assert not [ref for ref in alive if ref() is not None], name
-        module = load(self, name)
+        module = load(self, name, **how)
         if "layers" in name:
             alive.append(weakref.ref(module))
         return module
@@ -195,9 +195,9 @@ def test_all_draws_go_through_a_layer_while_it_is_read_once(
     read: list[str] = []
     load = LayerwiseModel._load
 
-    def watched(self: LayerwiseModel, name: str) -> nn.Module:
+    def watched(self: LayerwiseModel, name: str, **how: bool) -> nn.Module:
         read.append(name)
-        return load(self, name)
+        return load(self, name, **how)
 
     monkeypatch.setattr(LayerwiseModel, "_load", watched)
     model = LayerwiseModel(exported.checkpoint, DType.FLOAT32)

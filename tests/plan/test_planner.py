@@ -22,6 +22,7 @@ from tc_export.plan.host import host_memory
 from tc_export.plan.memory import Workload, memory_by_part
 from tc_export.plan.planner import FramesAsked, make_plan, most_frames, profile_length
 from tc_export.plan.report import plan_as_json
+from tc_export.recipes import list_recipes, load_recipe
 from tc_export.targets import Precision, Precisions, Target, load_target, read_precisions
 from tests.plan.configs import model_configs, vicuna
 from tests.repository import DEMO_CHECKPOINT, REPOSITORY
@@ -156,17 +157,41 @@ def test_only_what_a_build_can_do_is_suggested(config: ModelConfig) -> None:
     found = {suggestion.change: suggestion for suggestion in plan.suggestions}
     assert "fewer frames" not in found  # 13.2 GB of weights: none fits
     assert list(found) == [
+        *(f"--quantize {recipe.name}" for recipe in list_recipes()),
         "--target orin-32gb",
         "--target orin",
         "--target thor-t4000",
         "--target thor",
     ]
     for change, suggestion in found.items():
-        device = load_target(change.removeprefix("--target "))
-        applied = make_plan(config, device, precisions_of(device), 28)
+        flag, _, name = change.partition(" ")
+        device = load_target(name) if flag == "--target" else target
+        recipe = load_recipe(name) if flag == "--quantize" else None
+        applied = make_plan(config, device, precisions_of(device), 28, recipe=recipe)
         assert suggestion.fits is applied.fits is True
         assert suggestion.max_frames == applied.max_frames
         assert suggestion.total_bytes == applied.total_bytes
+
+
+def test_four_bits_of_a_7b_by_hand(config: ModelConfig) -> None:
+    """The layers' matrices in 4.25 bits; head, norms, cache and activations as they were."""
+    target = load_target("orin-nano")
+    whole = make_plan(config, target, precisions_of(target), 4)
+    plan = make_plan(config, target, precisions_of(target), 4, recipe=load_recipe("int4-weights"))
+    matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    rest = 32 * 2 * 4096 + 32064 * 4096 + 4096
+    assert plan.bytes_by_part["decoder_weights"] == matrices * 4.25 / 8 + 2 * rest
+    same = PARTS - {"decoder_weights"}
+    assert {part: plan.bytes_by_part[part] for part in same} == {
+        part: whole.bytes_by_part[part] for part in same
+    }
+    assert plan.fits
+    assert not whole.fits
+    assert plan.times is not None
+    assert whole.times is not None
+    assert plan.times.decode_tokens_per_s > 2 * whole.times.decode_tokens_per_s
+    assert plan.suggestions == ()
+    assert plan_as_json(plan)["recipe"] == "int4-weights"
 
 
 def test_a_length_that_is_longer_than_needed_is_named(config: ModelConfig) -> None:

@@ -58,7 +58,9 @@ class ChosenSettings:
         """Where the bundle of a target's name goes by default; None where an output was said."""
         if self.values.output is not None:
             return None
-        return partial(_default_place, self.output, self.checkpoint.resolve().name)
+        recipe = self.values.quantize
+        quantized = "" if recipe is None else f"-{Path(recipe).stem}"
+        return partial(_default_place, self.output, self.checkpoint.resolve().name + quantized)
 
     @contextmanager
     def named_in_errors(self) -> Iterator[None]:

@@ -178,6 +178,11 @@ class Settings(Table):
         "first.",
         example="fp16",
     )
+    quantize: Words | None = _setting(
+        "Recipe, or the path of a recipe's file, by which the checkpoint is quantised first, into "
+        "a folder beside the bundle. By default its weights stay as they are.",
+        example="int4-weights",
+    )
     release: Words | None = _setting(
         "The device's software, by name or TensorRT version. By default the newest that the "
         "target lists.",

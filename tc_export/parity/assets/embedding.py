@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from tc_export.bundle.layout import EMBEDDING_FILE
-from tc_export.checkpoint.reader import EMBEDDING, Checkpoint
+from tc_export.checkpoint.reader import Checkpoint
 from tc_export.checkpoint.safetensors_file import read_header
 from tc_export.dtypes import DType
 from tc_export.parity.assets.comparison import AssetComparison, agreed, differs
@@ -29,7 +29,7 @@ def compare_embedding(bundle: Path, checkpoint: Checkpoint, dtype: DType) -> Ass
         CheckpointError: the file is no safetensors file.
     """
     tables = list(read_header(bundle / EMBEDDING_FILE).values())
-    stored = checkpoint.tensors[EMBEDDING]
+    stored = checkpoint.embedding
     kind = f"{list(stored.shape)} in {dtype}"
     kinds = [f"{list(x.shape)} in {x.dtype}" for x in tables]
     if kinds != [kind]:

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint and a recipe to a checkpoint: layer by layer, a file each.
+
+    .NAME.quantizing/  what is being made; a killed run goes on from the files that are done
+    NAME/              the checkpoint, once it is whole
+
+The new folder is a checkpoint as any other: it opens, builds and is compared as one. Names are
+those of the old one, so that whatever reads it finds its tensors; a quantised one is stored as
+`tc_export.checkpoint.quantized` says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tc_export.bundle.files import flush, write_atomically
+from tc_export.checkpoint.hf_config import CONFIG
+from tc_export.checkpoint.quantized import SCALES, VALUES
+from tc_export.checkpoint.reader import Checkpoint
+from tc_export.checkpoint.safetensors_file import TensorLocation
+from tc_export.checkpoint.shards import INDEX
+from tc_export.dtypes import DType
+from tc_export.errors import CheckpointError, UsageError
+from tc_export.quantize.grouped import Grouped
+from tc_export.quantize.layer import CalibratedQuantizer, LayerWeight, Quantizer
+from tc_export.recipes import GROUP_SIZES, QUANT_METHOD, Recipe, WeightRule
+
+Advance = Callable[[int, int], None]
+"""Called with the bytes that are done, and all there are, of the old checkpoint."""
+
+SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+_STATE = "state.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """What was made.
+
+    Attributes:
+        folder: the new checkpoint.
+        weights: how many were quantised.
+        bytes_before: of all weights.
+        bytes_after: of all weights.
+    """
+
+    folder: Path
+    weights: int
+    bytes_before: int
+    bytes_after: int
+
+
+def quantize_checkpoint(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    folder: Path,
+    advance: Advance = lambda done, total: None,
+) -> Quantized:
+    """Write a quantised checkpoint to `folder`, or find that it is there.
+
+    Raises:
+        CheckpointError: a weight cannot be stored so, or the checkpoint is quantised already.
+        UsageError: the recipe does not fit the model, or something else is at `folder`.
+    """
+    shards = _plan(checkpoint, recipe)
+    key = _key(checkpoint, recipe)
+    if folder.exists():
+        if _key_of(folder) != key:
+            raise UsageError(
+                f"{folder} exists, and is not this checkpoint quantised by {recipe.name}",
+                hint="name another place, or remove it",
+            )
+    else:
+        work = folder.with_name(f".{folder.name}.quantizing")
+        _begin(work, key)
+        _write_shards(shards, work, _quantizer(checkpoint, recipe), advance)
+        _write_index(checkpoint, recipe, key, shards, work)
+        (work / _STATE).unlink()
+        flush(work)
+        work.rename(folder)
+        flush(folder.parent)
+    return Quantized(
+        folder=folder,
+        weights=sum(x.rule is not None for shard in shards for x in shard.weights),
+        bytes_before=sum(shard.nbytes for shard in shards),
+        bytes_after=sum((folder / shard.file).stat().st_size for shard in shards),
+    )
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A file to be: the weights of a decoder layer, or all others."""
+
+    file: str
+    layer: int | None
+    weights: tuple[LayerWeight, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(weight.location.nbytes for weight in self.weights)
+
+    @property
+    def stored(self) -> list[str]:
+        """The names of its tensors on the disk."""
+        return [
+            weight.location.name + suffix
+            for weight in self.weights
+            for suffix in ((VALUES, SCALES) if weight.rule else ("",))
+        ]
+
+
+def _plan(checkpoint: Checkpoint, recipe: Recipe) -> list[_Shard]:
+    """A shard for each decoder layer, and one for all else; what cannot be is found here."""
+    recipe.check_patterns(checkpoint.tensors)
+    by_layer: dict[int, dict[str, LayerWeight]] = {}
+    problems = []
+    for name, location in checkpoint.tensors.items():
+        if not isinstance(location, TensorLocation):
+            raise CheckpointError(
+                f"{checkpoint.folder} is quantised already",
+                hint="give the checkpoint before it was quantised",
+            )
+        rule = recipe.rule(name)
+        if rule is not None:
+            problems += [f"  {name}: {x}" for x in _misfit(location, rule)]
+        found = _LAYER.match(name)
+        of = by_layer.setdefault(int(found[1]) if found else -1, {})
+        # A tied head is the embedding again.
+        own_name = name[found.end() :] if found else name
+        of.setdefault(location.name, LayerWeight(own_name, location, rule))
+    if problems:
+        raise UsageError(
+            f"the recipe {recipe.name!r} does not fit {checkpoint.folder}:\n" + "\n".join(problems),
+            hint="name fewer weights, or another group_size",
+        )
+    count = len(by_layer)
+    return [
+        _Shard(
+            file=f"model-{number:05}-of-{count:05}.safetensors",
+            layer=None if layer < 0 else layer,
+            weights=tuple(by_layer[layer].values()),
+        )
+        for number, layer in enumerate(sorted(by_layer), start=1)
+    ]
+
+
+def _misfit(location: TensorLocation, rule: WeightRule) -> list[str]:
+    if len(location.shape) != 2 or not location.name.endswith(".weight"):
+        return ["is no matrix of a linear layer"]
+    if "embed_tokens" in location.name or "lm_head" in location.name:
+        return ["tokens are embedded outside the graphs, and the head stays as it is"]
+    N, K = location.shape
+    problems = []
+    if K % rule.group_size:
+        fitting = [size for size in GROUP_SIZES if K % size == 0]
+        also = f"; {', '.join(map(str, fitting))} do" if fitting else ""
+        problems.append(f"{K} channels are no multiple of groups of {rule.group_size}{also}")
+    if rule.dtype is DType.INT4 and N % 2:
+        problems.append(f"{N} rows are odd, and four-bit numbers lie two to a byte")
+    return problems
+
+
+def _key(checkpoint: Checkpoint, recipe: Recipe) -> str:
+    described = {"checkpoint": checkpoint.digest(), "recipe": recipe.model_dump(mode="json")}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _key_of(folder: Path) -> str | None:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        document = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return str(document["quantization_config"]["key"])
+    return None
+
+
+def _begin(work: Path, key: str) -> None:
+    """Make the folder; what a killed run left of the same work stays, all else goes."""
+    state = work / _STATE
+    if work.is_dir() and not (state.is_file() and state.read_text(encoding="utf-8") == key):
+        shutil.rmtree(work)
+    work.mkdir(exist_ok=True)
+    write_atomically(state, key)
+
+
+def _quantizer(checkpoint: Checkpoint, recipe: Recipe) -> Quantizer:
+    if recipe.method == "round":
+        return Quantizer()
+    from tc_export.quantize.calibration import Calibration
+
+    return CalibratedQuantizer(
+        recipe.method, Calibration(checkpoint, recipe.clips, recipe.passages)
+    )
+
+
+def _write_shards(shards: list[_Shard], work: Path, quantizer: Quantizer, advance: Advance) -> None:
+    done, total = 0, sum(shard.nbytes for shard in shards)
+    for shard in shards:
+        path = work / shard.file
+        if path.is_file():
+            quantizer.skip(shard.layer)
+        else:
+            _write_shard(quantizer.quantize(shard.layer, shard.weights), path)
+        done += shard.nbytes
+        advance(done, total)
+
+
+def _write_shard(found: Mapping[str, Tensor | Grouped], path: Path) -> None:
+    """Write a file that is whole whenever it has its name."""
+    tensors: dict[str, Tensor] = {}
+    for name, weight in found.items():
+        if isinstance(weight, Grouped):
+            tensors[name + VALUES], tensors[name + SCALES] = weight.stored()
+        else:
+            tensors[name] = weight.contiguous()
+    partial = path.with_suffix(".partial")
+    partial.touch()
+    mode = partial.stat().st_mode & 0o777  # what the umask gives to a new file
+    save_file(tensors, partial)
+    partial.chmod(mode)  # the library lets nobody but the owner read what it writes
+    flush(partial)
+    partial.rename(path)
+
+
+def _write_index(
+    checkpoint: Checkpoint, recipe: Recipe, key: str, shards: list[_Shard], work: Path
+) -> None:
+    """Everything beside the weights: the small files, the index, and config.json."""
+    for pattern in SMALL_FILES:
+        for path in sorted(checkpoint.folder.glob(pattern)):
+            if path.is_file() and not path.name.endswith(INDEX):
+                shutil.copyfile(path, work / path.name)
+    weight_map = {name: shard.file for shard in shards for name in shard.stored}
+    write_atomically(work / INDEX, json.dumps({"metadata": {}, "weight_map": weight_map}))
+    document: dict[str, Any] = dict(checkpoint.config.document)
+    document["quantization_config"] = {
+        "quant_method": QUANT_METHOD,
+        "recipe": recipe.model_dump(mode="json"),
+        "key": key,
+    }
+    write_atomically(work / CONFIG, json.dumps(document, indent=2) + "\n")

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a target's engines can take quantised weights, before anything is quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from packaging.version import Version
+
+from tc_export.errors import UsageError
+from tc_export.recipes.recipe import QUANT_METHOD, Recipe, list_recipes
+from tc_export.targets import Precision, Release, Target
+
+FIRST_WITH_BLOCKS = Version("10.14")
+"""The first TensorRT whose parser is known to read opset 21, where DequantizeLinear has a scale for
+each block: see `tc_export.graph.tensorrt_operators`."""
+
+
+def recipe_of(document: Mapping[str, Any]) -> Recipe | None:
+    """The recipe that a checkpoint's config.json says it was quantised by; None for none.
+
+    Raises:
+        UsageError: it states a recipe that is none.
+    """
+    quantization = document.get("quantization_config")
+    if not isinstance(quantization, Mapping) or quantization.get("quant_method") != QUANT_METHOD:
+        return None
+    stated = quantization.get("recipe")
+    values = stated if isinstance(stated, Mapping) else {}
+    return Recipe.read(values, where="quantization_config.recipe of config.json")
+
+
+def check_target(recipe: Recipe, target: Target, release: Release | None) -> None:
+    """See that the target's engines multiply by weights as the recipe stores them.
+
+    Raises:
+        UsageError: they do not; names the recipes that they do.
+    """
+    reason = reason_against(recipe, target, release)
+    if reason is None:
+        return
+    others = [x.name for x in list_recipes() if reason_against(x, target, release) is None]
+    raise UsageError(
+        f"{target.name} cannot run the recipe {recipe.name!r}: {reason}",
+        hint=f"recipes for {target.name}: {', '.join(others)}" if others else None,
+    )
+
+
+def reason_against(recipe: Recipe, target: Target, release: Release | None) -> str | None:
+    """Why a target's engines cannot multiply by a recipe's weights; None where they can."""
+    if target.toolchain.engine == "onnxruntime":
+        return None  # its processor kernels widen every format
+    lacking = {rule.format for rule in recipe.weights} - {*target.precisions}
+    if lacking:
+        found = ", ".join(x for x in target.precisions if not Precision(x).is_float) or "none"
+        return f"it has no {', '.join(sorted(lacking))} (formats of few bits: {found})"
+    if target.toolchain.engine == "tensorrt-rtx" or release is None:
+        return None
+    if Version(release.tensorrt) >= FIRST_WITH_BLOCKS:
+        return None
+    return (
+        f"a scale for each group of channels is read by TensorRT {FIRST_WITH_BLOCKS} and later, "
+        f"and {release.name} has {release.tensorrt}"
+    )

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rounding in groups, held against a loop over groups in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from tc_export.checkpoint.quantized import pack_int4, unpack_int4
+from tc_export.dtypes import DType
+from tc_export.quantize.grouped import round_in_groups
+
+MOST = {DType.INT4: 7, DType.INT8: 127}
+
+
+def rounded_by_hand(
+    weight: np.ndarray, most: int, group: int, dtype: torch.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers [K, N] and scales [K / G, N], one group after the other."""
+    N, K = weight.shape
+    numbers, scales = np.zeros((K, N), np.int64), np.zeros((K // group, N))
+    for n in range(N):
+        for g in range(K // group):
+            part = weight[n, g * group : (g + 1) * group].astype(np.float64)
+            exact = torch.tensor(abs(part).max() / most, dtype=torch.float64).to(torch.float32)
+            scale = max(float(exact.to(dtype)), torch.finfo(dtype).tiny)
+            scales[g, n] = scale
+            numbers[g * group : (g + 1) * group, n] = np.clip(
+                np.rint(np.float32(part) / np.float32(scale)), -most, most
+            )
+    return numbers, scales
+
+
+@pytest.mark.parametrize("dtype", MOST)
+@pytest.mark.parametrize("scales", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("group", [16, 32])
+def test_numbers_and_scales_are_those_of_each_group(
+    dtype: DType, scales: torch.dtype, group: int
+) -> None:
+    random = np.random.default_rng(3)
+    weight = (random.standard_normal((6, 96)) * random.lognormal(size=(6, 1))).astype(np.float32)
+    weight[2] = 0  # a row of zeros
+    found = round_in_groups(torch.from_numpy(weight), dtype, group, scales, search=False)
+    numbers, factors = rounded_by_hand(weight, MOST[dtype], group, scales)
+    np.testing.assert_array_equal(found.numbers.numpy(), numbers)
+    np.testing.assert_array_equal(found.scales.double().numpy(), factors)
+    assert (found.scales > 0).all()
+
+
+def test_a_search_errs_less_and_never_more() -> None:
+    random = np.random.default_rng(5)
+    weight = torch.from_numpy(random.standard_t(3, (40, 256)).astype(np.float32))
+
+    def errors(search: bool) -> np.ndarray:
+        found = round_in_groups(weight, DType.INT4, 64, torch.float16, search=search)
+        groups = found.numbers.double().view(4, 64, 40) * found.scales.double()[:, None]
+        difference = groups - weight.T.double().view(4, 64, 40)
+        return difference.square().sum(dim=1).numpy()
+
+    plain, searched = errors(False), errors(True)
+    assert (searched <= plain * (1 + 1e-6)).all()
+    assert searched.sum() < 0.95 * plain.sum()
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(33, 64, generator=torch.Generator().manual_seed(1))
+    whole = round_in_groups(weight, DType.INT4, 32, torch.float16, search=True)
+    monkeypatch.setattr("tc_export.quantize.grouped.BLOCK_NUMBERS", 64 * 5)
+    by_blocks = round_in_groups(weight, DType.INT4, 32, torch.float16, search=True)
+    assert torch.equal(whole.numbers, by_blocks.numbers)
+    assert torch.equal(whole.scales, by_blocks.scales)
+
+
+def test_a_weight_too_large_for_its_scale_is_named() -> None:
+    weight = torch.ones(2, 32)
+    weight[1, 3] = 1e30
+    with pytest.raises(OverflowError, match=r"1e\+30"):
+        round_in_groups(weight, DType.INT4, 32, torch.float16, search=False)
+    assert (
+        round_in_groups(weight, DType.INT4, 32, torch.float32, search=False).scales.isfinite().all()
+    )
+
+
+@given(arrays(np.int8, st.integers(0, 40).map(lambda n: 2 * n), elements=st.integers(-8, 7)))
+def test_four_bits_are_packed_and_unpacked(numbers: np.ndarray) -> None:
+    packed = pack_int4(torch.from_numpy(numbers))
+    assert packed.dtype == torch.uint8
+    assert packed.shape == (len(numbers) // 2,)
+    np.testing.assert_array_equal(unpack_int4(packed).numpy(), numbers)
+
+
+def test_the_first_number_lies_in_the_low_half() -> None:
+    """As ONNX stores INT4."""
+    assert pack_int4(torch.tensor([1, -2])).tolist() == [0xE1]

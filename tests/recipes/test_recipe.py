@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes are read strictly, and a pattern that fits nothing is no recipe for this model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tc_export.errors import InputError, UsageError
+from tc_export.recipes import Recipe, check_target, list_recipes, load_recipe
+from tc_export.targets import choose_release, load_target
+
+NAMES = ["decoder.layers.0.mlp.up_proj.weight", "decoder.layers.1.mlp.up_proj.weight"]
+
+
+def recipe(**changes: object) -> Recipe:
+    values = {
+        "name": "mine",
+        "description": "",
+        "weights": [{"names": ["decoder.layers.*"], "format": "int4", "group_size": 32}],
+    }
+    return Recipe.read(values | changes, where="a test")
+
+
+def test_shipped_recipes_are_found_by_name() -> None:
+    names = [x.name for x in list_recipes()]
+    assert {"int4-weights", "int8-weights"} <= {*names}
+    for name in names:
+        assert load_recipe(name).name == name
+        assert load_recipe(name).description
+
+
+def test_what_is_kept_has_no_rule() -> None:
+    found = recipe(keep=["*.0.*"])
+    assert found.rule(NAMES[0]) is None
+    assert found.rule(NAMES[1]) is found.weights[0]
+    assert found.rule("vision.x.weight") is None
+
+
+def test_a_pattern_that_fits_nothing_names_the_nearest() -> None:
+    recipe().check_patterns(NAMES)
+    with pytest.raises(UsageError, match="fits no weight") as raised:
+        recipe(keep=["decoder.layer.0.mlp.up_proj.weight"]).check_patterns(NAMES)
+    assert raised.value.hint == f"the nearest is {NAMES[0]}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("weights = [", "is not TOML"),
+        ("description = ''\nweights = []", "weights"),
+        ("description = ''\nbits = 4", "bits"),
+        (
+            "description = ''\n[[weights]]\nnames = ['*']\nformat = 'int3'\ngroup_size = 64",
+            "format",
+        ),
+        ("description = ''\n[[weights]]\nnames = ['*']\nformat = 'int4'\ngroup_size = 48", "48|16"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=expected):
+        load_recipe(str(path))
+
+
+def test_no_file_and_no_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        load_recipe(str(tmp_path / "none.toml"))
+    with pytest.raises(UsageError, match="'int4-weight' is unknown") as raised:
+        load_recipe("int4-weight")
+    assert "did you mean int4-weights?" in str(raised.value.hint)
+
+
+def check(name: str, recipe: str, release: str | None = None) -> None:
+    target = load_target(name)
+    check_target(load_recipe(recipe), target, choose_release(target, release))
+
+
+@pytest.mark.parametrize("target", ["cpu", "rtx4090", "orin", "thor", "h100"])
+def test_four_bit_weights_run_there(target: str) -> None:
+    check(target, "int4-weights")
+
+
+def test_an_older_tensorrt_is_refused_with_the_reason() -> None:
+    with pytest.raises(UsageError, match=r"read by TensorRT 10\.14 and later"):
+        check("orin", "int4-weights", "10.3")
+
+
+def test_a_target_without_the_format_names_what_it_has() -> None:
+    target = load_target("orin").model_copy(update={"precisions": ("float16", "int8")})
+    with pytest.raises(UsageError, match=r"no int4 .formats of few bits: int8") as raised:
+        check_target(load_recipe("int4-weights"), target, choose_release(target, None))
+    assert "int8-weights" in str(raised.value.hint)
