@@ -100,7 +100,7 @@ class OrderedLinear(nn.Linear):
         return summed.add_(F.linear(x[..., self.cut :], high)).to(input.dtype)
 
     def _by_rows(self, x: Tensor) -> Tensor:
-        rows = self.weight.split(max(1, NUMBERS_WIDENED // self.in_features))
+        rows = torch.split(self.weight, max(1, NUMBERS_WIDENED // self.in_features))
         y = torch.cat([F.linear(x, some.to(x.dtype)) for some in rows], dim=-1)
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
