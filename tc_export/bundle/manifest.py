@@ -93,6 +93,7 @@ class EngineBuild(Config):
     precision: str
     layers: int = Field(ge=0)
     plugin_layers: dict[str, int]  # by op: those that our plugins serve
+    few_bits: dict[str, int] = Field(default_factory=dict)  # by format: weights that are held in it
 
 
 class BundleSpec(Config):

@@ -85,6 +85,10 @@ def print_bundle(bundle: Path, manifest: Manifest) -> None:
         console.print(
             f"{graph}: {built.builder}, SM {built.sm}, {built.precision}, {built.layers} layers"
             + (f", of which plugins: {plugins}" if plugins else "")
+            + "".join(
+                f"; {count / 1e6:.2g} million weights in {dtype}"
+                for dtype, count in built.few_bits.items()
+            )
         )
     if manifest.release is not None:
         say(f"target: {manifest.target}, {manifest.release}")

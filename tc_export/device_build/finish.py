@@ -275,4 +275,5 @@ class _Finish:
             precision=report.precision,
             layers=report.layers,
             plugin_layers=report.plugin_layers,
+            few_bits=report.few_bits,
         )

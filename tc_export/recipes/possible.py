@@ -17,6 +17,12 @@ FIRST_WITH_BLOCKS = Version("10.14")
 each block: see `tc_export.graph.tensorrt_operators`."""
 
 
+WIDENED_BY_RTX = (
+    "TensorRT-RTX widens int8 weights with scales for groups in a kernel of its own, and reads "
+    "them in full then (seen in engines that 1.7 built)"
+)
+
+
 def recipe_of(document: Mapping[str, Any]) -> Recipe | None:
     """The recipe that a checkpoint's config.json says it was quantised by; None for none.
 
@@ -55,7 +61,9 @@ def reason_against(recipe: Recipe, target: Target, release: Release | None) -> s
     if lacking:
         found = ", ".join(x for x in target.precisions if not Precision(x).is_float) or "none"
         return f"it has no {', '.join(sorted(lacking))} (formats of few bits: {found})"
-    if target.toolchain.engine == "tensorrt-rtx" or release is None:
+    if target.toolchain.engine == "tensorrt-rtx":
+        return WIDENED_BY_RTX if any(rule.format == "int8" for rule in recipe.weights) else None
+    if release is None:
         return None
     if Version(release.tensorrt) >= FIRST_WITH_BLOCKS:
         return None

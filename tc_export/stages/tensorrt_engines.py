@@ -14,6 +14,7 @@ from tc_export.bundle.layout import engine_path, engine_stage, graph_path
 from tc_export.contracts.graph_io import DECODER
 from tc_export.contracts.parts import EngineGraph
 from tc_export.engine.tensorrt.build import EngineRequest, build_engine
+from tc_export.graph.passes.dequantize_weights import few_bits_of
 from tc_export.runner import Stage, StageContext
 from tc_export.stages import decoder_parts, shards
 from tc_export.stages.inputs import BuildInputs
@@ -53,6 +54,7 @@ def _run(context: StageContext, *, inputs: BuildInputs, each: EngineGraph) -> St
             compute_capability=target.sm,
             custom_nodes=custom_nodes,
             precision=inputs.precision(each.graph),
+            few_bits=few_bits_of(context.folder / graph_path(each.name)),
         ),
         context.advance,
     )
@@ -62,6 +64,7 @@ def _run(context: StageContext, *, inputs: BuildInputs, each: EngineGraph) -> St
         precision=report.precision,
         layers=report.layers,
         plugin_layers=dict(report.plugin_layers),
+        few_bits=report.few_bits,
     )
     record = EngineRecord(backend=target.toolchain.engine, state=EngineState.BUILT)
     return StageResults(

@@ -28,6 +28,7 @@ def report_of(request: EngineRequest, tensorrt: str) -> EngineReport:
         plugin_layers=dict(request.custom_nodes),
         layer_types={},
         precision=request.precision,
+        few_bits=dict(request.few_bits),
         engine_bytes=request.engine.stat().st_size,
         seconds=1.0,
         peak_bytes=1,

@@ -88,6 +88,14 @@ def test_an_older_tensorrt_is_refused_with_the_reason() -> None:
         check("orin", "int4-weights", "10.3")
 
 
+def test_eight_bits_are_refused_where_they_are_widened() -> None:
+    with pytest.raises(UsageError, match="widens int8 weights") as raised:
+        check("rtx4090", "int8-weights")
+    assert "int4-weights" in str(raised.value.hint)
+    assert "int8" not in str(raised.value.hint)
+    check("cpu", "int8-weights")
+
+
 def test_a_target_without_the_format_names_what_it_has() -> None:
     target = load_target("orin").model_copy(update={"precisions": ("float16", "int8")})
     with pytest.raises(UsageError, match=r"no int4 .formats of few bits: int8") as raised:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tc_export.bundle import read_manifest, verify
+from tc_export.checkpoint.hf_config import read_config
 from tc_export.cli.main import main
+from tc_export.model.weight_shapes import weight_shapes
 from tc_export.parity.tensors.check_bundle import check_bundle
 from tc_export.pipeline import BuildRequest, build
 from tc_export.runner import SilentReporter
@@ -49,6 +51,28 @@ def test_both_engines_are_built_with_our_plugins(request_: BuildRequest) -> None
     assert {vision.sm, decoder.sm} == {89}
     for graph in ("vision", "decoder"):
         assert (request_.output / "engines" / f"{graph}.engine").stat().st_size > 100_000
+
+
+@pytest.mark.parametrize("recipe", ["int4-weights", "int4-awq"])
+def test_weights_in_four_bits_stay_so(cuda_plugin: Path, tmp_path: Path, recipe: str) -> None:
+    request = BuildRequest(
+        checkpoint=DEMO,
+        output=tmp_path / "bundle",
+        target="rtx4090",
+        quantize=recipe,
+        max_frames=4,
+        check_parity=False,
+    )
+    manifest = build(request, SilentReporter())
+    shapes = weight_shapes(read_config(DEMO).model)
+    matrices = sum(
+        shape[0] * shape[1]
+        for name, shape in shapes.items()
+        if name.startswith("decoder.layers.") and name.endswith("_proj.weight")
+    )
+    assert manifest.engine_builds["decoder"].few_bits == {"int4": matrices}
+    assert manifest.engine_builds["decoder"].precision == "float16"
+    assert manifest.engine_builds["vision"].few_bits == {}
 
 
 def test_an_engine_that_is_built_again_has_the_same_bytes(request_: BuildRequest) -> None:

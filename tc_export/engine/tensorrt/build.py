@@ -53,6 +53,8 @@ class EngineRequest:
         custom_nodes: how many of each op the graph has, each of which must become a plugin layer.
         precision: what the graph's matrix products are in. It is compared with what the builder
             made, and decides nothing: the graph does.
+        few_bits: how many weights the graph holds in each format of four or eight bits.
+            TensorRT-RTX must hold as many: one that it widened while building is read in full.
         timing_cache: a file that is read and written again; TensorRT alone has a use for it.
     """
 
@@ -64,6 +66,7 @@ class EngineRequest:
     plugin_library: Path | None = None
     compute_capability: int | None = None
     custom_nodes: Mapping[str, int] = field(default_factory=dict)
+    few_bits: Mapping[str, int] = field(default_factory=dict)
     timing_cache: Path | None = None
 
 
@@ -77,6 +80,7 @@ class EngineReport:
         plugin_layers: by the name of their op.
         layer_types: layer type -> type of its output -> how many.
         precision: of all matrix products.
+        few_bits: format of four or eight bits -> how many weights are held in it.
         engine_bytes: size of the file.
         seconds: of the whole build.
         peak_bytes: largest resident set of the process that built it.
@@ -87,6 +91,7 @@ class EngineReport:
     plugin_layers: dict[str, int]
     layer_types: dict[str, dict[str, int]]
     precision: str
+    few_bits: dict[str, int]
     engine_bytes: int
     seconds: float
     peak_bytes: int
@@ -111,6 +116,7 @@ def build_engine(request: EngineRequest, on_progress: OnProgress) -> EngineRepor
             result = _run(job, on_progress)
         realised = summarise(read_layers(result.layer_lines))
         _check_precision(request, result, realised)
+        _check_few_bits(request, result, realised)
         partial.replace(request.engine)
     finally:
         partial.unlink(missing_ok=True)
@@ -120,6 +126,7 @@ def build_engine(request: EngineRequest, on_progress: OnProgress) -> EngineRepor
         plugin_layers=dict(result.plugin_layers),
         layer_types=realised.by_type,
         precision=realised.precision,
+        few_bits=realised.few_bits,
         engine_bytes=result.engine_bytes,
         seconds=round(time.perf_counter() - start, 3),
         peak_bytes=result.peak_bytes,
@@ -265,3 +272,15 @@ def _check_precision(request: EngineRequest, result: Result, realised: Realised)
             f"made matrix products in {realised.precision}:{''.join(others)}",
             hint="networks are strongly typed: look at the types in the graph",
         )
+
+
+def _check_few_bits(request: EngineRequest, result: Result, realised: Realised) -> None:
+    """How standard TensorRT lists such weights was never seen, and is not judged."""
+    for dtype, count in request.few_bits.items():
+        found = realised.few_bits.get(dtype, 0)
+        if request.flavour == "tensorrt-rtx" and found < count:
+            raise CheckFailed(
+                f"{request.engine.name} has {count} weights in {dtype}, and {result.version} keeps "
+                f"{found} of them so: the others were widened while building",
+                hint="another group_size in the recipe may be one that it multiplies by",
+            )

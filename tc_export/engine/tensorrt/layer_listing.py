@@ -17,8 +17,12 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from tc_export.dtypes import DType
+
+FEW_BITS = (DType.INT4, DType.INT8)
+"""Formats of weights that are widened where they are multiplied."""
 
 NARROWEST_FIRST = sorted((dtype for dtype in DType if dtype.is_float), key=lambda x: x.bits)
 _WORD = re.compile(r"\w+")
@@ -79,7 +83,8 @@ class LoggedLayer:
         generated = self.layer_type == _GENERATED
         held = [tensor.dtype for tensor in self.constants if tensor.is_matrix]
         if held and not generated:
-            return narrowest(held)
+            # Weights in few bits are multiplied in what they are widened to.
+            return narrowest(held) or narrowest(tensor.dtype for tensor in self.inputs)
         kernel, of_product = (
             (self.name, _GENERATED_PRODUCT) if generated else (self.layer_type, _PRODUCT)
         )
@@ -97,6 +102,9 @@ class Realised:
     """Layer type -> type of its first output -> how many."""
     products: dict[str, list[str]]
     """Type -> names of the layers that multiply matrices in it."""
+    few_bits: dict[str, int]
+    """Format of few bits -> how many weights the products read in it. Those that a kernel of its
+    own widens before do not count: they are written and read in full."""
 
     @property
     def precision(self) -> str:
@@ -114,15 +122,20 @@ def summarise(layers: Sequence[LoggedLayer]) -> Realised:
     """Count layers by type, and find the precision that was realised."""
     by_type: defaultdict[str, Counter[str]] = defaultdict(Counter)
     products: defaultdict[str, list[str]] = defaultdict(list)
+    few_bits: Counter[str] = Counter()
     for layer in layers:
         dtype = layer.outputs[0].dtype if layer.outputs else "none"
         by_type[layer.layer_type][dtype] += 1
         if layer.product_dtype is not None:
             products[layer.product_dtype].append(layer.name)
+            for tensor in layer.constants:
+                if tensor.dtype in FEW_BITS and tensor.is_matrix:
+                    few_bits[tensor.dtype] += prod(tensor.shape)
     return Realised(
         layers=len(layers),
         by_type={name: dict(sorted(counts.items())) for name, counts in sorted(by_type.items())},
         products=dict(products),
+        few_bits=dict(few_bits),
     )
 
 

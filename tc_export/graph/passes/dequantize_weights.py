@@ -12,7 +12,9 @@ Runtime makes MatMulNBits of: with a zero point, or along the other axis, it doe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -54,6 +56,16 @@ def dequantize_weights(
         )
         del model.graph.initializers[name]
     return len(quantized)
+
+
+def few_bits_of(graph: Path) -> dict[str, int]:
+    """How many weights a graph on the disk holds in each format of four or eight bits."""
+    counts: Counter[str] = Counter()
+    for value in ir.load(graph).graph.initializers.values():
+        if value.name and value.name.endswith(VALUES) and value.const_value is not None:
+            dtype = DType(value.const_value.dtype.name.lower())
+            counts[dtype] += value.const_value.size
+    return dict(counts)
 
 
 def _declare(model: ir.Model, name: str, location: TensorLocation, dtype: DType) -> ir.Value:

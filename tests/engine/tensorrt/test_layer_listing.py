@@ -195,3 +195,29 @@ def test_the_narrowest_of_all_formats_comes_first() -> None:
     assert [dtype.bits for dtype in NARROWEST_FIRST] == [4, 8, 8, 16, 16, 32, 64]
     assert narrowest(["bfloat16", "fp8"]) == "fp8"
     assert narrowest(["fp8", "nvfp4"]) == "nvfp4"
+
+
+RTX_FOUR_BITS = (
+    "Name: __myl_ReplCastMulCastFc_myl2_2, LayerType: runtime_fusion, "
+    f"Inputs: [ {tensor('x', '1,-1,128', 'Half')}], "
+    f"Constants: [ {tensor('numbers', '1,128,512', 'Int4')}, "
+    f"{tensor('scales', '1,2,512', 'Half')}], "
+    f"Outputs: [ {tensor('y', '1,-1,512', 'Half')}]"
+)
+RTX_WIDENED = (
+    "Name: __myl_ReplCastMulCast_myl4_2, LayerType: kgen, Inputs: [], "
+    f"Constants: [ {tensor('numbers', '1,128,512', 'Int8')}, "
+    f"{tensor('scales', '1,4,512', 'Half')}], "
+    f"Outputs: [ {tensor('w', '1,128,512', 'Half')}]"
+)
+
+
+def test_weights_in_few_bits_count_where_a_product_reads_them() -> None:
+    realised = summarise(read_layers([RTX_FOUR_BITS, RTX_FOUR_BITS, RTX_WIDENED]))
+    assert realised.few_bits == {"int4": 2 * 128 * 512}
+    assert realised.precision == "float16"
+
+
+def test_one_group_of_all_channels_is_a_product_too() -> None:
+    line = RTX_FOUR_BITS.replace("1,2,512", "1,1,512")
+    assert summarise(read_layers([line])).precision == "float16"
