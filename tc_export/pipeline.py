@@ -208,8 +208,17 @@ def _checked(request: BuildRequest) -> tuple[Target, Precisions, Release | None,
         check_target(recipe, target, release)
     check_tokenizer_is_there(request.checkpoint)
     profile = choose_profile(config, request.max_frames, request.max_length)
-    parts = choose_parts(config, target, precisions.decoder, request.parts, request.memory_bytes)
-    check_possible(config, target, precisions, parts=parts, check_parity=request.check_parity)
+    parts = choose_parts(
+        config, target, precisions.decoder, request.parts, request.memory_bytes, recipe
+    )
+    check_possible(
+        config,
+        target,
+        precisions,
+        parts=parts,
+        recipe=recipe,
+        check_parity=request.check_parity,
+    )
     if request.check_parity:
         memory_limits(config, precisions, request.memory_bytes, profile.max_length)
     return target, precisions, release, profile, parts

@@ -6,12 +6,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tc_export.config import ModelConfig
+from tc_export.contracts.graph_io import DECODER, GRAPHS, VISION
 from tc_export.errors import UnsupportedEnvironment
 from tc_export.plan.build_memory import BASE_BYTES, least_bytes, memory_limits, truth_bytes
 from tc_export.plan.host import host_memory
 from tc_export.plan.memory import BYTES, RUNTIME_BYTES
-from tc_export.plan.parameters import decoder_count, vision_count
+from tc_export.plan.parameters import decoder_count, few_bits, vision_count
 from tc_export.plan.parts import builder_bytes, largest_part
+from tc_export.recipes import Recipe
 from tc_export.targets import Precision, Precisions, Target
 
 EXPORTER_BYTES = 500_000_000
@@ -52,14 +54,20 @@ def build_cost(
     precisions: Precisions,
     parts: int = 1,
     max_length: int = 0,
+    recipe: Recipe | None = None,
 ) -> BuildCost:
     """Predict the steps that run on this host; an engine that is built on its device is not one.
 
     `parts` are those that TensorRT-RTX builds the decoder in, one after the other. `max_length` is
-    the profile's, to whose end a comparison goes.
+    the profile's, to whose end a comparison goes. `recipe` is what the weights are quantised by.
     """
     vision, decoder = vision_count(config).total, decoder_count(config).total
-    engines = vision * _loaded(precisions.vision) + decoder * _loaded(precisions.decoder)
+    few = {graph: few_bits(config, graph, recipe) for graph in GRAPHS}
+    engines = (
+        (vision - few[VISION].numbers) * _loaded(precisions.vision)
+        + (decoder - few[DECODER].numbers) * _loaded(precisions.decoder)
+        + 2 * sum(x.nbytes for x in few.values())  # as stored, and as packed
+    )
     peaks: dict[str, float] = {
         "export": EXPORTER_BYTES,  # weights stay on the disk
         "golden data": truth_bytes(config),
@@ -71,8 +79,10 @@ def build_cost(
         peaks["engine"] = RUNTIME_BYTES["onnxruntime"] + engines
     if target.toolchain.engine == "tensorrt-rtx":
         peaks["engine"] = max(
-            builder_bytes(vision * BYTES[precisions.vision]),
-            builder_bytes(largest_part(config, parts) * BYTES[precisions.decoder]),
+            builder_bytes(
+                (vision - few[VISION].numbers) * BYTES[precisions.vision] + few[VISION].nbytes
+            ),
+            builder_bytes(largest_part(config, parts, precisions.decoder, recipe)),
         )
     return BuildCost(
         peak_by_step={step: round(nbytes) for step, nbytes in peaks.items()},

@@ -8,12 +8,14 @@ part at a time, each in a process of its own, at the price of a few launches a p
 from __future__ import annotations
 
 from tc_export.config import ModelConfig
+from tc_export.contracts.graph_io import DECODER
 from tc_export.contracts.parts import even_parts
 from tc_export.errors import UnsupportedEnvironment, UsageError
 from tc_export.plan.host import host_memory
 from tc_export.plan.memory import BYTES
-from tc_export.plan.parameters import head_matrix, layer_weights
+from tc_export.plan.parameters import few_bits, head_matrix, layer_weights
 from tc_export.plan.units import spell_bytes
+from tc_export.recipes import Recipe
 from tc_export.targets import Precision, Target
 
 BUILDER_BASE_BYTES, BUILDER_BYTES_PER_WEIGHT_BYTE = 500_000_000, 3.05
@@ -30,10 +32,15 @@ def builder_bytes(weight_bytes: float) -> float:
     return BUILDER_BASE_BYTES + BUILDER_BYTES_PER_WEIGHT_BYTE * weight_bytes
 
 
-def largest_part(config: ModelConfig, parts: int) -> int:
-    """Weights of the part that has the most: of so many layers, or with the head."""
-    layer, head = layer_weights(config), head_matrix(config)
-    cut = even_parts(config.text.num_hidden_layers, parts)
+def largest_part(
+    config: ModelConfig, parts: int, precision: Precision, recipe: Recipe | None = None
+) -> float:
+    """Bytes of matrices in the part that has the most: of so many layers, or with the head."""
+    layers, few = config.text.num_hidden_layers, few_bits(config, DECODER, recipe)
+    whole = layers * layer_weights(config) - few.numbers
+    layer = (whole * BYTES[precision] + few.nbytes) / layers
+    head = head_matrix(config) * BYTES[precision]
+    cut = even_parts(layers, parts)
     return max(len(cut[0].layers) * layer, len(cut[-1].layers) * layer + head)
 
 
@@ -43,6 +50,7 @@ def choose_parts(
     precision: Precision,
     asked: int | None = None,
     memory_bytes: int | None = None,
+    recipe: Recipe | None = None,
 ) -> int:
     """How many engines the decoder becomes: `asked`, or as few as memory allows.
 
@@ -75,14 +83,14 @@ def choose_parts(
     fitting = (
         parts
         for parts in range(1, layers + 1)
-        if limit is None or builder_bytes(largest_part(config, parts) * BYTES[precision]) <= limit
+        if limit is None or builder_bytes(largest_part(config, parts, precision, recipe)) <= limit
     )
     found = next(fitting, None)
     if found is not None:
         return found
     if target.toolchain.engine == "tensorrt":
         return layers  # it may yet fit: what standard TensorRT takes is assumed
-    least = builder_bytes(largest_part(config, layers) * BYTES[precision])
+    least = builder_bytes(largest_part(config, layers, precision, recipe))
     raise UnsupportedEnvironment(
         f"building the decoder's engine takes {spell_bytes(round(least))} for a part of one layer, "
         f"and may take {spell_bytes(limit or 0)}",

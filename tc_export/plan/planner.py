@@ -95,7 +95,7 @@ def make_plan(
         frames=frames,
         length=profile_length(config, frames, max_length),
         precisions=precisions,
-        parts=_parts(config, target, precisions, parts, memory_bytes),
+        parts=_parts(config, target, precisions, parts, memory_bytes, recipe),
         recipe=recipe,
     )
     limit = memory_limit(target)
@@ -115,7 +115,7 @@ def make_plan(
         max_frames=most,
         limited_by=limited_by,
         times=predict_times(config, target, workload),
-        build=build_cost(config, target, precisions, workload.parts, workload.length),
+        build=build_cost(config, target, precisions, workload.parts, workload.length, recipe),
         suggestions=()
         if sum(bytes_by_part.values()) <= limit
         else tuple(_suggestions(asked, limit)),
@@ -128,10 +128,11 @@ def _parts(
     precisions: Precisions,
     asked: int | None,
     memory_bytes: int | None,
+    recipe: Recipe | None,
 ) -> int:
     """As a build chooses; where this machine has too little for it, as many as there can be."""
     try:
-        return choose_parts(config, target, precisions.decoder, asked, memory_bytes)
+        return choose_parts(config, target, precisions.decoder, asked, memory_bytes, recipe)
     except UnsupportedEnvironment:
         return config.text.num_hidden_layers
 
@@ -179,8 +180,19 @@ class FramesAsked:
 
     def on(self, device: Target) -> FramesAsked:
         """The same on another device."""
-        parts = _parts(self.config, device, self.workload.precisions, self.parts_asked, self.memory)
-        return replace(self, target=device, workload=replace(self.workload, parts=parts))
+        return replace(self, target=device)._in_parts()
+
+    def quantized_by(self, recipe: Recipe) -> FramesAsked:
+        """The same with weights in few bits."""
+        return replace(self, workload=replace(self.workload, recipe=recipe))._in_parts()
+
+    def _in_parts(self) -> FramesAsked:
+        """With as many parts as a build makes of it."""
+        ask = self.workload
+        parts = _parts(
+            self.config, self.target, ask.precisions, self.parts_asked, self.memory, ask.recipe
+        )
+        return replace(self, workload=replace(ask, parts=parts))
 
     @property
     def most_in_context(self) -> int:
@@ -222,8 +234,7 @@ def _suggestions(asked: FramesAsked, limit: int) -> Iterator[Suggestion]:
         if profile_length(asked.config, asked.workload.frames, None) < asked.max_length:
             yield from _suggestion("no --max-length: as long as the frames need", shorter, limit)
     for recipe in _recipes(asked):
-        smaller = replace(asked, workload=replace(asked.workload, recipe=recipe))
-        yield from _suggestion(f"--quantize {recipe.name}", smaller, limit)
+        yield from _suggestion(f"--quantize {recipe.name}", asked.quantized_by(recipe), limit)
     for device in _larger_devices(asked.target):
         yield from _suggestion(f"--target {device.name}", asked.on(device), memory_limit(device))
 

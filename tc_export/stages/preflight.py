@@ -12,6 +12,7 @@ from tc_export.errors import UnsupportedEnvironment, UsageError
 from tc_export.plan.build_cost import BuildCost, build_cost
 from tc_export.plan.planner import profile_length
 from tc_export.plan.units import spell_bytes
+from tc_export.recipes import Recipe
 from tc_export.stages.tools import RTX_BUILDER, versions
 from tc_export.targets import Precisions, Target
 
@@ -35,6 +36,7 @@ def check_possible(
     precisions: Precisions,
     *,
     parts: int = 1,
+    recipe: Recipe | None = None,
     check_parity: bool,
 ) -> None:
     """Refuse what the device's kernels do not know, and what this machine cannot build.
@@ -47,7 +49,7 @@ def check_possible(
     _check_head_size(config.text.head_dim, target)
     if target.toolchain.engine == "tensorrt-rtx":
         _check_installed(RTX_BUILDER, "rtx")
-    cost = build_cost(config, target, precisions, parts)
+    cost = build_cost(config, target, precisions, parts, recipe=recipe)
     _check_memory(cost, check_parity=check_parity)
 
 

@@ -20,6 +20,7 @@ from tc_export.plan.parts import builder_bytes, choose_parts, largest_part
 from tc_export.plan.planner import make_plan
 from tc_export.plan.report import plan_as_json
 from tc_export.plan.roofline import predict_times
+from tc_export.recipes import load_recipe
 from tc_export.targets import Precision, Target, load_target
 from tests.plan.configs import llava_7b, model_configs
 from tests.plan.test_planner import precisions_of
@@ -33,22 +34,22 @@ RTX = load_target("rtx4090")
 def test_one_part_fewer_would_not_fit(config: ModelConfig, gigabytes: float) -> None:
     limit = round(gigabytes * 1e9)
     layers = config.text.num_hidden_layers
-    if builder_bytes(2 * largest_part(config, layers)) > limit:
+    if builder_bytes(largest_part(config, layers, FLOAT16)) > limit:
         with pytest.raises(UnsupportedEnvironment, match="a part of one layer"):
             choose_parts(config, RTX, FLOAT16, memory_bytes=limit)
         return
     chosen = choose_parts(config, RTX, FLOAT16, memory_bytes=limit)
-    assert builder_bytes(2 * largest_part(config, chosen)) <= limit
-    assert chosen == 1 or builder_bytes(2 * largest_part(config, chosen - 1)) > limit
+    assert builder_bytes(largest_part(config, chosen, FLOAT16)) <= limit
+    assert chosen == 1 or builder_bytes(largest_part(config, chosen - 1, FLOAT16)) > limit
 
 
 @given(model_configs())
 def test_parts_have_all_weights(config: ModelConfig) -> None:
     layers = config.text.num_hidden_layers
     matrices = decoder_count(config).matrices
-    assert largest_part(config, 1) == matrices
+    assert largest_part(config, 1, FLOAT16) == 2 * matrices
     for parts in range(1, layers + 1):
-        assert matrices <= parts * largest_part(config, parts)
+        assert 2 * matrices <= parts * largest_part(config, parts, FLOAT16)
 
 
 def test_7b_in_float16_is_built_in_three_parts_on_a_machine_of_24_gb(
@@ -57,6 +58,7 @@ def test_7b_in_float16_is_built_in_three_parts_on_a_machine_of_24_gb(
     memory = HostMemory(total=25_300_000_000, available=20_000_000_000)
     monkeypatch.setattr(module, "host_memory", lambda: memory)
     assert choose_parts(llava_7b(), RTX, FLOAT16) == 3
+    assert choose_parts(llava_7b(), RTX, FLOAT16, recipe=load_recipe("int4-weights")) == 1
     cost = build_cost(llava_7b(), RTX, precisions_of(RTX), 3)
     assert cost.peak_by_step["engine"] < 16e9
 
