@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what a type checker sees; `_HOMES` says the same to Python
         inspect,
         make_plan,
         open,
+        quantize_checkpoint,
         verify,
     )
     from tc_export.bundle import Damage, EngineState, Manifest, Placement, Problem
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # what a type checker sees; `_HOMES` says the same to Python
     from tc_export.parity.answers.accuracy import TaskResult
     from tc_export.parity.tensors.check import ParityResult
     from tc_export.plan.planner import Plan
+    from tc_export.quantize.checkpoint import Quantized
     from tc_export.runner import Reporter
     from tc_export.runtime.answer import Answer, AnswerStream, Finish, VideoAnswer
     from tc_export.runtime.answering import VideoLanguageModel
@@ -63,6 +65,7 @@ __all__ = [
     "Placement",
     "Plan",
     "Problem",
+    "Quantized",
     "Rate",
     "Reporter",
     "SampledVideo",
@@ -81,18 +84,20 @@ __all__ = [
     "inspect",
     "make_plan",
     "open",
+    "quantize_checkpoint",
     "sample_video",
     "verify",
 ]
 
 _HOMES = {
-    "api": "build check_answers check_parity inspect make_plan open verify",
+    "api": "build check_answers check_parity inspect make_plan open quantize_checkpoint verify",
     "bundle": "Damage EngineState Manifest Placement Problem",
     "errors": "BundleError CheckFailed CheckpointError InputError TcExportError "
     "UnsupportedEnvironment UsageError VideoError",
     "parity.answers.accuracy": "TaskResult",
     "parity.tensors.check": "ParityResult",
     "plan.planner": "Plan",
+    "quantize.checkpoint": "Quantized",
     "runner": "Reporter",
     "runtime.answer": "Answer AnswerStream Finish VideoAnswer",
     "runtime.answering": "VideoLanguageModel",

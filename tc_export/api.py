@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The functions of `import tc_export`: each does what a verb does, from paths and names.
 
-They print nothing, and load what they need when they are called. `build`, `check_parity` and
-`check_answers` need the packages of `[export]`; the others need no PyTorch.
+They print nothing, and load what they need when they are called. `build`, `check_parity`,
+`check_answers` and `quantize_checkpoint` need the packages of `[export]`; the others need no
+PyTorch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tc_export.parity.answers.accuracy import TaskResult
     from tc_export.parity.tensors.check import ParityResult
     from tc_export.plan.planner import Plan
+    from tc_export.quantize.checkpoint import Quantized
     from tc_export.runner import Reporter
     from tc_export.runtime.answering import VideoLanguageModel
 
@@ -127,12 +129,44 @@ def build(
     return pipeline.build(request, reporter or SilentReporter())
 
 
+@missing_packages_named()
+def quantize_checkpoint(
+    checkpoint: StrPath,
+    recipe: str,
+    output: StrPath,
+    *,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Quantized:
+    """Make a checkpoint whose matrices have four or eight bits; it builds as any other.
+
+    A killed run goes on at the layer where it was.
+
+    Args:
+        checkpoint: Hugging Face folder of a LLaVA-family model.
+        recipe: a recipe, by name or by the path of a recipe's file.
+        output: folder of the new checkpoint; the one above it has to be there.
+        advance: gets the bytes of the old checkpoint that are done, and all there are.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used, or a weight cannot be stored so.
+        UsageError: the recipe does not fit the model, or something else is at `output`.
+    """
+    from tc_export.checkpoint.reader import open_checkpoint
+    from tc_export.quantize import checkpoint as quantizing
+    from tc_export.recipes import load_recipe
+
+    chosen = load_recipe(recipe)
+    opened = open_checkpoint(Path(checkpoint))
+    return quantizing.quantize_checkpoint(opened, chosen, Path(output), advance)
+
+
 def make_plan(
     checkpoint: StrPath,
     *,
     target: str = "cpu",
     frames: int = 16,
     precision: str | None = None,
+    quantize: str | None = None,
     max_length: int | None = None,
     settings: Mapping[str, Any] | None = None,
     parts: int | None = None,
@@ -147,6 +181,7 @@ def make_plan(
         target: as for `build`.
         frames: of a question.
         precision: as for `build`.
+        quantize: as for `build`.
         max_length: as for `build`.
         settings: as for `build`.
         parts: as for `build`.
@@ -159,19 +194,24 @@ def make_plan(
     """
     from tc_export.checkpoint.hf_config import read_config
     from tc_export.plan import planner
-    from tc_export.targets import load_target, read_precisions
+    from tc_export.recipes import check_target, load_recipe, recipe_of
+    from tc_export.targets import choose_release, load_target, read_precisions
 
     device = load_target(target)
     asked = ModelSettings.read(settings or {}, where="settings")
-    model = read_config(Path(checkpoint), asked).model
+    read = read_config(Path(checkpoint), asked)
+    recipe = load_recipe(quantize) if quantize else recipe_of(read.document)
+    if recipe is not None:
+        check_target(recipe, device, choose_release(device, None))
     return planner.make_plan(
-        model,
+        read.model,
         device,
         read_precisions(precision, device),
         frames,
         max_length,
         parts=parts,
         memory_bytes=memory_bytes,
+        recipe=recipe,
     )
 
 

@@ -27,7 +27,8 @@ from tests.runtime.clips import write_clip
 PAGE = (REPOSITORY / "docs" / "python.md").read_text()
 CODE = "\n\n".join(re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
 PUBLIC = sorted(set(tc_export.__all__) - {"__version__"})
-FUNCTIONS = ["build", "check_answers", "check_parity", "inspect", "make_plan", "open", "verify"]
+FUNCTIONS = ["build", "check_answers", "check_parity", "inspect", "make_plan", "open"]
+FUNCTIONS += ["quantize_checkpoint", "verify"]
 HEAVY = "numpy pydantic torch onnxruntime transformers typer rich av jinja2 PIL tokenizers"
 
 

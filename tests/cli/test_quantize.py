@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tc-export quantize`, and the flag of the same name: what they print, and how they fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import run
+from tests.repository import DEMO_CHECKPOINT
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_a_checkpoint_is_quantised_and_planned(capsys: Capture, tmp_path: Path) -> None:
+    words = ["--checkpoint", DEMO_CHECKPOINT, "--recipe", "int4-weights"]
+    code, out, _ = run(capsys, "quantize", *words, "--output", tmp_path / "new", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["folder"] == str(tmp_path / "new")
+    assert found["weights"] == 28
+    assert found["bytes_after"] < 0.5 * found["bytes_before"]
+    code, out, _ = run(capsys, "quantize", *words, "--output", tmp_path / "new")
+    assert code == 0
+    assert "28 matrices are quantised" in out
+    place = ["--checkpoint", tmp_path / "new", "--target", "orin", "--frames", "4", "--json"]
+    code, out, _ = run(capsys, "plan", *place)
+    assert (code, json.loads(out)["recipe"]) == (0, "int4-weights")
+    whole = ["--checkpoint", DEMO_CHECKPOINT, "--target", "orin", "--frames", "4", "--json"]
+    _, asked, _ = run(capsys, "plan", *whole, "--quantize", "int4-weights")
+    assert json.loads(asked)["bytes"] == json.loads(out)["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["--recipe", "int5"], 2, "the recipe 'int5' is unknown"),
+        (["--recipe", "none/here.toml"], 3, "cannot be read"),
+    ],
+)
+def test_no_such_recipe(
+    capsys: Capture, tmp_path: Path, words: list[str], code: int, expected: str
+) -> None:
+    place = ["--checkpoint", DEMO_CHECKPOINT, "--output", tmp_path / "new"]
+    found, _, err = run(capsys, "quantize", *place, *words)
+    assert found == code, err
+    assert expected in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_build_refuses_before_it_quantises(capsys: Capture, tmp_path: Path) -> None:
+    words = ["--checkpoint", DEMO_CHECKPOINT, "--output", tmp_path / "bundle"]
+    words += ["--target", "rtx4090", "--quantize", "int8-weights"]
+    code, _, err = run(capsys, "build", *words)
+    assert code == 2
+    assert "widens int8 weights" in err
+    assert not list(tmp_path.iterdir())
