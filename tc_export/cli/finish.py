@@ -77,6 +77,8 @@ def _finish_on(machine: Machine, bundle: Path) -> Manifest:
 
 def print_bundle(bundle: Path, manifest: Manifest) -> None:
     """Say what was built, where it is, and what is next where the engine is pending."""
+    from tc_export.plan.units import spell_count
+
     engine = manifest.engine
     assert engine is not None
     console = Terminal(stderr=True)
@@ -86,7 +88,7 @@ def print_bundle(bundle: Path, manifest: Manifest) -> None:
             f"{graph}: {built.builder}, SM {built.sm}, {built.precision}, {built.layers} layers"
             + (f", of which plugins: {plugins}" if plugins else "")
             + "".join(
-                f"; {count / 1e6:.2g} million weights in {dtype}"
+                f"; {spell_count(count)} weights in {dtype}"
                 for dtype, count in built.few_bits.items()
             )
         )

@@ -32,13 +32,21 @@ def builder_bytes(weight_bytes: float) -> float:
     return BUILDER_BASE_BYTES + BUILDER_BYTES_PER_WEIGHT_BYTE * weight_bytes
 
 
+FEW_BITS_BYTE = 1.21
+"""What a byte of weights in few bits counts as. Measured: a whole 7B decoder in four bits, 3.44 GB of
+them and 0.26 GB in float16, peaked at 14.0 GB, all processes together."""
+
+
 def largest_part(
     config: ModelConfig, parts: int, precision: Precision, recipe: Recipe | None = None
 ) -> float:
-    """Bytes of matrices in the part that has the most: of so many layers, or with the head."""
+    """Bytes of matrices in the part that has the most: of so many layers, or with the head.
+
+    Those in few bits are counted as the builder takes them.
+    """
     layers, few = config.text.num_hidden_layers, few_bits(config, DECODER, recipe)
     whole = layers * layer_weights(config) - few.numbers
-    layer = (whole * BYTES[precision] + few.nbytes) / layers
+    layer = (whole * BYTES[precision] + FEW_BITS_BYTE * few.nbytes) / layers
     head = head_matrix(config) * BYTES[precision]
     cut = even_parts(layers, parts)
     return max(len(cut[0].layers) * layer, len(cut[-1].layers) * layer + head)

@@ -21,6 +21,14 @@ def spell_number(value: float) -> str:
     return _plain(round_to_two_digits(value))
 
 
+def spell_count(count: int) -> str:
+    """A large number in words: `590 thousand`, `6.5 billion`."""
+    for size, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
+        if count >= size:
+            return f"{spell_number(count / size)} {word}"
+    return str(count)
+
+
 def round_to_two_digits(value: float) -> float:
     """The value with two significant digits; 0 stays 0."""
     if value == 0:

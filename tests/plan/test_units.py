@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tc_export.plan.units import round_to_two_digits, spell_bytes, spell_number
+from tc_export.plan.units import (
+    round_to_two_digits,
+    spell_bytes,
+    spell_count,
+    spell_number,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,3 +44,17 @@ def test_numbers(value: float, spelt: str) -> None:
 def test_nothing_is_lost_but_the_third_digit(value: float) -> None:
     assert abs(round_to_two_digits(value) - value) <= 0.051 * value
     assert float(spell_number(value)) == pytest.approx(round_to_two_digits(value), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (589_824, "590 thousand"),
+        (1_000_000, "1.0 million"),
+        (6_476_267_520, "6.5 billion"),
+    ],
+)
+def test_large_numbers_are_in_words(count: int, expected: str) -> None:
+    assert spell_count(count) == expected
