@@ -33,8 +33,8 @@ def builder_bytes(weight_bytes: float) -> float:
 
 
 FEW_BITS_BYTE = 1.21
-"""What a byte of weights in few bits counts as. Measured: a whole 7B decoder in four bits, 3.44 GB of
-them and 0.26 GB in float16, peaked at 14.0 GB, all processes together."""
+"""What a byte of weights in few bits counts as. Measured: a whole 7B decoder in four bits, 3.44 GB
+of them and 0.26 GB in float16, peaked at 14.0 GB, all processes together."""
 
 
 def largest_part(

@@ -14,7 +14,6 @@ from tc_export.bundle.layout import engine_path, engine_stage, graph_path
 from tc_export.contracts.graph_io import DECODER
 from tc_export.contracts.parts import EngineGraph
 from tc_export.engine.tensorrt.build import EngineRequest, build_engine
-from tc_export.graph.passes.dequantize_weights import few_bits_of
 from tc_export.runner import Stage, StageContext
 from tc_export.stages import decoder_parts, shards
 from tc_export.stages.inputs import BuildInputs
@@ -41,6 +40,8 @@ def stage(inputs: BuildInputs, each: EngineGraph) -> Stage:
 
 
 def _run(context: StageContext, *, inputs: BuildInputs, each: EngineGraph) -> StageResults:
+    from tc_export.graph.passes.dequantize_weights import few_bits_of
+
     target = inputs.target
     assert target.toolchain.engine != "onnxruntime"
     custom_nodes = context.results.custom_nodes[each.name]

@@ -171,27 +171,25 @@ def test_calibration_sees_what_enters_each_matrix() -> None:
     assert not torch.equal(first["self_attn.q_proj"], second["self_attn.q_proj"])
 
 
-@pytest.mark.parametrize("recipe", ["int4-awq", "int4-gptq"])
-def test_calibrated_recipes_err_less_than_rounding(tmp_path: Path, recipe: str) -> None:
-    """On questions of another seed, at the last layer's outputs."""
+def test_gptq_of_a_model_errs_less_than_rounding(tmp_path: Path) -> None:
+    """On questions of another seed, in the last layer. (No channel of this model stands out, which
+    is what AWQ is for: there it is as good as rounding.)"""
     source = open_checkpoint(DEMO)
 
     def hidden(folder: Path) -> np.ndarray:
         calibration = Calibration(open_checkpoint(folder), clips=6, seed=1000)
         layers = source.config.model.text.num_hidden_layers
         found = [calibration.inputs(layer)["mlp.gate_proj"] for layer in range(layers)][-1]
-        # What the norm's weight scales is taken out: AWQ moves it into the matrices.
-        norm = open_checkpoint(folder).tensors[
-            f"decoder.layers.{layers - 1}.post_attention_layernorm.weight"
-        ]
-        values: np.ndarray = (found / norm.as_tensor()).numpy()
+        values: np.ndarray = found.numpy()
         return values
 
     truth = hidden(DEMO)
-    errors = {
-        name: np.square(
-            hidden(quantize_checkpoint(source, load_recipe(name), tmp_path / name).folder) - truth
+    calibrated = load_recipe("int4-gptq")
+    plain = calibrated.model_copy(update={"name": "plain", "method": "round"})
+    errors = [
+        np.square(
+            hidden(quantize_checkpoint(source, each, tmp_path / each.name).folder) - truth
         ).mean()
-        for name in ("int4-weights", recipe)
-    }
-    assert errors[recipe] < errors["int4-weights"]
+        for each in (calibrated, plain)
+    ]
+    assert errors[0] < 0.6 * errors[1]

@@ -72,8 +72,8 @@ def test_too_little_memory(
 ) -> None:
     real = build_cost.build_cost
 
-    def cost(*arguments: object) -> build_cost.BuildCost:
-        peaks = real(*arguments).peak_by_step | {step: 9_000_000_000}  # type: ignore[arg-type]
+    def cost(*arguments: object, **named: object) -> build_cost.BuildCost:
+        peaks = real(*arguments, **named).peak_by_step | {step: 9_000_000_000}  # type: ignore[arg-type]
         return build_cost.BuildCost(peak_by_step=peaks, host_bytes=8_000_000_000)
 
     monkeypatch.setattr(preflight, "build_cost", cost)
@@ -87,7 +87,7 @@ def test_memory_for_parity_is_needed_for_parity_only(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cost = build_cost.BuildCost(peak_by_step={"engine": 1, "parity": 9}, host_bytes=8)
-    monkeypatch.setattr(preflight, "build_cost", lambda *arguments: cost)
+    monkeypatch.setattr(preflight, "build_cost", lambda *arguments, **named: cost)
     config, target = read_config(checkpoint).model, load_target("orin")
     check = partial(preflight.check_possible, config, target, Precisions.both("float16"))
     check(check_parity=False)
