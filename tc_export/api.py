@@ -194,15 +194,13 @@ def make_plan(
     """
     from tc_export.checkpoint.hf_config import read_config
     from tc_export.plan import planner
-    from tc_export.recipes import check_target, load_recipe, recipe_of
-    from tc_export.targets import choose_release, load_target, read_precisions
+    from tc_export.recipes import choose_recipe
+    from tc_export.targets import load_target, read_precisions
 
     device = load_target(target)
     asked = ModelSettings.read(settings or {}, where="settings")
     read = read_config(Path(checkpoint), asked)
-    recipe = load_recipe(quantize) if quantize else recipe_of(read.document)
-    if recipe is not None:
-        check_target(recipe, device, choose_release(device, None))
+    recipe = choose_recipe(quantize, read.document, device, None)
     return planner.make_plan(
         read.model,
         device,

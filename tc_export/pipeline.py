@@ -22,7 +22,7 @@ from tc_export.contracts.graph_io import GRAPHS
 from tc_export.errors import UsageError
 from tc_export.plan.build_memory import memory_limits
 from tc_export.plan.parts import choose_parts
-from tc_export.recipes import Recipe, check_target, load_recipe, recipe_of
+from tc_export.recipes import Recipe, choose_recipe, load_recipe
 from tc_export.runner import Reporter, Stage, run_stages
 from tc_export.stages import (
     answering,
@@ -203,9 +203,7 @@ def _checked(request: BuildRequest) -> tuple[Target, Precisions, Release | None,
     release = choose_release(target, request.release)
     read = read_config(request.checkpoint, request.settings)
     config = read.model
-    recipe = load_recipe(request.quantize) if request.quantize else recipe_of(read.document)
-    if recipe is not None:
-        check_target(recipe, target, release)
+    recipe = choose_recipe(request.quantize, read.document, target, request.release)
     check_tokenizer_is_there(request.checkpoint)
     profile = choose_profile(config, request.max_frames, request.max_length)
     parts = choose_parts(

@@ -26,7 +26,7 @@ LAYERS = {
             "digests",
             "contracts",
             "targets",
-            "recipes",
+            *("recipes", "shipped_files"),
         ),
     },
     "model": {"ops", "model", "checkpoint", "tasks"},

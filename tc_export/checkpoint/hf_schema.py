@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tc_export.recipes import QUANT_METHOD
+from tc_export.recipes import is_ours
 
 
 class HfConfig(BaseModel):
@@ -27,8 +27,7 @@ class HfConfig(BaseModel):
     @property
     def is_quantized_by_us(self) -> bool:
         """True where the weights are quantised in the form that `tc-export quantize` writes."""
-        quantization = self.quantization_config
-        return isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD
+        return is_ours(self.quantization_config)
 
 
 class HfVision(HfConfig):

@@ -32,7 +32,7 @@ from tc_export.digests import LARGE_BYTES, is_settled, recall, remember, stamp
 from tc_export.dtypes import DType
 from tc_export.errors import CheckpointError
 from tc_export.model.weight_shapes import Shape, weight_shapes
-from tc_export.recipes import QUANT_METHOD
+from tc_export.recipes import is_ours
 
 if TYPE_CHECKING:
     import torch
@@ -205,8 +205,7 @@ def empty_model(config: ModelConfig) -> TcLlava:
 def _read_tensors(folder: Path, config: CheckpointConfig) -> dict[str, Weight]:
     """All weights of a folder; quantised ones are read where config.json says that there are."""
     found = find_tensors(folder)
-    quantization = config.document.get("quantization_config")
-    if isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD:
+    if is_ours(config.document.get("quantization_config")):
         return join_quantized(found, folder)
     return dict(found)
 

@@ -95,8 +95,8 @@ def plan(
 def _make_plan(chosen: ChosenSettings, text_tokens: int) -> Plan:
     from tc_export.checkpoint.hf_config import CONFIG, read_config
     from tc_export.plan.planner import make_plan
-    from tc_export.recipes import check_target, load_recipe, recipe_of
-    from tc_export.targets import choose_release, load_target, read_precisions
+    from tc_export.recipes import choose_recipe
+    from tc_export.targets import load_target, read_precisions
 
     values = chosen.values
     if len(values.target) > 1:
@@ -108,9 +108,7 @@ def _make_plan(chosen: ChosenSettings, text_tokens: int) -> Plan:
     precisions = read_precisions(values.precision, device)
     place = chosen.checkpoint
     read = read_config(place.parent if place.name == CONFIG else place, chosen.model)
-    recipe = load_recipe(values.quantize) if values.quantize else recipe_of(read.document)
-    if recipe is not None:
-        check_target(recipe, device, choose_release(device, values.release))
+    recipe = choose_recipe(values.quantize, read.document, device, values.release)
     profile, build = values.profile, values.build
     return make_plan(
         read.model,

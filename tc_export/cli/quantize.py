@@ -51,19 +51,15 @@ def quantize(
 def _quantize_with_bar(checkpoint: Path, recipe: str, output: Path) -> Quantized:
     from rich.progress import DownloadColumn, Progress
 
-    from tc_export.checkpoint.reader import open_checkpoint
-    from tc_export.quantize.checkpoint import quantize_checkpoint
-    from tc_export.recipes import load_recipe
+    from tc_export.api import quantize_checkpoint
 
-    chosen = load_recipe(recipe)
-    opened = open_checkpoint(checkpoint)
     console = Terminal(stderr=True)
     columns = (*Progress.get_default_columns(), DownloadColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(f"quantising by {chosen.name}", total=None)
+        bar = progress.add_task(f"quantising by {Path(recipe).stem}", total=None)
         return quantize_checkpoint(
-            opened,
-            chosen,
+            checkpoint,
+            recipe,
             output,
-            lambda done, total: progress.update(bar, completed=done, total=total),
+            advance=lambda done, total: progress.update(bar, completed=done, total=total),
         )

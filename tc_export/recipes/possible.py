@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from packaging.version import Version
 
 from tc_export.errors import UsageError
-from tc_export.recipes.recipe import QUANT_METHOD, Recipe, list_recipes
-from tc_export.targets import Precision, Release, Target
+from tc_export.recipes.recipe import QUANT_METHOD, Recipe, list_recipes, load_recipe
+from tc_export.targets import Precision, Release, Target, choose_release
 
 FIRST_WITH_BLOCKS = Version("10.14")
 """The first TensorRT whose parser is known to read opset 21, where DequantizeLinear has a scale for
@@ -23,14 +23,30 @@ WIDENED_BY_RTX = (
 )
 
 
-def recipe_of(document: Mapping[str, Any]) -> Recipe | None:
-    """The recipe that a checkpoint's config.json says it was quantised by; None for none.
+def is_ours(quantization: object) -> TypeGuard[Mapping[str, Any]]:
+    """True where a `quantization_config` is of the form that recipes lead to."""
+    return isinstance(quantization, Mapping) and quantization.get("quant_method") == QUANT_METHOD
+
+
+def choose_recipe(
+    asked: str | None, document: Mapping[str, Any], target: Target, release: str | None
+) -> Recipe | None:
+    """What weights are quantised by: what is asked for, or what config.json says; None for nothing.
 
     Raises:
-        UsageError: it states a recipe that is none.
+        UsageError: there is no such recipe or release, or the target's engines cannot run it.
+        InputError: the recipe's file cannot be read.
     """
+    recipe = load_recipe(asked) if asked else _recipe_of(document)
+    if recipe is not None:
+        check_target(recipe, target, choose_release(target, release))
+    return recipe
+
+
+def _recipe_of(document: Mapping[str, Any]) -> Recipe | None:
+    """The recipe that a checkpoint's config.json says it was quantised by."""
     quantization = document.get("quantization_config")
-    if not isinstance(quantization, Mapping) or quantization.get("quant_method") != QUANT_METHOD:
+    if not is_ours(quantization):
         return None
     stated = quantization.get("recipe")
     values = stated if isinstance(stated, Mapping) else {}

@@ -7,7 +7,6 @@ A recipe is a TOML file: one of those that are shipped, or the user's own, given
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,18 +16,13 @@ from pydantic import Field
 
 from tc_export.config import Config
 from tc_export.dtypes import DType
-from tc_export.errors import InputError, UsageError
+from tc_export.errors import UsageError
+from tc_export.shipped_files import ShippedFiles
 
 QUANT_METHOD = "tc-export"
 """What `quantization_config` in config.json calls the form that recipes lead to."""
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-
-SHIPPED_FOLDERS = (
-    _PACKAGE / "engines" / "recipes",  # installed by a wheel
-    _PACKAGE.parent / "engines" / "recipes",  # a source checkout
-)
-
+SHIPPED = ShippedFiles("recipe", "recipes", "A file of your own is given by its path")
 
 GroupSize = Literal[16, 32, 64, 128, 256]
 GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
@@ -111,20 +105,13 @@ def read_recipe(path: Path) -> Recipe:
         UsageError: it is not a valid recipe; every wrong and unknown key is named.
         InputError: it cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the recipe's file {path} cannot be read: {error}") from error
-    try:
-        values = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error
+    values = SHIPPED.read(path)
     return Recipe.read({"name": path.stem, **values}, where=str(path))
 
 
 def list_recipes() -> list[Recipe]:
     """The recipes that are shipped, by name."""
-    return [read_recipe(path) for path in _shipped_files().values()]
+    return [read_recipe(path) for path in SHIPPED.by_name().values()]
 
 
 def load_recipe(name_or_path: str) -> Recipe:
@@ -136,25 +123,4 @@ def load_recipe(name_or_path: str) -> Recipe:
         UsageError: no recipe of that name, or a file that is not a valid recipe.
         InputError: no such file, or one that cannot be read.
     """
-    path = Path(name_or_path)
-    if path.suffix == ".toml" or len(path.parts) > 1:
-        return read_recipe(path)
-    shipped = _shipped_files()
-    if name_or_path not in shipped:
-        near = difflib.get_close_matches(name_or_path.lower(), shipped, n=1, cutoff=0.5)
-        raise UsageError(
-            f"the recipe {name_or_path!r} is unknown; known recipes: {', '.join(shipped)}",
-            hint=(f"did you mean {near[0]}? " if near else "")
-            + "A file of your own is given by its path",
-        )
-    return read_recipe(shipped[name_or_path])
-
-
-def _shipped_files() -> dict[str, Path]:
-    for folder in SHIPPED_FOLDERS:
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-    raise UsageError(
-        f"no recipes are installed: looked in {', '.join(map(str, SHIPPED_FOLDERS))}",
-        hint="install tc-export again",
-    )
+    return read_recipe(SHIPPED.find(name_or_path))

@@ -4,7 +4,6 @@
 from tc_export.targets.precision import COMPONENTS, Precision, Precisions, read_precisions
 from tc_export.targets.release import Release, choose_release, other_releases
 from tc_export.targets.target import (
-    SHIPPED_FOLDERS,
     Doubt,
     EngineFlavour,
     Mark,
@@ -12,7 +11,6 @@ from tc_export.targets.target import (
     Rates,
     Target,
     Toolchain,
-    is_path_of_target,
     list_targets,
     load_target,
     read_target,
@@ -20,7 +18,6 @@ from tc_export.targets.target import (
 
 __all__ = [
     "COMPONENTS",
-    "SHIPPED_FOLDERS",
     "Doubt",
     "EngineFlavour",
     "Mark",
@@ -32,7 +29,6 @@ __all__ = [
     "Target",
     "Toolchain",
     "choose_release",
-    "is_path_of_target",
     "list_targets",
     "load_target",
     "other_releases",

@@ -7,8 +7,6 @@ GB are 10^9 bytes; rates are dense, in units of 10^12 operations a second.
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -17,15 +15,13 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from tc_export.config import Config
-from tc_export.errors import InputError, UsageError
+from tc_export.errors import UsageError
+from tc_export.shipped_files import ShippedFiles
 from tc_export.targets.precision import Precision
 from tc_export.targets.release import Release
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-
-SHIPPED_FOLDERS = (
-    _PACKAGE / "engines" / "targets",  # installed by a wheel
-    _PACKAGE.parent / "engines" / "targets",  # a source checkout
+SHIPPED = ShippedFiles(
+    "target", "targets", "A file of your own is given by its path (docs/adding-a-target.md)"
 )
 
 OLDEST_SM = 80  # has cp.async and the 16-bit mma.m16n8k16, which the kernels are written with
@@ -133,12 +129,6 @@ def _value_at(values: Mapping[str, Any], field: str) -> Any:
     return found
 
 
-def is_path_of_target(name_or_path: str) -> bool:
-    """True for the path of a target's file, False for the name of a target."""
-    path = Path(name_or_path)
-    return path.suffix == ".toml" or len(path.parts) > 1
-
-
 def load_target(name_or_path: str) -> Target:
     """Read a shipped target by its name, or the user's own by the path of its file.
 
@@ -148,22 +138,12 @@ def load_target(name_or_path: str) -> Target:
         UsageError: no target of that name, or a file that is not a valid target.
         InputError: no such file, or one that cannot be read.
     """
-    if is_path_of_target(name_or_path):
-        return read_target(Path(name_or_path))
-    shipped = _shipped_files()
-    if name_or_path not in shipped:
-        near = difflib.get_close_matches(name_or_path.lower(), shipped, n=1, cutoff=0.5)
-        raise UsageError(
-            f"the target {name_or_path!r} is unknown; known targets: {', '.join(shipped)}",
-            hint=(f"did you mean {near[0]}? " if near else "")
-            + "A file of your own is given by its path (docs/adding-a-target.md)",
-        )
-    return read_target(shipped[name_or_path])
+    return read_target(SHIPPED.find(name_or_path))
 
 
 def list_targets() -> list[Target]:
     """All shipped targets, by name."""
-    return [read_target(path) for path in _shipped_files().values()]
+    return [read_target(path) for path in SHIPPED.by_name().values()]
 
 
 def read_target(path: Path) -> Target:
@@ -173,17 +153,7 @@ def read_target(path: Path) -> Target:
         UsageError: it is not a valid target; every wrong and unknown key is named.
         InputError: it cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"the target's file {path} cannot be read: {error}",
-            hint="tc-export targets lists those that are shipped",
-        ) from error
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error
+    values = SHIPPED.read(path, hint="tc-export targets lists those that are shipped")
     try:
         target = Target.read(values, where=str(path))
     except UsageError as error:
@@ -208,13 +178,3 @@ def _known_keys() -> str:
     lines = [f"known keys: {', '.join(Target.model_fields)}"]
     lines += [f"in {name}: {', '.join(model.model_fields)}" for name, model in tables.items()]
     return "\n  ".join(lines)
-
-
-def _shipped_files() -> dict[str, Path]:
-    for folder in SHIPPED_FOLDERS:
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-    raise UsageError(
-        f"no targets are installed: looked in {', '.join(map(str, SHIPPED_FOLDERS))}",
-        hint="install tc-export again",
-    )

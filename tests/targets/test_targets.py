@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tc_export.errors import InputError, UsageError
+from tc_export.shipped_files import ShippedFiles
 from tc_export.targets import (
     Mark,
     Precision,
@@ -113,7 +114,7 @@ def test_adding_a_target_is_adding_a_file(tmp_path: Path, monkeypatch: pytest.Mo
     shutil.copytree(TARGETS, folder)
     text = (folder / "orin.toml").read_text().replace('"orin"', '"orin-mine"')
     (folder / "orin-mine.toml").write_text(text)
-    monkeypatch.setattr(targets, "SHIPPED_FOLDERS", (tmp_path / "none", folder))
+    monkeypatch.setattr(ShippedFiles, "folders", (tmp_path / "none", folder))
     assert load_target("orin-mine").memory == load_target("orin").memory
     assert "orin-mine" in {target.name for target in list_targets()}
 

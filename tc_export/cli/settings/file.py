@@ -19,7 +19,7 @@ from typing import Any
 from tc_export.bundle.files import write_atomically
 from tc_export.cli.settings.schema import FIELDS, Settings, from_keys, read_settings, stated, tables
 from tc_export.errors import UsageError
-from tc_export.targets import is_path_of_target
+from tc_export.shipped_files import is_path
 
 FILE_NAME = "tc-export.toml"
 MOST_BYTES = 64 << 10
@@ -52,8 +52,7 @@ def read_settings_file(file: Path) -> Settings:
         values[key] = str(file.parent / values[key])
     if "target" in values:
         values["target"] = tuple(
-            str(file.parent / name) if is_path_of_target(name) else name
-            for name in values["target"]
+            str(file.parent / name) if is_path(name) else name for name in values["target"]
         )
     return from_keys(values, where=str(file))
 
