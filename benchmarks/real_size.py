@@ -7,7 +7,9 @@ watches the resident sets of all its processes together.
 
     python benchmarks/real_size.py --target orin --json
     python benchmarks/real_size.py --target rtx4090 --json --folder DIR   # keeps the checkpoint
+    python benchmarks/real_size.py --target cpu --quantize int4-awq --json
 
+An engine for this processor is then asked about a clip, and what that takes is measured too.
 `--shape 135m` and `--shape small` are the same at other sizes.
 """
 
@@ -29,13 +31,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKENIZER = REPOSITORY / "checkpoints" / "tc-llava-tiny"
 SHARD_BYTES = 5 << 30
 SAMPLE_S = 0.5  # looking at every process takes 0.02 s of a core
 FRAMES = 16
-PLANNED = ("--parts", "--memory", "--precision", "--max-length")
+PLANNED = ("--parts", "--memory", "--precision", "--max-length", "--quantize")
 """Flags of a build that change what it takes."""
 
 CLIP_L = {
@@ -104,19 +107,26 @@ def main(
         Path | None,
         typer.Option(help="Where to work; the checkpoint is kept there for the next run."),
     ] = None,
+    quantize: Annotated[str | None, typer.Option(help="A recipe, or a path of one.")] = None,
+    frames: Annotated[int, typer.Option(min=1, help="`--max-frames` of the build.")] = FRAMES,
     flags: Annotated[str, typer.Option(help="More flags for `tc-export build`.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make the checkpoint where it is not there, build it, and print what that cost."""
     with tempfile.TemporaryDirectory() as scratch:
         work = folder or Path(scratch)
-        checkpoint, output = work / f"llava-{shape}", work / f"llava-{shape}-{target}"
+        words = [*flags.split(), *(["--quantize", quantize] if quantize else [])]
+        kind = f"-{Path(quantize).stem}" if quantize else ""
+        checkpoint, output = work / f"llava-{shape}", work / f"llava-{shape}-{target}{kind}"
         if not (checkpoint / "config.json").is_file():
             make_checkpoint(checkpoint, shape)
         shutil.rmtree(output, ignore_errors=True)
-        expected = predicted_bytes(checkpoint, target, flags.split())
-        report = {"target": target, **build(checkpoint, output, target, flags.split())}
+        expected = predicted_bytes(checkpoint, target, frames, words)
+        report: dict[str, Any] = {"target": target, "recipe": quantize}
+        report |= build(checkpoint, output, target, frames, words)
         report["predicted_rss_gib"] = round(expected / 2**30, 2)
+        if target == "cpu":
+            report |= ask(output, work / "clip.png")
     if as_json:
         print(json.dumps(report))
     else:
@@ -124,19 +134,13 @@ def main(
             print(f"{name:20} {value}")
 
 
-def build(checkpoint: Path, output: Path, target: str, flags: list[str]) -> dict[str, Any]:
+def build(
+    checkpoint: Path, output: Path, target: str, frames: int, flags: list[str]
+) -> dict[str, Any]:
     """Run the command; its own output goes to standard error."""
-    command = [sys.executable, "-m", "tc_export", "build", "--checkpoint", str(checkpoint)]
-    command += ["--target", target, "--output", str(output), "--max-frames", str(FRAMES), *flags]
-    start = time.perf_counter()
-    with subprocess.Popen(command, cwd=REPOSITORY, stdout=sys.stderr) as process:
-        peak = 0
-        while process.poll() is None:
-            peak = max(peak, resident_bytes(process.pid))
-            time.sleep(SAMPLE_S)
-    seconds = time.perf_counter() - start
-    if process.returncode:
-        sys.exit(process.returncode)
+    words = ["build", "--checkpoint", str(checkpoint), "--target", target]
+    words += ["--output", str(output), "--max-frames", str(frames), *flags]
+    seconds, peak, _ = watched(words)
     manifest = json.loads((output / "manifest.json").read_text())
     report = output / "parity" / "report.json"
     return {
@@ -148,10 +152,46 @@ def build(checkpoint: Path, output: Path, target: str, flags: list[str]) -> dict
     }
 
 
-def predicted_bytes(checkpoint: Path, target: str, flags: list[str]) -> int:
+def ask(bundle: Path, picture: Path) -> dict[str, Any]:
+    """Ask a bundle about a picture, and say what that took and how fast tokens came."""
+    rows = np.linspace(0, 255, 3 * 336 * 336, dtype=np.uint8).reshape(336, 336, 3)
+    Image.fromarray(rows).save(picture)
+    words = ["ask", str(bundle), "--video", str(picture), "--question", "What is it?"]
+    seconds, peak, out = watched([*words, "--max-new-tokens", "16", "--json"])
+    figures = json.loads(out)
+    return {
+        "ask_seconds": round(seconds, 1),
+        "ask_rss_gib": round(peak / 2**30, 2),
+        "tokens_per_s": figures["decode_tokens_per_s"],
+    }
+
+
+def watched(words: list[str]) -> tuple[float, int, str]:
+    """Run `tc-export`; seconds, the largest resident set of all its processes, what it printed.
+
+    What it says to standard error is seen; where it fails, so does this.
+    """
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "tc_export", *words]
+    with tempfile.TemporaryFile("w+") as out:
+        with subprocess.Popen(command, cwd=REPOSITORY, stdout=out) as process:
+            peak = 0
+            while process.poll() is None:
+                peak = max(peak, resident_bytes(process.pid))
+                time.sleep(SAMPLE_S)
+        seconds = time.perf_counter() - start
+        out.seek(0)
+        printed = out.read()
+    print(printed, file=sys.stderr)
+    if process.returncode:
+        sys.exit(process.returncode)
+    return seconds, peak, printed
+
+
+def predicted_bytes(checkpoint: Path, target: str, frames: int, flags: list[str]) -> int:
     """What `tc-export plan` says that this build takes at its peak."""
     command = [sys.executable, "-m", "tc_export", "plan", "--checkpoint", str(checkpoint)]
-    command += ["--target", target, "--frames", str(FRAMES), "--json"]
+    command += ["--target", target, "--frames", str(frames), "--json"]
     for name, value in pairwise(flags):
         command += [name, value] if name in PLANNED else []
     plan = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, check=True)

@@ -103,6 +103,15 @@ class DType(StrEnum):
         return _found("PyTorch type", dtype, _BY_TORCH.get(name))
 
     @classmethod
+    def from_onnx(cls, number: int) -> DType:
+        """The format of ONNX's number of an element type.
+
+        Raises:
+            ValueError: it is none of ours.
+        """
+        return _found("ONNX type", number, _BY_ONNX.get(number))
+
+    @classmethod
     def from_onnx_type(cls, spelling: str) -> DType:
         """The format that ONNX Runtime spells as `tensor(float16)`.
 
@@ -156,7 +165,7 @@ _TABLE = {
     DType.BFLOAT16: _Row(16, ml_dtypes.bfloat16, "bfloat16", 16, "BF16", "BF16", ("bf16",)),
     DType.FP8: _Row(8, ml_dtypes.float8_e4m3fn, "float8_e4m3fn", 17, "F8_E4M3", "FP8", ("float8",)),
     DType.FP8_E5M2: _Row(8, ml_dtypes.float8_e5m2, "float8_e5m2", 19, "F8_E5M2"),
-    DType.NVFP4: _Row(4, ml_dtypes.float4_e2m1fn, None, 23, None, "FP4", ("fp4",)),
+    DType.NVFP4: _Row(4, ml_dtypes.float4_e2m1fn, None, 23, None, "FP4", ("fp4", "fp4e2m1")),
     DType.INT64: _Row(64, np.int64, "int64", 7, "I64", "INT64"),
     DType.INT32: _Row(32, np.int32, "int32", 6, "I32", "INT32"),
     DType.INT16: _Row(16, np.int16, "int16", 5, "I16"),
@@ -185,6 +194,7 @@ _FLOATS = (
 
 _BY_NUMPY = {np.dtype(row.numpy): dtype for dtype, row in _TABLE.items()}
 _BY_TORCH = {row.torch: dtype for dtype, row in _TABLE.items() if row.torch}
+_BY_ONNX = {row.onnx: dtype for dtype, row in _TABLE.items()}
 _BY_ONNX_TYPE = {dtype.onnx_type: dtype for dtype in DType}
 _BY_SAFETENSORS = {row.safetensors: dtype for dtype, row in _TABLE.items() if row.safetensors}
 _BY_TENSORRT = {row.tensorrt: dtype for dtype, row in _TABLE.items() if row.tensorrt}

@@ -32,9 +32,13 @@ def figures_of(folder: Path, *words: str) -> dict[str, Any]:
 
 
 def test_a_build_is_measured_through_the_front_door(tmp_path: Path) -> None:
-    figures = figures_of(tmp_path, "--target", "cpu")
+    figures = figures_of(tmp_path, "--target", "cpu", "--quantize", "int4-weights")
     assert set(figures) == {
         "target",
+        "recipe",
+        "ask_seconds",
+        "ask_rss_gib",
+        "tokens_per_s",
         "seconds",
         "peak_rss_gib",
         "bytes_written_gib",

@@ -24,7 +24,7 @@ ASKED = (
     "logits_and_answers",
 )
 ASKED_IN_TURN = ("logit_draws",)
-_NO_STATE = ("checkpoint", "config", "_advance", "_empty")
+_NO_STATE = ("checkpoint", "config", "_advance", "_parts")  # `name` says what these hold
 
 
 def remember_pytorch() -> None:
@@ -83,6 +83,6 @@ def _feed(digest: Any, value: Any) -> None:
     elif isinstance(value, RandomCache):
         _feed(digest, [value.computed, str(value.dtype), value.rows, value.seed])
     elif isinstance(value, Draw):
-        digest.update(f"draw {value.number}".encode())
+        digest.update(f"draw {value.number} {value.dithers}".encode())
     else:
         digest.update(repr(value).encode())

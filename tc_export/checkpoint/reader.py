@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 from tc_export.checkpoint.hf_config import CheckpointConfig, read_config
 from tc_export.checkpoint.names import Renaming, rename, usual_name
 from tc_export.checkpoint.quantized import (
+    GLOBAL_SCALE,
+    INPUT_SCALE,
     SCALES,
     QuantizedWeight,
     Weight,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from tc_export.model.input_rounding import InputRounding
     from tc_export.model.tc_llava import TcLlava
 
 EMBEDDING = "embed_tokens.weight"
@@ -125,10 +128,11 @@ class Checkpoint:
         watch = _Watch(self.stored(), progress)
         problems = []
         for name, location in self.stored().items():
-            if not location.dtype.is_float:
+            if not location.dtype.is_float or location.dtype is DType.NVFP4:
                 watch.advance(location.nbytes)
                 continue
-            count = _count_no_scales if name.endswith(SCALES) else _count_not_finite
+            is_scale = name.endswith((SCALES, INPUT_SCALE, GLOBAL_SCALE))
+            count = _count_no_scales if is_scale else _count_not_finite
             found = sum(count(chunk) for chunk in _chunks(location, watch))
             if found:
                 problems.append(f"  {location.name}: {found} of {_count(location)} values")
@@ -145,6 +149,7 @@ class Checkpoint:
         Weights that have `dtype` on disk stay there until they are used (memory-mapped, copy on
         write). The rotary frequencies are float32 whatever the dtype.
         """
+        from tc_export.model.input_rounding import round_inputs
         from tc_export.model.rope import inverse_frequencies
 
         model = empty_model(self.config.model)
@@ -154,7 +159,24 @@ class Checkpoint:
         if self.config.model.text.tie_word_embeddings:
             model.decoder.lm_head.weight = model.embed_tokens.weight
         model.decoder.inv_freq, _ = inverse_frequencies(self.config.model.text)
+        round_inputs(model, self.input_roundings())
         return model.eval()
+
+    def input_roundings(
+        self, module: str = "", scales: DType | None = None
+    ) -> dict[str, InputRounding]:
+        """What the linear layers in a module round their inputs to, by their names in there.
+
+        Those that are not named take them as they are. Scales may be rounded to a format before.
+        """
+        prefix = f"{module}." if module else ""
+        found: dict[str, InputRounding] = {}
+        for name, weight in self.tensors.items():
+            if isinstance(weight, QuantizedWeight) and name.startswith(prefix):
+                rounding = weight.input_rounding(scales)
+                if rounding is not None:
+                    found[name.removeprefix(prefix).removesuffix(".weight")] = rounding
+        return found
 
     def stored(self) -> dict[str, TensorLocation]:
         """What lies on the disk, in the order of the weights' names, each place once.
@@ -277,7 +299,8 @@ def _chunks(location: TensorLocation, watch: _Watch) -> Iterator[Tensor]:
 
     values = location.as_tensor().flatten()
     for chunk in torch.split(values, CHUNK_BYTES * 8 // location.dtype.bits):
-        yield chunk
+        # PyTorch looks for no extremes in eight bits.
+        yield chunk.to(torch.float32) if chunk.dtype.itemsize == 1 else chunk
         watch.advance(chunk.nbytes)
 
 

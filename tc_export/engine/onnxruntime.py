@@ -21,6 +21,7 @@ _DEVICES = {"CUDAExecutionProvider": "cuda", "CPUExecutionProvider": "cpu"}
 _FLOAT32 = "1"  # of MatMulNBits' accuracy levels
 _ERRORS_ONLY = 3
 _BFLOAT16 = DType.BFLOAT16.onnx_type
+_FP8 = DType.FP8.onnx_type
 
 
 class OrtBuffer(Buffer):
@@ -153,14 +154,28 @@ def _open_session(
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", folder
         )
+    model = rewritten or str(model_path)
     try:
-        session = ort.InferenceSession(rewritten or str(model_path), options, providers=providers)
+        session = _load(model, options, providers)
     except Exception as error:  # ONNX Runtime raises its own classes, without a common base.
         raise BundleError(
             f"ONNX Runtime {ort.__version__} cannot load {model_path}: {error}",
             hint="tc-export verify BUNDLE names files that are changed or missing",
         ) from error
     return session
+
+
+def _load(
+    model: bytes | str, options: ort.SessionOptions, providers: Sequence[str]
+) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(model, options, providers=providers)
+    except Exception as error:
+        if _FP8 not in str(error):
+            raise
+        # Of products in fp8 it makes an operator for whole numbers, and refuses what it made.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        return ort.InferenceSession(model, options, providers=providers)
 
 
 def _new_value(shape: Sequence[int], dtype: DType, device: str) -> ort.OrtValue:

@@ -37,13 +37,14 @@ OPSETS: dict[Version, int] = {(10, 0): 20, (10, 14): 23, (10, 15): 24}
 
 _CAME_WITH: dict[Version, str] = {
     (10, 0): (
-        "Add And AveragePool Cast CastLike Clip Concat Constant ConstantOfShape Conv Div Equal Erf "
-        "Exp Expand Gather GatherElements GatherND Gelu Gemm Greater GreaterOrEqual Identity "
-        "LayerNormalization Less LessOrEqual MatMul Max MaxPool Min Mul Neg Not Or Pow Range "
-        "Reciprocal ReduceMax ReduceMean ReduceSum Relu Reshape ScatterElements ScatterND Shape "
-        "Sigmoid Slice Softmax Split Sqrt Squeeze Sub Tanh Tile Transpose Trilu Unsqueeze Where"
+        "Add And AveragePool Cast CastLike Clip Concat Constant ConstantOfShape Conv "
+        "DequantizeLinear Div Equal Erf Exp Expand Gather GatherElements GatherND Gelu Gemm "
+        "Greater GreaterOrEqual Identity LayerNormalization Less LessOrEqual MatMul Max MaxPool "
+        "Min Mul Neg Not Or Pow QuantizeLinear Range Reciprocal ReduceMax ReduceMean ReduceSum "
+        "Relu Reshape ScatterElements ScatterND Shape Sigmoid Slice Softmax Split Sqrt Squeeze "
+        "Sub Tanh Tile Transpose Trilu Unsqueeze Where"
     ),
-    (10, 14): "Attention DequantizeLinear",
+    (10, 14): "Attention",
     (10, 15): "RotaryEmbedding RMSNormalization TensorScatter",
 }
 
@@ -58,6 +59,9 @@ CONSTANT_AXES: dict[str, Version | None] = {
 }
 """Operators whose axes, their second input, must be a constant or an initialiser; and the version
 from which on they may be computed, if there is one."""
+
+SCALES_FOR_BLOCKS: Version = (10, 14)
+"""From here on DequantizeLinear is known to have a scale for each block: it came with opset 21."""
 
 PLUGIN_ATTRIBUTES = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
 """Of every node that a plugin serves: the parser finds the plugin by them and the op's name."""
@@ -133,11 +137,21 @@ def _lacking(model: ir.Model, version: Version) -> Iterator[str]:
             _check_plugin_attributes(node)
         elif not node.domain and node.op_type in CONSTANT_AXES:
             _check_axes(node, version)
-        elif node.domain or not has_operator(node.op_type, version):
-            first = None if node.domain else FIRST_VERSION.get(node.op_type)
+        elif node.domain or not has_operator(node.op_type, version) or _lacks_blocks(node, version):
+            first = None if node.domain else _first_version(node)
             since = f"it came with {spell(first)}" if first else "no version is known to have it"
             name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
             yield f"node {node.name or node.outputs[0].name}: {name}; {since}"
+
+
+def _lacks_blocks(node: ir.Node, version: Version) -> bool:
+    return node.attributes.get_int("block_size", 0) > 0 and version < SCALES_FOR_BLOCKS
+
+
+def _first_version(node: ir.Node) -> Version | None:
+    if node.attributes.get_int("block_size", 0) > 0:
+        return SCALES_FOR_BLOCKS
+    return FIRST_VERSION.get(node.op_type)
 
 
 def _check_axes(node: ir.Node, version: Version) -> None:

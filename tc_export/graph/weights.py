@@ -18,7 +18,6 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from tc_export.checkpoint.safetensors_file import TensorLocation
 from tc_export.dtypes import DType
 from tc_export.errors import TcExportError
 from tc_export.graph.weights_plan import WeightsPlan
@@ -72,16 +71,18 @@ def _attach(
         if name not in plan.tensors:
             raise TcExportError(f"the traced graph has a weight {name!r} that no one provides")
         location = plan.tensors[name]
+        assert initializer.shape is not None, "the exporter states every shape"
+        shape = initializer.shape
         if plan.stays(location):
             shard = plan.names[location.file]
             tensor = _external(
-                name, plan.stored_in(location), location, shard, location.offset, location.nbytes
+                name, plan.stored_in(location), shape, shard, location.offset, location.nbytes
             )
             report.bytes_referenced += location.nbytes
         else:
             assert own is not None
             offset, length = _append(own, location.as_tensor().to(plan.dtype.torch))
-            tensor = _external(name, plan.dtype, location, own_name, offset, length)
+            tensor = _external(name, plan.dtype, shape, own_name, offset, length)
             report.bytes_written += length
         initializer.const_value = tensor
         advance(location.nbytes)
@@ -89,19 +90,14 @@ def _attach(
 
 
 def _external(
-    name: str,
-    dtype: DType,
-    location: TensorLocation,
-    file_name: str,
-    offset: int,
-    length: int,
+    name: str, dtype: DType, shape: ir.Shape, file_name: str, offset: int, length: int
 ) -> ir.ExternalTensor:
     return ir.ExternalTensor(
         file_name,
         offset,
         length,
         ir.DataType(dtype.onnx),
-        shape=ir.Shape(location.shape),
+        shape=shape,
         name=name,
     )
 

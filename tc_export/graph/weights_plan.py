@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TypeVar
 
-from tc_export.checkpoint.quantized import QuantizedWeight, stored_parts
+from tc_export.checkpoint.quantized import QuantizedWeight, graph_parts
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.checkpoint.safetensors_file import TensorLocation
 from tc_export.dtypes import DType
+
+MOST_OF_FEW_BITS = 8
 
 _SHARD_SUFFIX = ".safetensors"
 
@@ -43,12 +45,12 @@ class WeightsPlan:
     names: Mapping[Path, str]
 
     def stays(self, location: TensorLocation) -> bool:
-        """True for a weight that is stored in the graph's number format, or in whole numbers."""
-        return location.dtype == self.dtype or not location.dtype.is_float
+        """True for a weight that is stored in the graph's number format, or in few bits."""
+        return location.dtype == self.stored_in(location)
 
     def stored_in(self, location: TensorLocation) -> DType:
         """The format that the graph has a weight in."""
-        return self.dtype if location.dtype.is_float else location.dtype
+        return location.dtype if location.dtype.bits <= MOST_OF_FEW_BITS else self.dtype
 
     @property
     def shards(self) -> dict[str, Path]:
@@ -81,7 +83,7 @@ def plan_weights(checkpoint: Checkpoint, graph: str, dtype: DType) -> WeightsPla
     weights = {name: x for name, x in checkpoint.tensors.items() if name.startswith(f"{graph}.")}
     return WeightsPlan(
         dtype=dtype,
-        tensors=dict(part for name, x in weights.items() for part in stored_parts(name, x)),
+        tensors=dict(part for name, x in weights.items() for part in graph_parts(name, x)),
         quantized={name: x for name, x in weights.items() if isinstance(x, QuantizedWeight)},
         names=_name_shards({location.file for location in checkpoint.stored().values()}),
     )

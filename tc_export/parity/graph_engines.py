@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 
 from tc_export.bundle.layout import graph_path
 from tc_export.config import ModelConfig
@@ -23,9 +21,8 @@ from tc_export.contracts.parts import Part
 from tc_export.dtypes import DType
 from tc_export.engine.interface import Engine
 from tc_export.engine.loading import Engines
-from tc_export.engine.onnxruntime import OrtEngine
 from tc_export.graph.parts import cut_decoder
-from tc_export.graph.passes.float32_arithmetic import compute_in_float32
+from tc_export.parity.graph_opener import GraphOpener
 from tc_export.parity.tensors.sides import EngineCalls, Feed, cache_for, features_of
 from tc_export.targets import Precision, Precisions
 
@@ -39,26 +36,27 @@ def load_graphs(folder: Path, precisions: Precisions, *, threads: int | None = N
         BundleError: a graph cannot be loaded.
     """
     return Engines(
-        vision=_open(folder / graph_path(VISION), precisions.vision, threads),
-        decoder=_open(folder / graph_path(DECODER), precisions.decoder, threads),
+        vision=_opener(folder, VISION, precisions, threads=threads).open(),
+        decoder=_opener(folder, DECODER, precisions, threads=threads).open(),
     )
 
 
-def _open(
-    path: Path,
-    precision: Precision,
-    threads: int | None,
-    part: ir.Model | None = None,
+def _opener(
+    folder: Path,
+    graph: str,
+    precisions: Precisions,
     *,
     in_float32: bool = False,
-) -> OrtEngine:
-    """Open the graph at `path`, or a part of it; perhaps with float32 in place of its format."""
-    rewritten = None if part is None else ir.to_proto(part)
-    if precision is not Precision.FLOAT32 and (in_float32 or precision is Precision.BFLOAT16):
-        rewritten = rewritten or onnx.load(path, load_external_data=False)
-        compute_in_float32(rewritten, precision.dtype, rounded=not in_float32)
-    content = None if rewritten is None else rewritten.SerializeToString()
-    return OrtEngine(path, rewritten=content, threads=threads)
+    threads: int | None = None,
+) -> GraphOpener:
+    precision: Precision = getattr(precisions, graph)
+    return GraphOpener(
+        path=folder / graph_path(graph),
+        dtype=precision.dtype,
+        unrounded=in_float32,
+        inputs_as_they_are=in_float32,
+        threads=threads,
+    )
 
 
 class GraphsInTurn:
@@ -90,19 +88,19 @@ class GraphsInTurn:
             config: the model's.
             precisions: formats of the graphs.
             parts: of the decoder, as it fits into memory.
-            in_float32: compute 16-bit graphs in float32, and round nothing but their weights.
+            in_float32: compute 16-bit graphs in float32, and round nothing but weights.
             threads: CPU threads.
             advance: called with the parts that are done, and all there are.
         """
-        self._folder = folder
         self._config = config
-        self._precisions = precisions
         self._parts = tuple(parts)
-        self._threads = threads
+        self._vision, self._decoder = (
+            _opener(folder, graph, precisions, in_float32=in_float32, threads=threads)
+            for graph in (VISION, DECODER)
+        )
         self._advance = advance
         cut = f", in {len(self._parts)} parts" if len(self._parts) > 1 else ""
         self.name = f"graphs in ONNX Runtime{cut}"
-        self._in_float32 = in_float32
         # A bfloat16 graph is computed in float32.
         self.pixel_type, self.embeds_type = (
             FLOAT16 if precision is Precision.FLOAT16 and not in_float32 else FLOAT32
@@ -111,20 +109,15 @@ class GraphsInTurn:
 
     def features(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
         """See `Side.features`."""
-        path = self._folder / graph_path(VISION)
-        engine = _open(path, self._precisions.vision, self._threads, in_float32=self._in_float32)
-        return features_of(engine, clips)
+        return features_of(self._vision.open(), clips)
 
     def logits(self, calls: Sequence[EngineCalls]) -> list[list[np.ndarray]]:
         """See `JudgedSide.logits`."""
-        path = self._folder / graph_path(DECODER)
         hidden = [[feed[INPUTS_EMBEDS] for feed in x.feeds] for x in calls]
         whole = len(self._parts) == 1
-        models = [None] if whole else cut_decoder(path, self._config, self._parts)
+        models = [None] if whole else cut_decoder(self._decoder.path, self._config, self._parts)
         for index, model in enumerate(models):
-            engine = _open(
-                path, self._precisions.decoder, self._threads, model, in_float32=self._in_float32
-            )
+            engine = self._decoder.open(model)
             hidden = [_through(engine, x, given) for x, given in zip(calls, hidden, strict=True)]
             del engine
             gc.collect()  # before the next part's weights are read

@@ -12,7 +12,7 @@ K key/value heads, D head size.
 
 from __future__ import annotations
 
-import copy
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tc_export.checkpoint.quantized import QuantizedWeight
-from tc_export.checkpoint.reader import Checkpoint, empty_model
+from tc_export.checkpoint.reader import Checkpoint
 from tc_export.contracts.graph_io import CACHE_PARTS, FRAMES_A_CALL
 from tc_export.dtypes import DType
 from tc_export.model.decoder import Rotary
 from tc_export.model.positions import TEXT, Cursor, Layout, Segment, Text, frame_chunks, lay_out
 from tc_export.model.rope import inverse_frequencies
-from tc_export.parity.noise import PLAIN, Draw, OrderedLinear, order_linears
+from tc_export.parity.noise import PLAIN, Draw
+from tc_export.parity.part_loader import PartLoader
 from tc_export.parity.random_cache import RandomCache
 from tc_export.targets import Precisions
 
@@ -101,6 +101,7 @@ class LayerwiseModel:
         advance: Advance = lambda done, total: None,
         *,
         weights: Precisions | None = None,
+        rounds_inputs: bool = True,
     ) -> None:
         """Read nothing yet.
 
@@ -109,39 +110,49 @@ class LayerwiseModel:
             dtype: the format that everything is computed in.
             advance: called after each layer.
             weights: formats that the weights of each graph are rounded to before; None: `dtype`.
+            rounds_inputs: round what enters products of eight bits, as the graph does.
         """
         self.name = f"PyTorch {torch.__version__}, {dtype}"
         if weights is not None and {*weights.model_dump().values()} != {dtype}:
             self.name += f" with weights in {weights}"
+        if not rounds_inputs:
+            self.name += ", inputs of products as they are"
         self.checkpoint = checkpoint
         self.config = checkpoint.config.model
         self._dtype = dtype.torch
         self._advance = advance
-        self._weights = weights
-        self._empty = empty_model(self.config)
-        order_linears(self._empty)
+        self._parts = PartLoader(checkpoint, dtype, weights, rounds_inputs=rounds_inputs)
 
-    def features(
-        self, clips: Sequence[np.ndarray], watch: Watch = lambda name, module: None
-    ) -> list[np.ndarray]:
+    def features(self, clips: Sequence[np.ndarray], watch: Watch | None = None) -> list[np.ndarray]:
         """Visual features [F, m, E] of each clip's pixels [F, 3, size, size].
 
-        `watch` gets each module before it is run, to hang hooks on it.
+        `watch` gets each module before it is run, to hang hooks on it; each clip then goes through
+        it by itself.
         """
-        (features,) = self.feature_draws(clips, PLAIN, watch)
+        if watch is None:
+            (features,) = self.feature_draws(clips, PLAIN)
+        else:
+            (features,) = self._features(clips, PLAIN, watch)
         return features
 
-    @torch.inference_mode()
     def feature_draws(
+        self, clips: Sequence[np.ndarray], draws: Sequence[Draw]
+    ) -> list[list[np.ndarray]]:
+        """For each draw, what `features` gives. A frame of several clips is looked at once."""
+        frames, places = _distinct(clips)
+        of_draws = self._features([frames], draws)
+        return [[features[at] for at in places] for (features,) in of_draws]
+
+    @torch.inference_mode()
+    def _features(
         self,
         clips: Sequence[np.ndarray],
         draws: Sequence[Draw],
         watch: Watch = lambda name, module: None,
     ) -> list[list[np.ndarray]]:
-        """For each draw, what `features` gives."""
 
         def load(name: str) -> nn.Module:
-            module = self._load(name)
+            module = self._parts.load(name)
             watch(name, module)
             return module
 
@@ -149,7 +160,7 @@ class LayerwiseModel:
             draw.order_sums(module)
             return _by_frames(module, draw.move(x))
 
-        tower = self._empty.vision.vision_tower
+        tower = self._parts.empty.vision.vision_tower
         embeddings = load("vision.vision_tower.embeddings")
         begin = nn.Sequential(embeddings, load("vision.vision_tower.pre_layernorm"))
         pixels = [self._tensor(clip) for clip in clips]
@@ -163,7 +174,7 @@ class LayerwiseModel:
 
         def finish(x: Tensor, draw: Draw) -> Tensor:
             draw.order_sums(projector)
-            return self._empty.vision.project_and_pool(tower.select(draw.move(x)), projector)
+            return self._parts.empty.vision.project_and_pool(tower.select(draw.move(x)), projector)
 
         return [
             [_array(_by_frames(partial(finish, draw=draw), x)) for x in of]
@@ -192,7 +203,7 @@ class LayerwiseModel:
 
         `watch` gets the layer before it is run, to hang hooks on it.
         """
-        layer = self._load(f"decoder.layers.{index}")
+        layer = self._parts.load(f"decoder.layers.{index}")
         watch(f"decoder.layers.{index}", layer)
         outputs = []
         for sequence in sequences:
@@ -355,7 +366,7 @@ class LayerwiseModel:
         """Take every sequence through these layers, or all; caches are kept, and nothing else."""
         layers = range(self.config.text.num_hidden_layers) if layers is None else layers
         for index in layers:
-            layer = self._load(f"decoder.layers.{index}", few_tokens=few_tokens)
+            layer = self._parts.load(f"decoder.layers.{index}", few_tokens=few_tokens)
             for x in running:
                 x.draw.order_sums(layer)
                 x.x = x.draw.move(x.x)
@@ -413,55 +424,30 @@ class LayerwiseModel:
         few_tokens: bool = False,
     ) -> list[np.ndarray]:
         """Logits [L, V] of hidden states [L, E]."""
-        norm = self._load("decoder.norm")
-        head = self._load("decoder.lm_head", few_tokens=few_tokens)
+        norm = self._parts.load("decoder.norm")
+        head = self._parts.load("decoder.lm_head", few_tokens=few_tokens)
         watch("decoder.norm", norm)
         draw.order_sums(head)
         return [_array(head(norm(draw.move(x)))) for x in xs]
 
-    def _load(self, name: str, *, few_tokens: bool = False) -> nn.Module:
-        """A part of the model with its weights; those of linear layers wait for a few tokens."""
-        module = copy.deepcopy(self._empty.get_submodule(name))
-        waiting = [
-            f"{key}.weight".removeprefix(".")
-            for key, part in module.named_modules()
-            if few_tokens and isinstance(part, OrderedLinear)
-        ]
-        state = {
-            key: self._weight(f"{name}.{key}", widened=key not in waiting)
-            for key in module.state_dict()
-        }
-        module.load_state_dict(state, assign=True)
-        sums_in = max(self._dtype, torch.float32, key=lambda dtype: dtype.itemsize)
-        for part in module.modules():
-            if isinstance(part, OrderedLinear) and few_tokens:
-                part.widened_to = sums_in
-            elif isinstance(part, OrderedLinear):
-                part.to(sums_in)
-        return module.eval()
-
-    def _weight(self, name: str, *, widened: bool = True) -> Tensor:
-        """A tensor of the checkpoint in the model's format, or in one that has the same numbers."""
-        weight = self._of_the_graph(name)
-        holds_all = torch.promote_types(weight.dtype, self._dtype) == self._dtype
-        return weight if holds_all and not widened else weight.to(self._dtype)
-
-    def _of_the_graph(self, name: str) -> Tensor:
-        """A tensor of the checkpoint, rounded to the graph's format.
-
-        Of a quantised one its scales are: the products are what the graph computes.
-        """
-        weight = self.checkpoint.tensors[name]
-        if self._weights is None:
-            return weight.as_tensor()
-        is_vision = name.startswith("vision.")
-        dtype = (self._weights.vision if is_vision else self._weights.decoder).dtype
-        if isinstance(weight, QuantizedWeight):
-            return weight.as_tensor(scales=dtype)
-        return weight.as_tensor().to(dtype.torch)
-
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._dtype)
+
+
+def _distinct(clips: Sequence[np.ndarray]) -> tuple[np.ndarray, list[list[int]]]:
+    """Each frame of the clips once, and where each clip's frames are among these."""
+    found: dict[bytes, int] = {}
+    frames: list[np.ndarray] = []
+    places: list[list[int]] = []
+    for clip in clips:
+        places.append([])
+        for frame in clip:
+            key = hashlib.sha256(frame.tobytes()).digest()
+            if key not in found:
+                found[key] = len(frames)
+                frames.append(frame)
+            places[-1].append(found[key])
+    return np.stack(frames), places
 
 
 def _by_frames(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

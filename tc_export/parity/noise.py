@@ -10,6 +10,10 @@ PyTorch; in every other
    roundings, where a layer of its own has about a dozen;
 2. the sums of every linear layer are cut at a random channel, taken as two, and added.
 
+Where what enters a product is rounded to eight bits, every draw, the plain one too, rounds it at
+random: up as often as it is near to the next number. There to round is to decide, and whether a
+last bit decides otherwise is chance: in most draws it would not, in few it would, by a whole unit.
+
 Sums are taken in float32 (float64 in float64) and rounded once, as hardware does.
 """
 
@@ -31,9 +35,14 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Draw:
     """One draw. It is used for one pass through the model; another pass takes another."""
 
-    def __init__(self, number: int) -> None:
-        """Number 0 changes nothing; the same number always changes the same."""
+    def __init__(self, number: int, *, dithers: bool = False) -> None:
+        """Number 0 changes nothing; the same number always changes the same.
+
+        With `dithers` inputs of eight bits are rounded at random.
+        """
         self.number = number
+        self.dithers = dithers
+        self._dither = torch.Generator().manual_seed(number)
         self._random = np.random.default_rng(number)
 
     def move(self, x: Tensor) -> Tensor:
@@ -53,10 +62,14 @@ class Draw:
         return x
 
     def order_sums(self, module: nn.Module) -> None:
-        """Cut the sums of every linear layer in `module` at another channel."""
+        """Cut the sums of every linear layer in `module` at another channel.
+
+        From here on they round their inputs as this draw does, where they round any.
+        """
         for linear in module.modules():
             if isinstance(linear, OrderedLinear):
                 linear.cut = self._channel(linear.in_features)
+                linear.dither = self._dither if self.dithers else None
 
     def _channel(self, channels: int) -> int | None:
         """A channel to cut before, or None."""
@@ -67,7 +80,7 @@ class Draw:
 
 def draws(count: int) -> list[Draw]:
     """Plain PyTorch, and so many more that there are `count`."""
-    return [Draw(number) for number in range(count)]
+    return [Draw(number, dithers=True) for number in range(count)]
 
 
 PLAIN: Sequence[Draw] = (Draw(0),)
@@ -86,6 +99,7 @@ class OrderedLinear(nn.Linear):
     """
 
     cut: int | None = None
+    dither: torch.Generator | None = None
     widened_to: torch.dtype | None = None
 
     def forward(self, input: Tensor) -> Tensor:

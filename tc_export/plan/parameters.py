@@ -9,12 +9,14 @@ Letters: E channels of the vision tower, W its wide layer; T channels of the lan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tc_export.config import ModelConfig
-from tc_export.dtypes import DType
 from tc_export.model.weight_shapes import weight_shapes
 from tc_export.recipes import Recipe
+from tc_export.targets import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,23 +35,31 @@ class Count:
 
 @dataclass(frozen=True, kw_only=True)
 class FewBits:
-    """Matrices of one engine that a recipe stores in few bits, and what they take with scales."""
+    """Matrices of one engine that a recipe stores in few bits, and what they take with scales.
+
+    `multiplied_in` says of those whose inputs are rounded too how many numbers there are in each
+    format; the others are widened to the graph's own.
+    """
 
     numbers: int = 0
     nbytes: int = 0
+    multiplied_in: Mapping[Precision, int] = field(default_factory=dict)
 
 
 def few_bits(config: ModelConfig, graph: str, recipe: Recipe | None) -> FewBits:
     """Count what a recipe makes of the weights of one graph."""
-    numbers = nbytes = 0
+    numbers = 0
+    nbits = 0.0
+    rates: Counter[Precision] = Counter()
     for name, shape in weight_shapes(config).items() if recipe else ():
         rule = recipe.rule(name) if recipe and name.startswith(f"{graph}.") else None
-        if rule is not None:
+        if recipe is not None and rule is not None:
             count = shape[0] * shape[-1]
             numbers += count
-            scales = count // rule.group_size * DType.FLOAT16.bits
-            nbytes += (count * rule.dtype.bits + scales) // 8
-    return FewBits(numbers=numbers, nbytes=nbytes)
+            nbits += count * (recipe.budget or rule.bits(shape))
+            if rule.inputs:
+                rates[Precision(rule.inputs)] += count
+    return FewBits(numbers=numbers, nbytes=round(nbits / 8), multiplied_in=dict(rates))
 
 
 def vision_count(config: ModelConfig) -> Count:

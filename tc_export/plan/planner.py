@@ -259,7 +259,7 @@ def _recipes(asked: FramesAsked) -> list[Recipe]:
         for recipe in list_recipes()
         if reason_against(recipe, asked.target, release) is None
         and all(
-            shape[-1] % rule.group_size == 0
+            shape[-1] % (rule.group_size or 1) == 0
             for name, shape in weight_shapes(asked.config).items()
             if (rule := recipe.rule(name))
         )

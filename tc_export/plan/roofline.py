@@ -8,7 +8,8 @@ format. Nothing here was measured on a device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tc_export.config import AttentionMask, ModelConfig
 from tc_export.contracts.graph_io import DECODER, FRAMES_A_CALL, VISION
@@ -82,11 +83,15 @@ class Times:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one step moves and computes."""
+    """What one step moves and computes.
+
+    `in_few_bits` are those of the operations that multiply rounded inputs, by their format.
+    """
 
     nbytes: float
     operations: float
     launches: int
+    in_few_bits: Mapping[Precision, float] = field(default_factory=dict)
 
 
 def vision_work(config: ModelConfig, workload: Workload) -> Work:
@@ -114,6 +119,7 @@ def prefill_work(config: ModelConfig, workload: Workload) -> Work:
         nbytes=len(calls) * decoder_weight_bytes(config, workload),
         operations=workload.length * per_token + len(calls) * 2 * head + 4 * channels * pairs,
         launches=len(calls) * _decoder_launches(config),
+        in_few_bits=_in_few_bits(config, workload, workload.length),
     )
 
 
@@ -125,7 +131,14 @@ def decode_work(config: ModelConfig, workload: Workload) -> Work:
         nbytes=decoder_weight_bytes(config, workload) + kv_cache_bytes(config, workload),
         operations=2 * decoder_count(config).matrices + 4 * channels * workload.length,
         launches=_decoder_launches(config),
+        in_few_bits=_in_few_bits(config, workload, 1),
     )
+
+
+def _in_few_bits(config: ModelConfig, workload: Workload, tokens: int) -> dict[Precision, float]:
+    """Operations of so many tokens with rounded inputs, by their format."""
+    numbers = few_bits(config, DECODER, workload.recipe).multiplied_in
+    return {precision: 2.0 * tokens * count for precision, count in numbers.items()}
 
 
 def _decoder_launches(config: ModelConfig) -> int:
@@ -167,12 +180,23 @@ def predict_times(config: ModelConfig, target: Target, workload: Workload) -> Ti
     vision, decoder = workload.precisions.vision, workload.precisions.decoder
     if bandwidth is None or vision not in stated or decoder not in stated:
         return None
-    rates: dict[Precision, float] = {name: stated[name] for name in (vision, decoder)}
+    multiplied_in = few_bits(config, DECODER, workload.recipe).multiplied_in
+    if any(precision not in stated for precision in multiplied_in):
+        return None
+    rates: dict[Precision, float] = {
+        name: stated[name] for name in (vision, decoder, *multiplied_in)
+    }
 
     def slowest(work: Work, precision: Precision) -> tuple[float, str]:
         terms = {
             "bandwidth": work.nbytes / (bandwidth * 1e9 * BANDWIDTH_SHARE),
-            "rate": work.operations / (rates[precision] * 1e12 * RATE_SHARE),
+            "rate": sum(
+                operations / (rates[in_format] * 1e12 * RATE_SHARE)
+                for in_format, operations in (
+                    (precision, work.operations - sum(work.in_few_bits.values())),
+                    *work.in_few_bits.items(),
+                )
+            ),
             "launches": work.launches * LAUNCH_S,
         }
         bound = max(terms, key=lambda name: terms[name])

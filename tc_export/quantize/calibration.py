@@ -32,7 +32,11 @@ from tc_export.runtime.tokenizer import Tokenizer
 from tc_export.tasks import Kind, Split, make_item, render
 
 MOST_FRAMES = 4
-"""Of a clip, evenly taken from it: the tower takes most of the time."""
+"""Of a clip, evenly taken from it."""
+
+MOST_VISUAL_TOKENS = 6144
+"""Of all clips together: of a tower with many tokens a frame fewer frames are shown, and fewer
+clips where one frame of each is too much. What enters a layer is held, and multiplied by itself."""
 
 PASSAGE_TOKENS = 128
 
@@ -70,13 +74,14 @@ class Calibration:
     def inputs(self, layer: int) -> dict[str, Tensor]:
         """What enters each linear layer of a decoder layer, [T, K], by its name in there.
 
-        The hidden states then stand before the next layer.
+        Layers that share their inputs have one tensor in common. The hidden states then stand
+        before the next layer.
         """
         assert layer == self._next, "layers are asked for in order"
         taken: dict[str, list[Tensor]] = {}
 
         def keep(name: str, module: nn.Module, given: tuple[Tensor, ...]) -> None:
-            taken.setdefault(name, []).append(given[0].flatten(0, -2))
+            taken.setdefault(name, []).append(given[0])
 
         def watch(_: str, module: nn.Module) -> None:
             for name, part in module.named_modules():
@@ -89,7 +94,16 @@ class Calibration:
             for x, output in zip(self._sequences, outputs, strict=True)
         ]
         self._next += 1
-        return {name: torch.cat(parts) for name, parts in taken.items()}
+        return _joined(taken)
+
+
+def _joined(taken: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    """The parts of each name [1, S, K] as one tensor, which names with the same parts share."""
+    joined: dict[int, Tensor] = {}
+    for parts in taken.values():
+        if id(parts[0]) not in joined:
+            joined[id(parts[0])] = torch.cat([part.flatten(0, -2) for part in parts])
+    return {name: joined[id(parts[0])] for name, parts in taken.items()}
 
 
 def _questions(
@@ -99,10 +113,13 @@ def _questions(
     pixels = read_preprocess_config(checkpoint.folder, config.vision.image_size)
     kinds = list(Kind)
     shown, token_ids, segments = [], [], []
+    in_all = max(1, MOST_VISUAL_TOKENS // config.tokens_per_frame)
+    clips = min(clips, in_all)
+    most_frames = min(MOST_FRAMES, in_all // max(1, clips))
     for number in range(clips):
         item = make_item(kinds[number % len(kinds)], 1 + number % 3, Split.TRAIN, seed + number)
         frames = render([item.clip], config.vision.image_size)[0]
-        places = np.linspace(0, len(frames) - 1, min(MOST_FRAMES, len(frames))).round().astype(int)
+        places = np.linspace(0, len(frames) - 1, min(most_frames, len(frames))).round().astype(int)
         prompt = prompts.build(item.question, [Clip(len(places), config.tokens_per_frame)])
         prompt.check_fits(config.text.max_position_embeddings, 0)
         shown.append(preprocess([frames[place] for place in places], pixels))

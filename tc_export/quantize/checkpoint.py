@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from tc_export.bundle.files import flush, write_atomically
 from tc_export.checkpoint.hf_config import CONFIG
-from tc_export.checkpoint.quantized import SCALES, VALUES
+from tc_export.checkpoint.quantized import GLOBAL_SCALE, INPUT_SCALE, SCALES, VALUES
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.checkpoint.safetensors_file import TensorLocation
 from tc_export.checkpoint.shards import INDEX
@@ -42,6 +43,7 @@ Advance = Callable[[int, int], None]
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 _STATE = "state.json"
+_CHOSEN = "chosen.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +75,8 @@ def quantize_checkpoint(
         CheckpointError: a weight cannot be stored so, or the checkpoint is quantised already.
         UsageError: the recipe does not fit the model, or something else is at `folder`.
     """
-    shards = _plan(checkpoint, recipe)
     key = _key(checkpoint, recipe)
+    shards = _plan(checkpoint, recipe)
     if folder.exists():
         if _key_of(folder) != key:
             raise UsageError(
@@ -84,9 +86,13 @@ def quantize_checkpoint(
     else:
         work = folder.with_name(f".{folder.name}.quantizing")
         _begin(work, key)
+        if recipe.budget is not None:
+            recipe = _chosen(checkpoint, recipe, shards, work / _CHOSEN, advance)
+            shards = _plan(checkpoint, recipe)
         _write_shards(shards, work, _quantizer(checkpoint, recipe), advance)
         _write_index(checkpoint, recipe, key, shards, work)
         (work / _STATE).unlink()
+        (work / _CHOSEN).unlink(missing_ok=True)
         flush(work)
         work.rename(folder)
         flush(folder.parent)
@@ -116,8 +122,13 @@ class _Shard:
         return [
             weight.location.name + suffix
             for weight in self.weights
-            for suffix in ((VALUES, SCALES) if weight.rule else ("",))
+            for suffix in (_suffixes(weight.rule) if weight.rule else ("",))
         ]
+
+
+def _suffixes(rule: WeightRule) -> tuple[str, ...]:
+    beside = [INPUT_SCALE] if rule.inputs else [GLOBAL_SCALE] if rule.dtype is DType.NVFP4 else []
+    return (VALUES, SCALES, *beside)
 
 
 def _plan(checkpoint: Checkpoint, recipe: Recipe) -> list[_Shard]:
@@ -131,14 +142,14 @@ def _plan(checkpoint: Checkpoint, recipe: Recipe) -> list[_Shard]:
                 f"{checkpoint.folder} is quantised already",
                 hint="give the checkpoint before it was quantised",
             )
-        rule = recipe.rule(name)
-        if rule is not None:
-            problems += [f"  {name}: {x}" for x in _misfit(location, rule)]
+        rules = recipe.rules(name)
+        for rule in rules:
+            problems += [f"  {name}: {x}" for x in _misfit(name, location, rule, recipe.budget)]
         found = _LAYER.match(name)
         of = by_layer.setdefault(int(found[1]) if found else -1, {})
         # A tied head is the embedding again.
         own_name = name[found.end() :] if found else name
-        of.setdefault(location.name, LayerWeight(own_name, location, rule))
+        of.setdefault(location.name, LayerWeight(own_name, location, next(iter(rules), None)))
     if problems:
         raise UsageError(
             f"the recipe {recipe.name!r} does not fit {checkpoint.folder}:\n" + "\n".join(problems),
@@ -155,18 +166,22 @@ def _plan(checkpoint: Checkpoint, recipe: Recipe) -> list[_Shard]:
     ]
 
 
-def _misfit(location: TensorLocation, rule: WeightRule) -> list[str]:
+def _misfit(
+    model_name: str, location: TensorLocation, rule: WeightRule, budget: float | None
+) -> list[str]:
     if len(location.shape) != 2 or not location.name.endswith(".weight"):
         return ["is no matrix of a linear layer"]
     if "embed_tokens" in location.name or "lm_head" in location.name:
         return ["tokens are embedded outside the graphs, and the head stays as it is"]
     N, K = location.shape
     problems = []
-    if K % rule.group_size:
+    if rule.group_size and K % rule.group_size:
         fitting = [size for size in GROUP_SIZES if K % size == 0]
         also = f"; {', '.join(map(str, fitting))} do" if fitting else ""
         problems.append(f"{K} channels are no multiple of groups of {rule.group_size}{also}")
-    if rule.dtype is DType.INT4 and N % 2:
+    if not _LAYER.match(model_name) and (rule.inputs or budget is not None):
+        problems.append("inputs are looked at in the decoder's layers alone")
+    if rule.dtype.bits == 4 and N % 2:
         problems.append(f"{N} rows are odd, and four-bit numbers lie two to a byte")
     return problems
 
@@ -188,12 +203,39 @@ def _begin(work: Path, key: str) -> None:
     state = work / _STATE
     if work.is_dir() and not (state.is_file() and state.read_text(encoding="utf-8") == key):
         shutil.rmtree(work)
-    work.mkdir(exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     write_atomically(state, key)
 
 
+def _chosen(
+    checkpoint: Checkpoint, recipe: Recipe, shards: list[_Shard], path: Path, advance: Advance
+) -> Recipe:
+    """The recipe with one rule for each weight, which a killed run has left at `path`, or will."""
+    with suppress(OSError, ValueError):
+        return Recipe.read(json.loads(path.read_text(encoding="utf-8")), where=str(path))
+    from tc_export.quantize.calibration import Calibration
+    from tc_export.quantize.mixed import choose, options_of
+
+    calibration = Calibration(checkpoint, recipe.clips, recipe.passages)
+    options = {}
+    done, total = 0, sum(shard.nbytes for shard in shards)
+    for shard in shards:
+        inputs = {} if shard.layer is None else calibration.inputs(shard.layer)
+        for weight in shard.weights if inputs else ():
+            name = f"decoder.layers.{shard.layer}.{weight.name}"
+            rules = recipe.rules(name)
+            if rules:
+                options[name] = options_of(weight, rules, inputs)
+        done += shard.nbytes
+        advance(done, total)
+    numbers = sum(math.prod(checkpoint.tensors[name].shape) for name in options)
+    chosen = choose(options, recipe, numbers)
+    write_atomically(path, chosen.model_dump_json())
+    return chosen
+
+
 def _quantizer(checkpoint: Checkpoint, recipe: Recipe) -> Quantizer:
-    if recipe.method == "round":
+    if not recipe.looks_at_inputs:
         return Quantizer()
     from tc_export.quantize.calibration import Calibration
 
@@ -220,6 +262,10 @@ def _write_shard(found: Mapping[str, Tensor | Grouped], path: Path) -> None:
     for name, weight in found.items():
         if isinstance(weight, Grouped):
             tensors[name + VALUES], tensors[name + SCALES] = weight.stored()
+            if weight.input_scale is not None:
+                tensors[name + INPUT_SCALE] = weight.input_scale
+            if weight.global_scale is not None:
+                tensors[name + GLOBAL_SCALE] = weight.global_scale
         else:
             tensors[name] = weight.contiguous()
     partial = path.with_suffix(".partial")

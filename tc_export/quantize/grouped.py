@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rounding a matrix to whole numbers with a scale for each group: symmetric, no zero point.
+"""Rounding a matrix to numbers of few bits with a scale for each group: no zero point.
 
 Axes: N output channels, K input channels, G channels of a group.
 """
@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from tc_export.checkpoint.quantized import pack_int4
+from tc_export.checkpoint.quantized import E2M1, NVFP4_GROUP, pack_int4
 from tc_export.dtypes import DType
 
-LARGEST = {DType.INT4: 7, DType.INT8: 127}
-"""What the largest weight of a group becomes. One less than the format holds: signs are alike."""
+LARGEST = {DType.INT4: 7, DType.INT8: 127, DType.FP8: 448}
+"""What the largest weight of a group becomes. Of whole numbers it is the largest that has its
+opposite in the format."""
 
 SHRINKINGS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 """Shares of the largest weight that a search tries: beyond it weights are cut off."""
+
+SMALLEST_FP8 = 2.0**-9
+"""The smallest number of E4M3 above zero."""
 
 BLOCK_NUMBERS = 1 << 20
 """Numbers that are rounded at once: few enough to stay in a processor's cache."""
@@ -27,36 +32,44 @@ BLOCK_NUMBERS = 1 << 20
 
 @dataclass(frozen=True)
 class Grouped:
-    """Whole numbers [K, N] in eight bits each, of a format that may have fewer, and scales
-    [K / G, N]."""
+    """Numbers [K, N] in eight bits each, of a format that may have fewer, and scales [K / G, N].
+
+    NVFP4's numbers are their codes. `input_scale` [1] is there where what enters the product is
+    rounded too, `global_scale` [1] where scales have eight bits.
+    """
 
     numbers: Tensor
     scales: Tensor
 
     numbers_in: DType = DType.INT8
+    input_scale: Tensor | None = None
+    global_scale: Tensor | None = None
 
     def stored(self) -> tuple[Tensor, Tensor]:
         """Both as they lie on the disk: see `tc_export.checkpoint.quantized`."""
-        if self.numbers_in is DType.INT4:
+        if self.numbers_in.bits == 4:
             return pack_int4(self.numbers).view(len(self.numbers), -1), self.scales
         return self.numbers, self.scales
 
     def widened(self) -> Tensor:
         """The weight [N, K] that they stand for, in float32."""
         K, N = self.numbers.shape
-        groups = self.numbers.view(len(self.scales), -1, N).to(torch.float32)
-        return (groups * self.scales.to(torch.float32)[:, None]).view(K, N).T
+        numbers, scales = self.numbers.to(torch.float32), self.scales.to(torch.float32)
+        if self.global_scale is not None:
+            numbers, scales = number_of(self.numbers), scales * self.global_scale
+        groups = numbers.view(len(scales), -1, N)
+        return (groups * scales[:, None]).view(K, N).T
 
 
 def round_in_groups(
-    weight: Tensor, dtype: DType, group_size: int, scales: torch.dtype, *, search: bool
+    weight: Tensor, dtype: DType, group_size: int | None, scales: torch.dtype, *, search: bool
 ) -> Grouped:
     """Round a weight [N, K] of finite numbers.
 
     Args:
         weight: what is rounded; K is a multiple of `group_size`.
-        dtype: of the whole numbers.
-        group_size: channels that share a scale.
+        dtype: of the numbers.
+        group_size: channels that share a scale; None for all K.
         scales: their format; numbers are rounded with scales as it holds them.
         search: choose each group's scale by the mean square error.
 
@@ -64,14 +77,61 @@ def round_in_groups(
         OverflowError: a scale is larger than its format holds.
     """
     N, K = weight.shape
-    numbers = torch.empty((K, N), dtype=torch.int8)
+    if dtype is DType.NVFP4:
+        return round_to_nvfp4(weight, search=search)
+    group_size = group_size or K
+    stored_in = held_in(dtype)
+    numbers = torch.empty((K, N), dtype=stored_in)
     factors = torch.empty((K // group_size, N), dtype=scales)
     for rows in _blocks(N, K):
         groups = weight[rows].to(torch.float32).view(-1, K // group_size, group_size)
         scale, rounded = scale_groups(groups, dtype, scales, search=search)
-        numbers[:, rows] = rounded.view(-1, K).T.to(torch.int8)
+        numbers[:, rows] = rounded.view(-1, K).T.to(stored_in)
         factors[:, rows] = scale[..., 0].T.to(scales)
     return Grouped(numbers, factors, dtype)
+
+
+def round_to_nvfp4(weight: Tensor, *, search: bool) -> Grouped:
+    """Round a weight [N, K] to E2M1 with scales of eight bits in groups of 16, and a global one.
+
+    The largest weight of all gets the largest scale, and in its group the largest number.
+    """
+    N, K = weight.shape
+    largest = max(float(weight.abs().max()), torch.finfo(torch.float32).tiny * 1e6)
+    overall = torch.tensor([largest / (E2M1[-1] * LARGEST[DType.FP8])])
+    codes = torch.empty((K, N), dtype=torch.uint8)
+    factors = torch.empty((K // NVFP4_GROUP, N), dtype=DType.FP8.torch)
+    for rows in _blocks(N, K):
+        groups = weight[rows].to(torch.float32).view(-1, K // NVFP4_GROUP, NVFP4_GROUP) / overall
+        most = groups.abs().amax(dim=-1, keepdim=True)
+        best = torch.full_like(most, torch.inf)
+        code, factor = torch.empty_like(groups, dtype=torch.uint8), torch.empty_like(most)
+        for share in SHRINKINGS if search else SHRINKINGS[:1]:
+            tried = (most * share / E2M1[-1]).clamp_(SMALLEST_FP8, LARGEST[DType.FP8])
+            tried = tried.to(DType.FP8.torch).to(torch.float32)
+            found = _codes(groups / tried)
+            error = _error(groups, number_of(found), tried)
+            better = error < best
+            best = torch.where(better, error, best)
+            factor, code = torch.where(better, tried, factor), torch.where(better, found, code)
+        codes[:, rows] = code.view(-1, K).T
+        factors[:, rows] = factor[..., 0].T.to(DType.FP8.torch)
+    return Grouped(codes, factors, DType.NVFP4, global_scale=overall)
+
+
+def number_of(codes: Tensor) -> Tensor:
+    """What codes of NVFP4 stand for, in float32."""
+    return torch.tensor((*E2M1, *(-x for x in E2M1)))[codes.to(torch.int32)]
+
+
+def _codes(numbers: Tensor) -> Tensor:
+    """Codes of the nearest numbers in E2M1; between two the one with the even code."""
+    middles = torch.tensor([(a + b) / 2 for a, b in pairwise(E2M1)])
+    size = numbers.abs()
+    below = torch.bucketize(size, middles)
+    above = torch.bucketize(size, middles, right=True)
+    code = torch.where(below % 2 == 0, below, above)
+    return (code + 8 * (numbers < 0)).to(torch.uint8)
 
 
 def scale_groups(
@@ -112,9 +172,15 @@ def _scale(largest: Tensor, dtype: DType, scales: torch.dtype) -> Tensor:
 
 
 def round_by(groups: Tensor, scale: Tensor, dtype: DType) -> Tensor:
-    """The nearest whole numbers that the format holds."""
+    """The nearest numbers that the format holds, in float32."""
     most = LARGEST[dtype]
-    return (groups / scale).round_().clamp_(-most, most)
+    numbers = (groups / scale).clamp_(-most, most)
+    return numbers.to(dtype.torch).to(torch.float32) if dtype is DType.FP8 else numbers.round_()
+
+
+def held_in(dtype: DType) -> torch.dtype:
+    """The format of eight bits that numbers are in memory in: whole ones of four bits too."""
+    return dtype.torch if dtype is DType.FP8 else torch.int8
 
 
 def _error(groups: Tensor, rounded: Tensor, scale: Tensor) -> Tensor:

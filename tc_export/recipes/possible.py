@@ -16,11 +16,12 @@ FIRST_WITH_BLOCKS = Version("10.14")
 """The first TensorRT whose parser is known to read opset 21, where DequantizeLinear has a scale for
 each block: see `tc_export.graph.tensorrt_operators`."""
 
-
 WIDENED_BY_RTX = (
-    "TensorRT-RTX widens int8 weights with scales for groups in a kernel of its own, and reads "
+    "TensorRT-RTX widens {} weights with scales for groups in a kernel of its own, and reads "
     "them in full then (seen in engines that 1.7 built)"
 )
+
+NOT_ON_PROCESSORS = {Precision.FP8, Precision.NVFP4}
 
 
 def is_ours(quantization: object) -> TypeGuard[Mapping[str, Any]]:
@@ -72,16 +73,17 @@ def check_target(recipe: Recipe, target: Target, release: Release | None) -> Non
 def reason_against(recipe: Recipe, target: Target, release: Release | None) -> str | None:
     """Why a target's engines cannot multiply by a recipe's weights; None where they can."""
     if target.toolchain.engine == "onnxruntime":
-        return None  # its processor kernels widen every format
-    lacking = {rule.format for rule in recipe.weights} - {*target.precisions}
+        found = ", ".join(sorted(recipe.formats & NOT_ON_PROCESSORS))
+        return f"ONNX Runtime's processor kernels have no products in {found}" if found else None
+    lacking = recipe.formats - {*target.precisions}
     if lacking:
         found = ", ".join(x for x in target.precisions if not Precision(x).is_float) or "none"
         return f"it has no {', '.join(sorted(lacking))} (formats of few bits: {found})"
+    in_groups = [rule for rule in recipe.weights if rule.group_size]
     if target.toolchain.engine == "tensorrt-rtx":
-        return WIDENED_BY_RTX if any(rule.format == "int8" for rule in recipe.weights) else None
-    if release is None:
-        return None
-    if Version(release.tensorrt) >= FIRST_WITH_BLOCKS:
+        widened = sorted({x.format for x in in_groups} & {Precision.INT8, Precision.NVFP4})
+        return WIDENED_BY_RTX.format(" and ".join(widened)) if widened else None
+    if release is None or not in_groups or Version(release.tensorrt) >= FIRST_WITH_BLOCKS:
         return None
     return (
         f"a scale for each group of channels is read by TensorRT {FIRST_WITH_BLOCKS} and later, "

@@ -7,17 +7,19 @@ A recipe is a TOML file: one of those that are shipped, or the user's own, given
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tc_export.config import Config
 from tc_export.dtypes import DType
 from tc_export.errors import UsageError
 from tc_export.shipped_files import ShippedFiles
+from tc_export.targets.precision import Precision
 
 QUANT_METHOD = "tc-export"
 """What `quantization_config` in config.json calls the form that recipes lead to."""
@@ -29,26 +31,51 @@ GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
 
 
 class WeightRule(Config):
-    """How the weights of some names are stored.
+    """How the weights of some names are stored, and what they are multiplied with.
 
     Attributes:
         names: patterns as of a shell, for names such as
             `decoder.layers.0.self_attn.q_proj.weight`.
-        format: of the whole numbers.
+        format: of the numbers.
         group_size: neighbouring input channels that share a scale; of the sizes that ONNX
-            Runtime's kernels multiply by.
+            Runtime's kernels multiply by. None: all of an output channel do.
         search: try smaller scales too, and keep the one that errs least in the mean square.
+        inputs: what enters the product is rounded to the same format, with one scale that
+            calibration finds; the device multiplies numbers of eight bits then. None: it stays
+            in the graph's own format, and weights are widened to that.
     """
 
     names: tuple[str, ...] = Field(min_length=1)
-    format: Literal["int4", "int8"]
-    group_size: GroupSize
+    format: Literal["int4", "int8", "fp8", "nvfp4"]
+    group_size: GroupSize | None = None
     search: bool = False
+    inputs: Literal["int8", "fp8"] | None = None
+
+    @model_validator(mode="after")
+    def _check_product(self) -> Self:
+        if self.inputs is None and self.format == "fp8":
+            raise ValueError("weights in fp8 are multiplied with inputs in fp8: say inputs")
+        if self.inputs is None and self.group_size is None:
+            raise ValueError("group_size is missing")
+        if self.inputs is not None and self.inputs != self.format:
+            raise ValueError(f"inputs in {self.inputs} are multiplied with weights in the same")
+        if self.inputs is not None and self.group_size is not None:
+            raise ValueError("inputs are rounded where an output channel has one scale alone")
+        if self.format == "nvfp4" and self.group_size != 16:
+            raise ValueError("nvfp4 has groups of 16")
+        return self
 
     @property
     def dtype(self) -> DType:
         """The format as the table of all formats has it."""
         return DType(self.format)
+
+    def bits(self, shape: tuple[int, ...]) -> float:
+        """Of a weight [N, K] of this rule, a number's share of its scales included: of 16 bits
+        each, or 8 in nvfp4."""
+        K = math.prod(shape[1:])
+        scale = DType.FP8 if self.dtype is DType.NVFP4 else DType.FLOAT16
+        return self.dtype.bits + scale.bits / (self.group_size or K)
 
 
 class Recipe(Config):
@@ -57,30 +84,58 @@ class Recipe(Config):
     Attributes:
         name: of the file.
         description: for a person.
-        method: how whole numbers are found: `round` to the nearest; `awq` and `gptq`, which look at
-            what enters the decoder's layers.
+        method: how numbers are found: `round` to the nearest; `awq`, `gptq` and `smooth`, which
+            look at what enters the decoder's layers.
         clips: that the model is shown for that, with a question each.
         passages: of text that it reads for that.
         weights: the rules, in order.
         keep: patterns of weights that stay as they are.
+        budget: bits of a weight in the mean, scales included. With it, a weight that several rules
+            fit is stored by the one that its error is worth.
     """
 
     name: str
     description: str
-    method: Literal["round", "awq", "gptq"] = "round"
+    method: Literal["round", "awq", "gptq", "smooth"] = "round"
     clips: int = Field(default=16, ge=1, le=1024)
     passages: int = Field(default=16, ge=0, le=1024)
     weights: tuple[WeightRule, ...] = Field(min_length=1)
     keep: tuple[str, ...] = ()
+    budget: float | None = Field(default=None, gt=0, le=16)
+
+    @model_validator(mode="after")
+    def _check_method(self) -> Self:
+        formats = {rule.inputs for rule in self.weights if rule.inputs}
+        if self.method == "smooth" and len(formats) != 1:
+            raise ValueError("smooth is for rules with inputs, all in one format")
+        if self.method == "gptq" and any(rule.format == "nvfp4" for rule in self.weights):
+            raise ValueError("gptq does not round to nvfp4: use round or awq")
+        return self
+
+    @property
+    def formats(self) -> set[Precision]:
+        """All that its rules store weights in."""
+        return {Precision(rule.format) for rule in self.weights}
+
+    @property
+    def looks_at_inputs(self) -> bool:
+        """True where the model is shown clips."""
+        chooses = self.method != "round" or self.budget is not None
+        return chooses or any(rule.inputs for rule in self.weights)
 
     def rule(self, name: str) -> WeightRule | None:
-        """The rule for a weight; None where it stays as it is."""
+        """The first rule for a weight; None where it stays as it is."""
+        return next(iter(self.rules(name)), None)
+
+    def rules(self, name: str) -> list[WeightRule]:
+        """All rules that fit a weight: none where it stays as it is."""
         if any(fnmatchcase(name, pattern) for pattern in self.keep):
-            return None
-        for rule in self.weights:
-            if any(fnmatchcase(name, pattern) for pattern in rule.names):
-                return rule
-        return None
+            return []
+        return [
+            rule
+            for rule in self.weights
+            if any(fnmatchcase(name, pattern) for pattern in rule.names)
+        ]
 
     def check_patterns(self, names: Iterable[str]) -> None:
         """See that every pattern fits a weight of the model.

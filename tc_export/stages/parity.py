@@ -73,7 +73,9 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> None:
         inputs.spec.profile,
         inputs.precisions,
         bundle=context.folder,
-        in_float32=graphs_in_float32(context.folder, config, inputs.precisions, limits.parts),
+        in_float32=graphs_in_float32(
+            context.folder, inputs.checkpoint, inputs.precisions, limits.parts
+        ),
         answer_bytes=limits.answer_bytes,
         advance=context.advance,
     )

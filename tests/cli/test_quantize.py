@@ -16,16 +16,17 @@ Capture = pytest.CaptureFixture[str]
 
 def test_a_checkpoint_is_quantised_and_planned(capsys: Capture, tmp_path: Path) -> None:
     words = ["--checkpoint", DEMO_CHECKPOINT, "--recipe", "int4-weights"]
-    code, out, _ = run(capsys, "quantize", *words, "--output", tmp_path / "new", "--json")
+    new = tmp_path / "of" / "several" / "new"
+    code, out, _ = run(capsys, "quantize", *words, "--output", new, "--json")
     assert code == 0
     found = json.loads(out)
-    assert found["folder"] == str(tmp_path / "new")
+    assert found["folder"] == str(new)
     assert found["weights"] == 28
     assert found["bytes_after"] < 0.5 * found["bytes_before"]
-    code, out, _ = run(capsys, "quantize", *words, "--output", tmp_path / "new")
+    code, out, _ = run(capsys, "quantize", *words, "--output", new)
     assert code == 0
     assert "28 matrices are quantised" in out
-    place = ["--checkpoint", tmp_path / "new", "--target", "orin", "--frames", "4", "--json"]
+    place = ["--checkpoint", new, "--target", "orin", "--frames", "4", "--json"]
     code, out, _ = run(capsys, "plan", *place)
     assert (code, json.loads(out)["recipe"]) == (0, "int4-weights")
     whole = ["--checkpoint", DEMO_CHECKPOINT, "--target", "orin", "--frames", "4", "--json"]

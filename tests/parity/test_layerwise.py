@@ -18,6 +18,7 @@ from tc_export.model.positions import Clip, Segment, Text, lay_out
 from tc_export.parity import layerwise
 from tc_export.parity.layerwise import LayerwiseModel, TokenSequence
 from tc_export.parity.noise import draws
+from tc_export.parity.part_loader import PartLoader
 from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
 from tc_export.targets import Precisions
 from tests.exported import Exported, export_small
@@ -142,9 +143,9 @@ def test_one_layer_is_in_memory_at_a_time(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[weakref.ref[nn.Module]] = []
-    load = LayerwiseModel._load
+    load = PartLoader.load
 
-    def watched(self: LayerwiseModel, name: str, **how: bool) -> nn.Module:
+    def watched(self: PartLoader, name: str, **how: bool) -> nn.Module:
         gc.collect()
         if "layers" in name:
             assert not [ref for ref in alive if ref() is not None], name
@@ -153,7 +154,7 @@ def test_one_layer_is_in_memory_at_a_time(
             alive.append(weakref.ref(module))
         return module
 
-    monkeypatch.setattr(LayerwiseModel, "_load", watched)
+    monkeypatch.setattr(PartLoader, "load", watched)
     seen: list[Any] = []
     model = LayerwiseModel(exported.checkpoint, DType.FLOAT64, lambda *x: seen.append(x))
     model.logits(sequences(exported))
@@ -193,13 +194,13 @@ def test_all_draws_go_through_a_layer_while_it_is_read_once(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    load = LayerwiseModel._load
+    load = PartLoader.load
 
-    def watched(self: LayerwiseModel, name: str, **how: bool) -> nn.Module:
+    def watched(self: PartLoader, name: str, **how: bool) -> nn.Module:
         read.append(name)
         return load(self, name, **how)
 
-    monkeypatch.setattr(LayerwiseModel, "_load", watched)
+    monkeypatch.setattr(PartLoader, "load", watched)
     model = LayerwiseModel(exported.checkpoint, DType.FLOAT32)
     list(model.logit_draws(sequences(exported), draws(5)))
     assert [name for name in read if "layers" in name] == [f"decoder.layers.{i}" for i in range(3)]
@@ -210,13 +211,16 @@ def test_weights_are_rounded_to_each_graphs_format(exported: Exported) -> None:
     precisions = Precisions.model_validate({"vision": "bfloat16", "decoder": "float16"})
     rounded = LayerwiseModel(exported.checkpoint, DType.FLOAT64, weights=precisions)
     assert "vision bfloat16, decoder float16" in rounded.name
+    parts = PartLoader(exported.checkpoint, DType.FLOAT64, precisions)
     for name, dtype in (
         ("vision.vision_tower.layers.0.mlp.fc1.weight", torch.bfloat16),
         ("decoder.layers.1.mlp.up_proj.weight", torch.float16),
     ):
         stored = exported.checkpoint.tensors[name].as_tensor()
-        assert torch.equal(rounded._weight(name), stored.to(dtype).double())
-        assert not torch.equal(rounded._weight(name), stored.double())
+        module, _, parameter = name.rpartition(".")
+        found = parts.load(module).get_parameter(parameter)
+        assert torch.equal(found, stored.to(dtype).double())
+        assert not torch.equal(found, stored.double())
     asked = sequences(exported)[:1]
     exact = LayerwiseModel(exported.checkpoint, DType.FLOAT64).logits(asked)[0]
     cost = abs(rounded.logits(asked)[0] - exact).max()

@@ -22,6 +22,7 @@ from tc_export.plan.host import host_memory
 from tc_export.plan.memory import Workload, memory_by_part
 from tc_export.plan.planner import FramesAsked, make_plan, most_frames, profile_length
 from tc_export.plan.report import plan_as_json
+from tc_export.plan.roofline import RATE_SHARE
 from tc_export.recipes import list_recipes, load_recipe
 from tc_export.targets import Precision, Precisions, Target, load_target, read_precisions
 from tests.plan.configs import model_configs, vicuna
@@ -157,7 +158,11 @@ def test_only_what_a_build_can_do_is_suggested(config: ModelConfig) -> None:
     found = {suggestion.change: suggestion for suggestion in plan.suggestions}
     assert "fewer frames" not in found  # 13.2 GB of weights: none fits
     assert list(found) == [
-        *(f"--quantize {recipe.name}" for recipe in list_recipes()),
+        *(
+            f"--quantize {recipe.name}"
+            for recipe in list_recipes()
+            if recipe.formats <= {"int4", "int8"}
+        ),
         "--target orin-32gb",
         "--target orin",
         "--target thor-t4000",
@@ -193,6 +198,36 @@ def test_four_bits_of_a_7b_by_hand(config: ModelConfig) -> None:
     assert plan.times.decode_tokens_per_s > 2 * whole.times.decode_tokens_per_s
     assert plan.suggestions == ()
     assert plan_as_json(plan)["recipe"] == "int4-weights"
+
+
+def test_products_in_eight_bits_are_credited_with_their_rate(config: ModelConfig) -> None:
+    """Prefill of a long prompt: the matrices' operations at the device's int8 rate, attention and
+    the head at float16's."""
+    target = load_target("orin")
+    whole = make_plan(config, target, precisions_of(target), 12)
+    asked = load_recipe("int8-smooth")
+    plan = make_plan(config, target, precisions_of(target), 12, recipe=asked)
+    matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    length = plan.workload.length
+    float16, int8 = target.rates.float16, target.rates.int8
+    assert float16 is not None
+    assert int8 is not None
+    assert plan.times is not None
+    assert whole.times is not None
+    assert plan.times.bounds["prefill"] == whole.times.bounds["prefill"] == "rate"
+    saved = 2 * matrices * length * (1 / float16 - 1 / int8) / 1e12 / RATE_SHARE
+    assert plan.times.prefill_s == pytest.approx(whole.times.prefill_s - saved)
+    scales = 32 * (4 * 4096 + 2 * 11008 + 4096) * 2
+    rest = 32 * 2 * 4096 + 32064 * 4096 + 4096
+    assert plan.bytes_by_part["decoder_weights"] == matrices + scales + 2 * rest
+
+
+def test_a_budget_of_bits_is_planned_as_it_is(config: ModelConfig) -> None:
+    target = load_target("orin")
+    plan = make_plan(config, target, precisions_of(target), 4, recipe=load_recipe("mixed"))
+    matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    rest = 32 * 2 * 4096 + 32064 * 4096 + 4096
+    assert plan.bytes_by_part["decoder_weights"] == matrices * 5.5 / 8 + 2 * rest
 
 
 def test_a_length_that_is_longer_than_needed_is_named(config: ModelConfig) -> None:

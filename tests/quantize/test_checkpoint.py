@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from tc_export.dtypes import DType
 from tc_export.errors import CheckpointError, UsageError
 from tc_export.quantize import checkpoint as made_by
 from tc_export.quantize.checkpoint import quantize_checkpoint
-from tc_export.recipes import Recipe
+from tc_export.recipes import Recipe, load_recipe
 from tests.checkpoint.families import edit_weights, save_small
+from tests.repository import DEMO_CHECKPOINT
 
 TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
 UP = "decoder.layers.1.mlp.up_proj.weight"
@@ -260,4 +262,55 @@ def test_scales_that_are_not_above_zero_are_refused(
 
     spoiled(folder, scales, edit)
     with pytest.raises(CheckpointError, match=r"up_proj\.weight\.scales: 1 of 192 values"):
+        open_checkpoint(folder).check_values()
+
+
+@pytest.fixture(scope="module")
+def in_fp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    few = {"clips": 1, "passages": 1}
+    asked = Recipe(**load_recipe("fp8").model_dump() | few)
+    folder = tmp_path_factory.mktemp("fp8") / "new"
+    return quantize_checkpoint(open_checkpoint(DEMO_CHECKPOINT), asked, folder).folder
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("two scales", r"the scale of the inputs is float32 .2,., expected one"),
+        ("whole scale", "the scale of the inputs is int32"),
+        ("groups", "inputs are rounded, but an output channel has several scales"),
+        ("no values", "scales without values"),
+        ("no scale", "values are fp8, and the scale of the inputs is missing"),
+        ("zero", r"up_proj\.weight\.input_scale: 1 of 1 values"),
+        ("NaN", r"up_proj\.weight\.values: 1 of \d+ values"),
+    ],
+)
+def test_a_scale_of_inputs_that_lies_is_refused(
+    in_fp8: Path, tmp_path: Path, what: str, expected: str
+) -> None:
+    folder = tmp_path / "new"
+    shutil.copytree(in_fp8, folder)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    (scale,) = (x for x in index if x.endswith("layers.1.mlp.up_proj.weight.input_scale"))
+    name = scale.removesuffix(".input_scale")
+
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        match what:
+            case "two scales":
+                tensors[scale] = torch.ones(2)
+            case "whole scale":
+                tensors[scale] = torch.ones(1, dtype=torch.int32)
+            case "groups":
+                tensors[f"{name}.scales"] = tensors[f"{name}.scales"].repeat(2, 1)
+            case "no values":
+                del tensors[f"{name}.values"]
+            case "no scale":
+                del tensors[scale]
+            case "zero":
+                tensors[scale][0] = 0
+            case "NaN":
+                tensors[f"{name}.values"].view(torch.uint8)[2, 3] = 0x7F
+
+    spoiled(folder, scale, edit)
+    with pytest.raises(CheckpointError, match=expected):
         open_checkpoint(folder).check_values()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -10,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tc_export.checkpoint.quantized import pack_int4, unpack_int4
+from tc_export.checkpoint.quantized import pack_int4, unpack
 from tc_export.dtypes import DType
-from tc_export.quantize.grouped import round_in_groups
+from tc_export.quantize.grouped import round_in_groups, round_to_nvfp4
 
 MOST = {DType.INT4: 7, DType.INT8: 127}
 
@@ -90,9 +91,45 @@ def test_four_bits_are_packed_and_unpacked(numbers: np.ndarray) -> None:
     packed = pack_int4(torch.from_numpy(numbers))
     assert packed.dtype == torch.uint8
     assert packed.shape == (len(numbers) // 2,)
-    np.testing.assert_array_equal(unpack_int4(packed).numpy(), numbers)
+    np.testing.assert_array_equal(unpack(packed, DType.INT4).numpy(), numbers)
 
 
 def test_the_first_number_lies_in_the_low_half() -> None:
     """As ONNX stores INT4."""
     assert pack_int4(torch.tensor([1, -2])).tolist() == [0xE1]
+
+
+@pytest.mark.parametrize("search", [False, True])
+def test_nvfp4_is_the_nearest_number_times_both_scales(search: bool) -> None:
+    """Held against the format as another library has it, number by number."""
+    weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(5))
+    weight[2, 5] = 40.0
+    weight[3] = 0
+    weight[4] *= 1e-4
+    found = round_to_nvfp4(weight, search=search)
+    assert found.global_scale is not None
+    overall = float(found.global_scale)
+    assert overall == pytest.approx(40.0 / (6 * 448))
+    held = np.arange(16, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float64)
+    scales = found.scales.to(torch.float64).numpy() * overall
+    widened = found.widened().double().numpy()
+    for n in range(6):
+        for g in range(4):
+            part = weight[n, 16 * g : 16 * g + 16].double().numpy()
+            assert scales[g, n] > 0
+            nearest = np.abs(part[:, None] - held * scales[g, n]).min(axis=1)
+            got = np.abs(widened[n, 16 * g : 16 * g + 16] - part)
+            np.testing.assert_allclose(got, nearest, rtol=1e-5, atol=1e-7)
+            if not search:
+                exact = abs(part).max() / 6 / overall
+                nearest_scale = float(np.float32(max(exact, 2**-9)).astype(ml_dtypes.float8_e4m3fn))
+                assert float(found.scales[g, n]) == pytest.approx(nearest_scale, rel=0.07)
+
+
+def test_a_search_of_scales_errs_no_more_in_nvfp4() -> None:
+    weight = torch.randn(40, 128, generator=torch.Generator().manual_seed(6))
+    errors = [
+        float((round_to_nvfp4(weight, search=search).widened() - weight).square().mean())
+        for search in (False, True)
+    ]
+    assert errors[1] < errors[0]

@@ -23,6 +23,10 @@ def recipe(**changes: object) -> Recipe:
     return Recipe.read(values | changes, where="a test")
 
 
+def rule(text: str) -> str:
+    return f"description = ''\n[[weights]]\nnames = ['*']\n{text}"
+
+
 def test_shipped_recipes_are_found_by_name() -> None:
     names = [x.name for x in list_recipes()]
     assert {"int4-weights", "int8-weights"} <= {*names}
@@ -56,6 +60,14 @@ def test_a_pattern_that_fits_nothing_names_the_nearest() -> None:
             "format",
         ),
         ("description = ''\n[[weights]]\nnames = ['*']\nformat = 'int4'\ngroup_size = 48", "48|16"),
+        (rule("format = 'int4'"), "group_size is missing"),
+        (rule("format = 'int8'"), "group_size is missing"),
+        (rule("format = 'fp8'\ngroup_size = 32"), "say inputs"),
+        (rule("format = 'int8'\ninputs = 'fp8'"), "weights in the same"),
+        (rule("format = 'int4'\ninputs = 'int8'\ngroup_size = 32"), "weights in the same"),
+        (rule("format = 'int8'\ninputs = 'int8'\ngroup_size = 32"), "one scale alone"),
+        ("method = 'smooth'\n" + rule("format = 'int8'\ngroup_size = 32"), "smooth is for"),
+        ("budget = -1\n" + rule("format = 'int8'\ngroup_size = 32"), "budget"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, text: str, expected: str) -> None:
@@ -92,8 +104,22 @@ def test_eight_bits_are_refused_where_they_are_widened() -> None:
     with pytest.raises(UsageError, match="widens int8 weights") as raised:
         check("rtx4090", "int8-weights")
     assert "int4-weights" in str(raised.value.hint)
-    assert "int8" not in str(raised.value.hint)
+    assert "int8-weights" not in str(raised.value.hint)
     check("cpu", "int8-weights")
+
+
+def test_products_in_eight_bits_need_the_hardware() -> None:
+    check("orin", "int8-smooth")
+    check("orin", "int8-smooth", "10.3")  # one scale for a channel: no blocks
+    check("rtx4090", "int8-smooth")
+    check("rtx4090", "fp8")
+    with pytest.raises(UsageError, match="no fp8"):
+        check("orin", "fp8")
+    check("thor", "nvfp4")
+    with pytest.raises(UsageError, match="widens nvfp4 weights"):
+        check("rtx5090", "nvfp4")
+    with pytest.raises(UsageError, match="processor kernels have no products in fp8"):
+        check("cpu", "fp8")
 
 
 def test_a_target_without_the_format_names_what_it_has() -> None:

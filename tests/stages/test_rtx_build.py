@@ -75,6 +75,29 @@ def test_weights_in_four_bits_stay_so(cuda_plugin: Path, tmp_path: Path, recipe:
     assert manifest.engine_builds["vision"].few_bits == {}
 
 
+@pytest.mark.parametrize(("recipe", "eight"), [("int8-smooth", "int8"), ("fp8", "fp8")])
+def test_products_of_eight_bits_are_multiplied_so(
+    cuda_plugin: Path, tmp_path: Path, recipe: str, eight: str
+) -> None:
+    request = BuildRequest(
+        checkpoint=DEMO,
+        output=tmp_path / "bundle",
+        target="rtx4090",
+        quantize=recipe,
+        max_frames=4,
+        check_parity=False,
+    )
+    built = build(request, SilentReporter()).engine_builds["decoder"]
+    assert {*built.precision.split("+")} == {eight, "float16"}  # the head stays
+    shapes = weight_shapes(read_config(DEMO).model)
+    matrices = sum(
+        shape[0] * shape[1]
+        for name, shape in shapes.items()
+        if name.startswith("decoder.layers.") and name.endswith("_proj.weight")
+    )
+    assert built.few_bits == {eight: matrices}
+
+
 def test_an_engine_that_is_built_again_has_the_same_bytes(request_: BuildRequest) -> None:
     before = read_manifest(request_.output).files
     for graph in ("vision", "decoder"):

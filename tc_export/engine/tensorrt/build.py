@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tc_export.contracts.shapes import ShapeRange
+from tc_export.dtypes import DType
 from tc_export.engine.tensorrt.builder.messages import Result, Task, error_from
 from tc_export.engine.tensorrt.builder.process import Ended, descriptor, path_of, run_worker
 from tc_export.engine.tensorrt.layer_listing import Realised, read_layers, summarise
@@ -261,11 +262,13 @@ def _check_precision(request: EngineRequest, result: Result, realised: Realised)
             f"{result.version} lists no layer that multiplies matrices, among {realised.layers}: "
             "what precision it chose cannot be told"
         )
-    if realised.precision != request.precision:
+    # Products of eight bits on both sides; how many there are is counted by their weights.
+    allowed = {request.precision, *({*request.few_bits} & {DType.INT8, DType.FP8})}
+    if not {*realised.products} <= allowed:
         others = [
             f"\n  {dtype}: {len(names)} layers, such as {', '.join(names[:NAMED_LAYERS])}"
             for dtype, names in realised.products.items()
-            if dtype != request.precision
+            if dtype not in allowed
         ]
         raise CheckFailed(
             f"{request.engine.name} was asked for in {request.precision}, and {result.version} "

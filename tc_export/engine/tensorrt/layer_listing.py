@@ -21,8 +21,8 @@ from math import prod
 
 from tc_export.dtypes import DType
 
-FEW_BITS = (DType.INT4, DType.INT8)
-"""Formats of weights that are widened where they are multiplied."""
+FEW_BITS = (DType.INT4, DType.INT8, DType.FP8, DType.NVFP4)
+"""Formats of weights that are multiplied as they are, or widened where they are multiplied."""
 
 NARROWEST_FIRST = sorted((dtype for dtype in DType if dtype.is_float), key=lambda x: x.bits)
 _WORD = re.compile(r"\w+")
@@ -83,8 +83,9 @@ class LoggedLayer:
         generated = self.layer_type == _GENERATED
         held = [tensor.dtype for tensor in self.constants if tensor.is_matrix]
         if held and not generated:
-            # Weights in few bits are multiplied in what they are widened to.
-            return narrowest(held) or narrowest(tensor.dtype for tensor in self.inputs)
+            # Whole numbers are multiplied with whole numbers, or in what they are widened to.
+            inputs = {tensor.dtype for tensor in self.inputs}
+            return narrowest(held) or narrowest(inputs) or next(iter(inputs & {*held}), None)
         kernel, of_product = (
             (self.name, _GENERATED_PRODUCT) if generated else (self.layer_type, _PRODUCT)
         )

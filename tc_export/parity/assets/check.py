@@ -22,17 +22,20 @@ from tc_export.parity.assets.comparison import (
 )
 from tc_export.parity.assets.embedding import compare_embedding
 from tc_export.parity.assets.end_tokens import compare_end_tokens
+from tc_export.parity.assets.input_scales import compare_input_scales
 from tc_export.parity.assets.pixels import compare_preprocessing
 from tc_export.parity.assets.tokens import compare_tokenizer, read_tokenizer
 
 
 def compare_assets(bundle: Path, checkpoint: Checkpoint, dtype: DType) -> AssetFindings:
-    """Compare the embedding table, which is in `dtype`, and whatever transformers can read.
+    """Compare embedding table and scales of inputs, in `dtype`, and what transformers can read.
 
     Raises:
         CheckpointError: the bundle's embedding table is no safetensors file.
     """
     findings = AssetFindings([compare_embedding(bundle, checkpoint, dtype)])
+    if checkpoint.input_roundings():
+        findings.comparisons.append(compare_input_scales(bundle, checkpoint, dtype))
     if find_spec("transformers") is None:
         findings.notes.append(
             "tokenizer, chat template, preprocessing and end tokens: transformers is not "

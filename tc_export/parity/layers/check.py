@@ -25,8 +25,9 @@ import onnx_ir as ir
 from tc_export.config import ModelConfig
 from tc_export.dtypes import DType, round_to
 from tc_export.engine.interface import Engine
+from tc_export.parity.graph_opener import GraphOpener
 from tc_export.parity.layers.cells import Cells
-from tc_export.parity.layers.part import GraphOpener, PartOutput, run_head, run_layer
+from tc_export.parity.layers.part import PartOutput, run_head, run_layer
 from tc_export.parity.layers.result import HIDDEN_STATES, KEYS, VALUES
 from tc_export.parity.layers.sequences import LayerSequence
 from tc_export.parity.layerwise import LayerOutput, LayerwiseModel, TokenSequence

@@ -14,11 +14,11 @@ from tc_export.contracts.graph_io import DECODER, VISION
 from tc_export.dtypes import DType
 from tc_export.engine.loading import ONNX_RUNTIME, choose_native_library
 from tc_export.graph.parts import cut_layers
+from tc_export.parity.graph_opener import GraphOpener
 from tc_export.parity.judged_bundle import open_with_checkpoint
 from tc_export.parity.layers.cells import Cells
 from tc_export.parity.layers.check import Advance, Arithmetic, Judges, Sweep, judge_head
 from tc_export.parity.layers.culprit import Evidence, find_culprit
-from tc_export.parity.layers.part import GraphOpener
 from tc_export.parity.layers.result import ByLayerResult, Measured
 from tc_export.parity.layers.sequences import layer_sequences, places_of
 from tc_export.parity.layers.vision import embedded, judge_vision
@@ -146,25 +146,34 @@ def _gather(judged: Judged, vision_judges: Judges, judges: Judges, advance: Adva
 
 
 def judges_of(judged: Judged, graph: str) -> Judges:
-    """What one of the two graphs is judged by."""
+    """What one of the two graphs is judged by.
+
+    Inputs of products are not rounded on either side: see `graph.passes.inputs_as_they_are`.
+    """
     dtype = (judged.precisions.vision if graph == VISION else judged.precisions.decoder).dtype
     path, weights = judged.folder / graph_path(graph), judged.precisions
+
+    rounds = bool(judged.checkpoint.input_roundings())
 
     def arithmetic(results: DType, *, unrounded: bool) -> Arithmetic:
         opener = GraphOpener(
             path=path,
             dtype=dtype,
             unrounded=unrounded,
+            inputs_as_they_are=rounds,
             native_library=judged.native_library,
             threads=judged.threads,
         )
-        model = LayerwiseModel(judged.checkpoint, results, weights=weights)
+        model = layerwise(results, weights)
         return Arithmetic(dtype=results, opener=opener, model=model)
+
+    def layerwise(results: DType, weights: Precisions | None) -> LayerwiseModel:
+        return LayerwiseModel(judged.checkpoint, results, weights=weights, rounds_inputs=False)
 
     is_wide = dtype is DType.FLOAT32
     return Judges(
-        truth=LayerwiseModel(judged.checkpoint, DType.FLOAT64),
-        rounded=LayerwiseModel(judged.checkpoint, DType.FLOAT64, weights=weights),
+        truth=layerwise(DType.FLOAT64, None),
+        rounded=layerwise(DType.FLOAT64, weights),
         own=arithmetic(dtype, unrounded=False),
         unrounded=None if is_wide else arithmetic(DType.FLOAT32, unrounded=True),
         format=dtype,

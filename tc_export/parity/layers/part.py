@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from tc_export.config import ModelConfig
@@ -21,53 +19,9 @@ from tc_export.contracts.graph_io import (
     LOGITS_INDICES,
     is_hidden,
 )
-from tc_export.dtypes import DType
 from tc_export.engine.interface import Engine
 from tc_export.engine.kv_cache import KvCache
-from tc_export.engine.onnxruntime import OrtEngine
-from tc_export.graph.passes.float32_arithmetic import compute_in_float32
 from tc_export.parity.layers.sequences import LayerSequence
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphOpener:
-    """Opens parts of the decoder graph that lies at `path`.
-
-    Attributes:
-        path: of the whole graph; weights lie beside it.
-        dtype: the graph's format.
-        unrounded: compute 16-bit graphs in float32 without rounding.
-        native_library: serves the custom ops; None leaves them to their functions.
-        threads: of the CPU; None is one for each core.
-    """
-
-    path: Path
-    dtype: DType
-    unrounded: bool = False
-    native_library: Path | None = None
-    threads: int | None = None
-
-    def open(self, part: ir.Model | None = None) -> OrtEngine:
-        """Open a part, or the whole graph.
-
-        Raises:
-            BundleError: ONNX Runtime cannot load it.
-        """
-        proto = (
-            onnx.load(self.path, load_external_data=False) if part is None else ir.to_proto(part)
-        )
-        inlined = (
-            compute_in_float32(proto, self.dtype, rounded=False)
-            if self.unrounded
-            else compute_in_float32(proto)
-        )
-        return OrtEngine(
-            self.path,
-            rewritten=proto.SerializeToString(),
-            # A graph whose functions were put in place has no op left to serve.
-            native_library=None if inlined else self.native_library,
-            threads=self.threads,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

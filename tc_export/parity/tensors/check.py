@@ -42,8 +42,8 @@ from tc_export.parity.tensors.verdict import Measured, NoiseVerdict, TensorCompa
 from tc_export.plan.parameters import decoder_count
 from tc_export.targets import Precision, Precisions
 
-FLOAT32_WORK = 8e12
-"""Products of a run of the decoder in float32: a thousand tokens of seven billion weights."""
+FLOAT32_WORK = 4e12
+"""Products of a run of the decoder in float32: six hundred tokens of seven billion weights."""
 
 MORE_DRAWS = 4
 """So many times the draws are taken where single tokens fail, and no median does: a token whose
@@ -141,10 +141,12 @@ class ReferenceSides:
     """What the engine is judged by.
 
     `truth` is float64 with the weights as the engines' formats round them. `baseline` computes in
-    these formats, `in_float32` in float32 with the same weights. `draws` are so many of each.
+    these formats, `in_float32` in float32 with the same weights, and rounds no inputs of products;
+    `unrounded` is its truth: `truth` itself, unless that rounds them. `draws` are so many of each.
     """
 
     truth: LayerwiseModel
+    unrounded: LayerwiseModel
     baseline: TorchSide
     in_float32: LayerwiseModel
     draws: int
@@ -167,7 +169,8 @@ def check_parity(
         engine: what is to be judged.
         precisions: the floating-point formats of its two graphs.
         scenarios: what is run.
-        in_float32: the engine's 16-bit graphs with their arithmetic in float32, if they run here.
+        in_float32: the engine's graphs with their arithmetic in float32 and nothing rounded, if
+            they run here and would be rounded otherwise.
         answer_bytes: how much the truth's caches may take while it answers. Longer scenarios give
             no answer then, which is noted. None: all give one.
         advance: called with a phrase after each of `count_steps` steps.
@@ -304,7 +307,7 @@ class _Check:
         return [*self._batch_note(), *self._float32_note()]
 
     def _float32_note(self) -> list[str]:
-        if self._in_float32 is None or self._precisions == Precisions.both(Precision.FLOAT32):
+        if self._in_float32 is None:
             return []
         left = {*range(len(self._scenarios))} - {*self._of_float32}
         names = ", ".join(self._scenarios[i].name for i in sorted(left))
@@ -400,17 +403,25 @@ class _Check:
             _surely(own, lambda a: measure_logits(a, self._names, calls, truth, engine, batch))
         ]
         self._advance("decoder: draws of PyTorch")
-        if self._in_float32 is not None and precision is not Precision.FLOAT32:
+        if self._in_float32 is not None and (self._rounds or precision is not Precision.FLOAT32):
             chosen = self._of_float32
             some = [calls[i] for i in chosen]
             found = self._in_float32.logits(some)
             self._advance("decoder: the graph in float32")
             names, true_values = self._names_of_float32, [truth[i] for i in chosen]
+            if self._rounds:
+                whole = self._references.unrounded.logits([x.sequence for x in some])
+                true_values = [x.by_call(y) for x, y in zip(some, whole, strict=True)]
             measured.append(
                 _surely(self._wide(), lambda a: measure_logits(a, names, some, true_values, found))
             )
             self._advance("decoder: draws of PyTorch in float32")
         return measured
+
+    @property
+    def _rounds(self) -> bool:
+        """True where what enters products is rounded."""
+        return self._references.unrounded is not self._references.truth
 
     @property
     def _names(self) -> list[str]:

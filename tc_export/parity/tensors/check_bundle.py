@@ -72,7 +72,7 @@ def check_bundle(
     side: JudgedSide
     in_float32 = None
     if graphs or (manifest.engine is not None and manifest.engine.backend == ONNX_RUNTIME):
-        in_float32 = graphs_in_float32(bundle, config, precisions, limits.parts, threads=threads)
+        in_float32 = graphs_in_float32(bundle, opened, precisions, limits.parts, threads=threads)
     if graphs:
         side = GraphsInTurn(bundle, config, precisions, limits.parts, threads=threads)
     else:
@@ -92,14 +92,18 @@ def check_bundle(
 
 def graphs_in_float32(
     folder: Path,
-    config: ModelConfig,
+    checkpoint: Checkpoint,
     precisions: Precisions,
     parts: Sequence[Part],
     *,
     threads: int | None = None,
 ) -> GraphsInTurn | None:
-    """The 16-bit graphs with their arithmetic in float32; None where there are none."""
-    if precisions == Precisions.both(Precision.FLOAT32):
+    """The graphs with their arithmetic in float32, and nothing rounded on the way.
+
+    None where they are so anyway.
+    """
+    config = checkpoint.config.model
+    if precisions == Precisions.both(Precision.FLOAT32) and not checkpoint.input_roundings():
         return None
     return GraphsInTurn(folder, config, precisions, parts, in_float32=True, threads=threads)
 
@@ -155,13 +159,19 @@ def references(checkpoint: Checkpoint, precisions: Precisions) -> ReferenceSides
     """
     by_format = {
         dtype: LayerwiseModel(checkpoint, dtype, weights=precisions)
-        for dtype in {precisions.vision.dtype, precisions.decoder.dtype, DType.FLOAT32}
+        for dtype in {precisions.vision.dtype, precisions.decoder.dtype}
     }
+
+    def unrounded(dtype: DType) -> LayerwiseModel:
+        return LayerwiseModel(checkpoint, dtype, weights=precisions, rounds_inputs=False)
+
+    truth = LayerwiseModel(checkpoint, DType.FLOAT64, weights=precisions)
     return ReferenceSides(
-        truth=LayerwiseModel(checkpoint, DType.FLOAT64, weights=precisions),
+        truth=truth,
+        unrounded=unrounded(DType.FLOAT64) if checkpoint.input_roundings() else truth,
         baseline=TorchSide(
             vision=by_format[precisions.vision.dtype], decoder=by_format[precisions.decoder.dtype]
         ),
-        in_float32=by_format[DType.FLOAT32],
+        in_float32=unrounded(DType.FLOAT32),
         draws=count_draws(checkpoint.config.model),
     )

@@ -55,7 +55,8 @@ def standard_scenarios(
 
     One clip between text; several clips and an image with no text before; the profile's most
     frames, prefilled frame by frame; and a frame between text that ends with the profile's last
-    row, after random rows.
+    row, after random rows. Frames are distinct within a scenario; several scenarios show the same
+    ones, so that a large tower need not look at so many.
     """
     random = np.random.default_rng(seed)
     tokens_per_frame = config.tokens_per_frame
@@ -71,21 +72,26 @@ def standard_scenarios(
     ]
     if not config.temporal.mask.allows_frame_chunks:
         drafts = [(name, segments, None) for name, segments, _ in drafts]
+    drafts = [x for x in drafts if _length(x[1]) + DECODE_STEPS <= max_length]
+    most = max((_frames(segments) for _, segments, _ in drafts), default=1)
+    pool = _draw_frames(most, config, random)
     scenarios = [
-        _draw(name, segments, chunk, config, random)
-        for name, segments, chunk in drafts
-        if _length(segments) + DECODE_STEPS <= max_length
+        _draw(name, segments, chunk, config, random, pool) for name, segments, chunk in drafts
     ]
-    return scenarios + end_of_cache(config, max_length, random)
+    return scenarios + end_of_cache(config, max_length, random, pool)
 
 
 def end_of_cache(
-    config: ModelConfig, max_length: int, random: np.random.Generator
+    config: ModelConfig,
+    max_length: int,
+    random: np.random.Generator,
+    pool: np.ndarray | None = None,
 ) -> list[Scenario]:
     """A frame between text, whose last decode step takes the last of `max_length` rows.
 
     All before it counts as text, so that the temporal positions are the largest that there can be.
-    Where a frame is too large it is text alone. None where the profile has no room.
+    Where a frame is too large it is text alone. None where the profile has no room. The frame is
+    one of `pool` [P, 3, size, size], or a new one.
     """
     tokens_per_frame = config.tokens_per_frame
     segments: tuple[Segment, ...] = (Text(4), Clip(1, tokens_per_frame), Text(6))
@@ -95,7 +101,8 @@ def end_of_cache(
     if first < 0:
         return []
     chunk = tokens_per_frame if config.temporal.mask.allows_frame_chunks else None
-    scenario = _draw(END_OF_CACHE, segments, chunk, config, random)
+    frames = _draw_frames(1, config, random) if pool is None else pool
+    scenario = _draw(END_OF_CACHE, segments, chunk, config, random, frames)
     return [replace(scenario, start=Cursor(position=first, temporal=first))]
 
 
@@ -119,26 +126,36 @@ def _length(segments: Sequence[Segment]) -> int:
     return sum(segment.length for segment in segments)
 
 
+def _frames(segments: tuple[Segment, ...]) -> int:
+    return sum(segment.frames for segment in segments if isinstance(segment, Clip))
+
+
+def _draw_frames(count: int, config: ModelConfig, random: np.random.Generator) -> np.ndarray:
+    size = config.vision.image_size
+    return random.standard_normal((count, 3, size, size), dtype=np.float32)
+
+
 def _draw(
     name: str,
     segments: tuple[Segment, ...],
     chunk_tokens: int | None,
     config: ModelConfig,
     random: np.random.Generator,
+    pool: np.ndarray,
 ) -> Scenario:
+    """A scenario whose frames are taken from `pool` [P, 3, size, size]."""
     ids = [
         random.integers(0, config.text.vocab_size, segment.length)
         if isinstance(segment, Text)
         else np.full(segment.length, -1)
         for segment in segments
     ]
-    frames = sum(segment.frames for segment in segments if isinstance(segment, Clip))
-    size = config.vision.image_size
+    frames = random.choice(len(pool), _frames(segments), replace=False)
     return Scenario(
         name=name,
         segments=segments,
         token_ids=np.concatenate(ids),
-        pixel_values=random.standard_normal((frames, 3, size, size)).astype(np.float32),
+        pixel_values=pool[frames],
         forced_tokens=random.integers(0, config.text.vocab_size, DECODE_STEPS),
         chunk_tokens=chunk_tokens,
     )
