@@ -264,7 +264,10 @@ def check_answers(
     bundle: StrPath,
     checkpoint: StrPath | None = None,
     *,
+    unquantised: StrPath | None = None,
     items_each: int = 10,
+    most_lost: float = 0.02,
+    strict: bool = False,
     graphs: bool = False,
     native: bool | None = None,
     threads: int | None = None,
@@ -272,10 +275,16 @@ def check_answers(
 ) -> TaskResult:
     """Ask a bundle's engine and PyTorch the same generated questions, and compare the answers.
 
+    Where weights are quantised, the checkpoint before is asked too: `cost` of the result says what
+    became of its answers, or why that was not measured.
+
     Args:
         bundle: what is judged; it takes 8 frames or more.
         checkpoint: as for `check_parity`.
+        unquantised: where the checkpoint is now that was quantised; by default where it was then.
         items_each: questions of every kind and grade; 10 are 360 in all.
+        most_lost: share of right answers that quantising may cost each kind of question.
+        strict: fail also where so few items do not show that no kind lost more.
         graphs: as for `check_parity`.
         native: as for `open`.
         threads: as for `open`.
@@ -286,15 +295,19 @@ def check_answers(
 
     Raises:
         BundleError: the bundle cannot be used.
-        CheckpointError: the checkpoint is gone, or is another one.
-        UsageError: the bundle's profile is too small for the clips.
+        CheckpointError: a checkpoint is gone, or is another one.
+        UsageError: the bundle's profile is too small for the clips, or `unquantised` is given and
+            nothing was quantised.
     """
     from tc_export.parity.answers.check_bundle import check_answers
+    from tc_export.parity.cost.result import CostLimits
 
     return check_answers(
         Path(bundle),
         None if checkpoint is None else Path(checkpoint),
+        unquantised=None if unquantised is None else Path(unquantised),
         items_each=items_each,
+        cost_limits=CostLimits(most_lost=most_lost, strict=strict),
         graphs=graphs,
         native=native,
         threads=threads,

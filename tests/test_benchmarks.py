@@ -108,3 +108,31 @@ def test_planted_faults_are_caught_and_localised() -> None:
     assert by_name[names[2]]["layer"] == "vision"
     assert not by_name[names[3]]["caught"]
     assert by_name[names[3]]["layer"] is None
+
+
+ROW = {"recipe", "bytes", "perplexity", "kl", "accuracy", "peer"}
+
+
+def test_recipes_are_measured_kept_and_drawn(tmp_path: Path) -> None:
+    """Text is nothing that the demonstration model knows; it reads it all the same."""
+    words = ["--checkpoint", "checkpoints/tc-llava-tiny", "--passages", "2", "--items", "1"]
+    words += ["--recipe", "int4-weights", "--store", "--results", str(tmp_path), "--json"]
+    program = [sys.executable, "benchmarks/quantisation.py"]
+    options: dict[str, Any] = {"cwd": REPOSITORY, "capture_output": True, "text": True}
+    ended = subprocess.run([*program, *words], **options, check=False)
+    assert ended.returncode == 0, ended.stderr
+    rows = json.loads(ended.stdout)
+    assert [row["recipe"] for row in rows] == ["none", "int4-weights"]
+    before, after = rows
+    assert set(before) == set(after) >= ROW
+    assert (before["kl"], before["same_token"], before["lost"], before["won"]) == (0.0, 1.0, 0, 0)
+    assert after["bytes"] == after["accuracy_bytes"] < before["bytes"] / 4
+    assert after["kl"] > 0
+    assert after["accuracy_items"] == 36
+    assert not after["peer"]
+    assert json.loads((tmp_path / "quantisation.json").read_text()) == rows
+    (tmp_path / "quantisation.png").unlink()
+    words = ["--report", "--results", str(tmp_path), "--json"]
+    ended = subprocess.run([*program, *words], **options, check=False)
+    assert json.loads(ended.stdout) == rows
+    assert (tmp_path / "quantisation.png").read_bytes().startswith(b"\x89PNG")

@@ -6,6 +6,7 @@ What can be refused is refused without PyTorch: a wrong path need not wait for i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,29 @@ def find_checkpoint(bundle: Path, checkpoint: Path | None = None) -> Path:
             hint="say where it is now: --checkpoint DIR",
         )
     return source
+
+
+def check_quantised(bundle: Path, options: Sequence[str], unquantised: Path | None) -> None:
+    """See that options about the cost of quantising are for a bundle that has one.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+        CheckpointError: `unquantised` is given, and is no folder.
+        UsageError: there are such options, and the bundle's weights are not quantised.
+    """
+    if options and read_config(bundle).document.get("quantization_config") is None:
+        verb = "apply" if len(options) > 1 else "applies"
+        raise UsageError(
+            f"{', '.join(options)} {verb} where weights are quantised, and those of {bundle} are "
+            "not",
+            hint=f"leave {', '.join(options)} out",
+        )
+    if unquantised is not None and not unquantised.is_dir():
+        found = "is a file" if unquantised.exists() else "does not exist"
+        raise CheckpointError(
+            f"the unquantised checkpoint {unquantised} {found}; expected a folder",
+            hint="give the checkpoint that was quantised",
+        )
 
 
 def open_with_checkpoint(bundle: Path, checkpoint: Path | None) -> tuple[Manifest, Checkpoint]:

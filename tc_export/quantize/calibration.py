@@ -15,7 +15,6 @@ from __future__ import annotations
 import tempfile
 from functools import partial
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import numpy as np
 import torch
@@ -28,8 +27,8 @@ from tc_export.model.positions import Clip, Text, lay_out
 from tc_export.parity.layerwise import LayerwiseModel, TokenSequence
 from tc_export.runtime.preprocess import preprocess, read_preprocess_config
 from tc_export.runtime.prompt import PromptBuilder
-from tc_export.runtime.tokenizer import Tokenizer
 from tc_export.tasks import Kind, Split, make_item, render
+from tc_export.tasks.passages import passages_of
 
 MOST_FRAMES = 4
 """Of a clip, evenly taken from it."""
@@ -37,8 +36,6 @@ MOST_FRAMES = 4
 MOST_VISUAL_TOKENS = 6144
 """Of all clips together: of a tower with many tokens a frame fewer frames are shown, and fewer
 clips where one frame of each is too much. What enters a layer is held, and multiplied by itself."""
-
-PASSAGE_TOKENS = 128
 
 NO_LOGITS = np.empty(0, dtype=np.int64)
 
@@ -132,15 +129,6 @@ def _questions(
         layout, _ = lay_out(of, config.temporal)
         sequences.append(TokenSequence(embeds=embeds, layout=layout, logits_indices=NO_LOGITS))
     return sequences
-
-
-def passages_of(tokenizer: Tokenizer, count: int, *, held_out: bool = False) -> list[np.ndarray]:
-    """Token ids of passages of equal length; those that are held out are of other topics."""
-    texts = [text for _, text in sorted(topics.items())][int(held_out) :: 2]
-    ids = np.array(tokenizer.encode("\n\n".join(texts)), dtype=np.int64)
-    most = len(ids) // PASSAGE_TOKENS
-    starts = np.linspace(0, most - 1, min(count, most)).astype(int) * PASSAGE_TOKENS
-    return [ids[start : start + PASSAGE_TOKENS] for start in starts]
 
 
 def _prompt_builder(folder: Path) -> PromptBuilder:

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tc_export.bundle.files import flush, write_atomically
+from tc_export.checkpoint import unquantised
 from tc_export.checkpoint.hf_config import CONFIG
 from tc_export.checkpoint.quantized import GLOBAL_SCALE, INPUT_SCALE, SCALES, VALUES
 from tc_export.checkpoint.reader import Checkpoint
@@ -292,5 +293,6 @@ def _write_index(
         "quant_method": QUANT_METHOD,
         "recipe": recipe.model_dump(mode="json"),
         "key": key,
+        unquantised.KEY: unquantised.Unquantised.of(checkpoint).model_dump(mode="json"),
     }
     write_atomically(work / CONFIG, json.dumps(document, indent=2) + "\n")

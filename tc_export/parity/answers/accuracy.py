@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judges an engine by its answers: the same questions about generated clips, beside PyTorch.
 
-Both sides stand behind the engine interface, and one piece of code asks both. They see the same
-pixels and the same prompt, by the bundle's own preprocessing and template, and answer greedily.
-Kinds that need time are asked again with the frames shuffled, reversed and frozen: see
-`tc_export.parity.answers.liveness`.
-
-Axes: F frames of a clip, S tokens, E channels, V vocabulary.
+Both sides stand behind the engine interface, and one piece of code asks both
+(`tc_export.parity.answers.asking`). Kinds that need time are asked again with the frames shuffled,
+reversed and frozen: see `tc_export.parity.answers.liveness`.
 """
 
 from __future__ import annotations
@@ -14,101 +11,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tc_export.config import ModelConfig
-from tc_export.contracts.graph_io import PIXEL_VALUES, VISUAL_FEATURES
-from tc_export.engine.interface import Engine
-from tc_export.engine.session import DecoderSession
-from tc_export.model.positions import Segment
+from tc_export.parity.answers.asking import Language, Reply, Respondent
 from tc_export.parity.answers.liveness import Movement
 from tc_export.parity.answers.perturbations import Perturbation, frame_order
 from tc_export.parity.answers.statistics import difference_interval, mcnemar_p_value
-from tc_export.tasks import Item, Kind, is_right, render
-
-VISUAL_PLACE = -1
-LONGEST_ANSWER = 6
-"""Tokens of an answer at most: each is one short word, however finely a tokenizer cuts it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A question about a clip as engines read it.
-
-    `pixel_values` [F, 3, H, W]; `token_ids` [S] have `VISUAL_PLACE` at visual tokens.
-    """
-
-    pixel_values: NDArray[np.float32]
-    segments: tuple[Segment, ...]
-    token_ids: NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Language:
-    """What stands around the engines, the same for every side.
-
-    `prepare` takes frames [F, H, W, 3] and the question's text; `decode` takes token ids.
-    """
-
-    prepare: Callable[[NDArray[np.uint8], str], Question]
-    decode: Callable[[Sequence[int]], str]
-    end_tokens: Collection[int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """A greedy answer.
-
-    `margin` is the smallest gap between the first and the second choice on the way: what it takes
-    to turn the answer. `first_logits` [V] are those of its first token.
-    """
-
-    text: str
-    margin: float
-    first_logits: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True)
-class Respondent:
-    """One side: its engines, and its own token embedding, from ids [S] to [S, E]."""
-
-    name: str
-    config: ModelConfig
-    vision: Engine
-    decoder: Engine
-    embed: Callable[[NDArray[np.int64]], np.ndarray]
-
-    def replies(
-        self, question: Question, orders: Sequence[Sequence[int]], language: Language
-    ) -> list[Reply]:
-        """Answer once for each order of the frames, which are watched only once."""
-        feeds = {PIXEL_VALUES: question.pixel_values}
-        features = self.vision.run(feeds)[VISUAL_FEATURES]
-        return [self._reply(question, features[list(order)], language) for order in orders]
-
-    def _reply(self, question: Question, features: np.ndarray, language: Language) -> Reply:
-        token_ids = question.token_ids
-        embeds_SE = self.embed(np.maximum(token_ids, 0)).copy()
-        embeds_SE[token_ids == VISUAL_PLACE] = features.reshape(-1, features.shape[-1])
-        rows = len(token_ids) + LONGEST_ANSWER
-        session = DecoderSession(self.decoder, self.config, rows)
-        logits_V = first_V = session.prefill(embeds_SE, question.segments)
-        tokens: list[int] = []
-        margin = inf
-        while True:
-            second, first = np.partition(logits_V, -2)[-2:]
-            margin = min(margin, float(first - second))
-            token = int(logits_V.argmax())
-            if token in language.end_tokens:
-                break
-            tokens.append(token)
-            if len(tokens) == LONGEST_ANSWER:
-                break
-            logits_V = session.step(self.embed(np.array([token]))[0])
-        return Reply(text=language.decode(tokens).strip(), margin=margin, first_logits=first_V)
+from tc_export.parity.cost.result import Cost, NotMeasured
+from tc_export.tasks import Item, Kind, is_right
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +97,9 @@ class Thresholds:
 class TaskResult:
     """The answers of both sides to all items.
 
-    `perturbed` and `movements` hold the kinds that need time, under each perturbation.
+    `perturbed` and `movements` hold the kinds that need time, under each perturbation. `pytorch` is
+    the model that the engine was built from: where that is quantised, `cost` says what quantising
+    it did to the answers, or why that is not known.
     """
 
     pytorch: str
@@ -197,6 +108,7 @@ class TaskResult:
     pairs: tuple[Pair, ...]
     perturbed: Mapping[Perturbation, Sequence[Pair]]
     movements: Mapping[Perturbation, Movement]
+    cost: Cost | NotMeasured | None = None
 
     @property
     def accuracy(self) -> Accuracy:
@@ -239,6 +151,15 @@ class TaskResult:
 
     @property
     def passed(self) -> bool:
+        """True where the engine answers alike, and quantising cost no more than it may.
+
+        The two are different questions: see `answers_alike` and `cost`. One that was not measured
+        does not fail.
+        """
+        return self.answers_alike and not (isinstance(self.cost, Cost) and not self.cost.passed)
+
+    @property
+    def answers_alike(self) -> bool:
         """True where the engine keeps within both thresholds, and its sense of time was judged."""
         return (
             bool(self.movements)
@@ -255,13 +176,15 @@ def check_tasks(
     engine: Respondent,
     language: Language,
     thresholds: Thresholds | None = None,
+    heard: Callable[[Item, Reply, Reply], None] | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> TaskResult:
     """Ask both sides all items, and those that need time again under every perturbation.
 
-    `advance` gets how many items are done, and how many there are.
+    `heard` gets each item with PyTorch's reply and the engine's; `advance` gets how many items are
+    done, and how many there are.
     """
-    comparison = _Comparison(pytorch, engine, language)
+    comparison = _Comparison(pytorch, engine, language, heard)
     for done, item in enumerate(items, start=1):
         comparison.ask(item)
         advance(done, len(items))
@@ -282,23 +205,25 @@ class _Comparison:
     pytorch: Respondent
     engine: Respondent
     language: Language
+    heard: Callable[[Item, Reply, Reply], None] | None
     pairs: list[Pair] = field(default_factory=list)
     perturbed: dict[Perturbation, list[Pair]] = field(default_factory=dict)
     movements: dict[Perturbation, Movement] = field(default_factory=dict)
 
     def ask(self, item: Item) -> None:
         """Ask both sides one item."""
-        frames = render([item.clip], self.engine.config.vision.image_size)[0]
-        question = self.language.prepare(frames, item.question)
+        question = self.language.question(item, self.engine.config.vision.image_size)
         perturbations = list(Perturbation) if item.kind.needs_time else []
         orders = [
-            range(len(frames)),
+            range(len(question.pixel_values)),
             *(frame_order(perturbation, item) for perturbation in perturbations),
         ]
         ours, theirs = (
             side.replies(question, orders, self.language) for side in (self.pytorch, self.engine)
         )
         self.pairs.append(_pair(item, ours[0], theirs[0]))
+        if self.heard is not None:
+            self.heard(item, ours[0], theirs[0])
         for perturbation, one, other in zip(perturbations, ours[1:], theirs[1:], strict=True):
             self.perturbed.setdefault(perturbation, []).append(_pair(item, one, other))
             movement = Movement.of(

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asks a published bundle's engine and its checkpoint in PyTorch the same generated questions.
 
-Both sides share the bundle's own preprocessing, prompt template and tokenizer.
+Of a quantised checkpoint the one before it is asked too, first and by itself: so no more than one
+PyTorch model is in memory. All share the bundle's own preprocessing, prompt template and tokenizer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +18,19 @@ from numpy.typing import NDArray
 from tc_export.bundle import Profile
 from tc_export.bundle.layout import EMBEDDING_FILE
 from tc_export.checkpoint.hf_config import read_config
+from tc_export.checkpoint.reader import Checkpoint
 from tc_export.model.positions import Clip
-from tc_export.parity.answers.accuracy import (
+from tc_export.parity.answers.accuracy import TaskResult, Thresholds, check_tasks
+from tc_export.parity.answers.asking import (
     LONGEST_ANSWER,
     VISUAL_PLACE,
     Language,
     Question,
     Respondent,
-    TaskResult,
-    Thresholds,
-    check_tasks,
 )
+from tc_export.parity.cost.measure import CostMeasure
+from tc_export.parity.cost.result import CostLimits
+from tc_export.parity.cost.unquantised import open_unquantised
 from tc_export.parity.judged_bundle import (
     check_room_for_clips,
     judged_engines,
@@ -46,8 +50,10 @@ def check_answers(
     bundle: Path,
     checkpoint: Path | None = None,
     *,
+    unquantised: Path | None = None,
     items_each: int = DEFAULT_ITEMS_EACH,
     thresholds: Thresholds | None = None,
+    cost_limits: CostLimits | None = None,
     graphs: bool = False,
     native: bool | None = None,
     threads: int | None = None,
@@ -55,48 +61,66 @@ def check_answers(
 ) -> TaskResult:
     """Ask a published bundle's engine and the PyTorch model in float32 the same test items.
 
-    `items_each` is how many of every kind and grade; for `checkpoint` and `graphs` see
-    `tc_export.parity.tensors.check_bundle.check_bundle`.
+    `unquantised` is where the checkpoint is that the bundle's own was quantised from; None is where
+    that one says. `items_each` is how many of every kind and grade; for `checkpoint` and `graphs`
+    see `tc_export.parity.tensors.check_bundle.check_bundle`.
 
     Raises:
         BundleError: the bundle cannot be used.
-        CheckpointError: the checkpoint is gone, or is another one.
-        UsageError: the bundle's profile is too small for the clips.
+        CheckpointError: a checkpoint is gone, or is another one.
+        UsageError: the bundle's profile is too small for the clips, or `unquantised` is given and
+            nothing was quantised.
     """
     check_room_for_clips(bundle)
     manifest, opened = open_with_checkpoint(bundle, checkpoint)
-    config = opened.config.model
-    model = opened.load_model(torch.float32)
-    reference = TorchDecoderEngine(model)
-    table = reference.embedding_table()
+    before = open_unquantised(opened, unquantised)
     engines = judged_engines(bundle, manifest, graphs=graphs, native=native, threads=threads)
-    return check_tasks(
-        make_items(Split.TEST, items_each),
-        pytorch=Respondent(
-            name=reference.backend,
-            config=config,
-            vision=TorchVisionEngine(model),
-            decoder=reference,
-            embed=lambda token_ids: table[token_ids],
-        ),
+    prompts = PromptBuilder.load(bundle)
+    language = _language(bundle, prompts, manifest.profile)
+    items = make_items(Split.TEST, items_each)
+    measure, total = None, len(items)
+    if isinstance(before, Checkpoint):
+        measure, total = CostMeasure(before, opened), 2 * len(items)
+        measure.ask(_pytorch(before), items, language, lambda done: advance(done, total))
+    result = check_tasks(
+        items,
+        pytorch=_pytorch(opened),
         engine=Respondent(
             name=engines.decoder.backend,
-            config=config,
+            config=opened.config.model,
             vision=engines.vision,
             decoder=engines.decoder,
             embed=EmbeddingTable(bundle / EMBEDDING_FILE),
         ),
-        language=_language(bundle, manifest.profile),
+        language=language,
         thresholds=thresholds,
-        advance=advance,
+        heard=None if measure is None else measure.hear,
+        advance=lambda done, of: advance(total - of + done, total),
+    )
+    if measure is None:
+        assert not isinstance(before, Checkpoint)
+        return replace(result, cost=before)
+    return replace(result, cost=measure.cost(cost_limits or CostLimits(), prompts.tokenizer))
+
+
+def _pytorch(checkpoint: Checkpoint) -> Respondent:
+    """The model in float32, whole in memory."""
+    model = checkpoint.load_model(torch.float32)
+    decoder = TorchDecoderEngine(model)
+    table = decoder.embedding_table()
+    return Respondent(
+        name=decoder.backend,
+        config=checkpoint.config.model,
+        vision=TorchVisionEngine(model),
+        decoder=decoder,
+        embed=lambda token_ids: table[token_ids],
     )
 
 
-def _language(bundle: Path, profile: Profile) -> Language:
+def _language(bundle: Path, prompts: PromptBuilder, profile: Profile) -> Language:
     """The bundle's own preprocessing, prompt template and tokenizer."""
     config = read_config(bundle)
     pixels = read_preprocess_config(bundle, config.model.vision.image_size)
-    prompts = PromptBuilder.load(bundle)
 
     def prepare(frames: NDArray[np.uint8], text: str) -> Question:
         clip = Clip(len(frames), config.model.tokens_per_frame)

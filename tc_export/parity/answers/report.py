@@ -12,6 +12,7 @@ from rich.table import Table
 from tc_export.parity.answers.accuracy import Accuracy, Pair, TaskResult
 from tc_export.parity.answers.perturbations import Perturbation
 from tc_export.parity.answers.statistics import CONFIDENCE
+from tc_export.parity.cost.report import cost_as_json, cost_as_tables
 from tc_export.parity.reporting import spell_infinite, verdict
 from tc_export.tasks import best_guess_by_kind
 
@@ -36,6 +37,8 @@ def tasks_as_json(result: TaskResult) -> dict[str, Any]:
             str(perturbation): _liveness(result, perturbation) for perturbation in result.movements
         },
         "margins": margins(result),
+        "answers_alike": result.answers_alike,
+        "cost": None if result.cost is None else cost_as_json(result.cost),
         "passed": result.passed,
     }
     spelled: dict[str, Any] = spell_infinite(document)
@@ -85,7 +88,7 @@ def margins(result: TaskResult) -> dict[str, dict[str, float]]:
 
 
 def task_failures(result: TaskResult) -> list[str]:
-    """A line for each reason not to pass."""
+    """A line for each reason for the engine not to pass; the cost has its own."""
     lines = []
     limit = result.thresholds.loss
     accuracies = {"all items": result.accuracy, "kinds that need time": result.temporal_accuracy}
@@ -110,12 +113,20 @@ def task_failures(result: TaskResult) -> list[str]:
     return lines
 
 
+def tasks_headline(result: TaskResult) -> str:
+    """What an engine that did not pass is told, in a line."""
+    if not result.answers_alike:
+        return "the engine does not answer as PyTorch does"
+    return "quantising cost more than it may"
+
+
 def tasks_as_tables(result: TaskResult) -> Group:
-    """Accuracy by kind, the sense of time, decode margins, and the first flips."""
+    """Accuracy by kind, the sense of time, decode margins, the first flips, and the cost."""
     tables = [_accuracy_table(result), _liveness_table(result), _margin_table(result)]
     if result.flips:
         tables.append(_flip_table(result.flips))
-    return Group(*tables)
+    cost = [] if result.cost is None else [cost_as_tables(result.cost)]
+    return Group(*tables, *cost)
 
 
 def _accuracy_table(result: TaskResult) -> Table:
@@ -123,7 +134,7 @@ def _accuracy_table(result: TaskResult) -> Table:
     table = Table(
         title=f"{result.engine} against {result.pytorch}: answers that are right",
         caption=f"engine less PyTorch: {low:+.1%} to {high:+.1%} ({CONFIDENCE:.0%} interval, "
-        f"paired, Bonett and Price); McNemar's exact test: p = {result.p_value:.3g}; guess: always "
+        f"paired, score); McNemar's exact test: p = {result.p_value:.3g}; guess: always "
         "the commonest answer",
     )
     for heading in ("kind", "needs time", "items", "PyTorch", "engine", "flips", "guess"):

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tc_export.parity.report.heat_map import CLASSES, heat_map
+from tc_export.parity.report.interval_chart import Interval, interval_chart
 from tc_export.parity.reporting import spell_share
 
 TEMPLATE = "page.html.jinja"
@@ -40,9 +41,12 @@ def render(document: Document, failures: Sequence[str] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    by_layer = document.get("by_layer")
+    by_layer, tasks = document.get("by_layer"), document.get("tasks")
     return environment.get_template(TEMPLATE).render(
-        passed=document["passed"],
+        passed=document["passed"] and (tasks is None or tasks["passed"]),
+        computes=document["passed"],
+        tasks=tasks and _tasks(tasks),
+        cost=tasks and tasks["cost"] and _cost(tasks["cost"]),
         engine=document["engine"],
         notes=document["notes"],
         failures=failures,
@@ -83,6 +87,82 @@ def _stages(tensors: Sequence[Document]) -> Iterator[dict[str, Any]]:
             "share": spell_share(_share_of(worst)),
             "passed": all(x["passed"] for x in found),
         }
+
+
+def _tasks(tasks: Document) -> dict[str, Any]:
+    """Answers to generated questions, engine and PyTorch alike."""
+    rows = [*tasks["by_kind"].items(), ("all", {"items": tasks["items"], **tasks["accuracy"]})]
+    flips = [flip["kind"] for flip in tasks["flips"]]
+    return {
+        "alike": tasks["answers_alike"],
+        "rows": [
+            {
+                "kind": kind,
+                "count": found["items"],
+                "pytorch": _percent(found["pytorch"]),
+                "engine": _percent(found["engine"]),
+                "flips": len(flips) if kind == "all" else flips.count(kind),
+            }
+            for kind, found in rows
+        ],
+    }
+
+
+def _cost(cost: Document) -> dict[str, Any]:
+    """What quantising cost, or why that is not known."""
+    if not cost["measured"]:
+        verdict = "What quantising cost was not measured."
+        return {"measured": False, "reason": cost["reason"], "verdict": verdict}
+    rows = [*cost["by_kind"].items(), ("all", cost["all"])]
+    return {
+        "measured": True,
+        "verdict": "Quantising cost no kind of question too much, as far as so many items show it."
+        if cost["passed"]
+        else "Quantising cost more than it may.",
+        "recipe": cost["recipe"],
+        "unquantised": cost["unquantised"]["folder"],
+        "most_lost": f"{100 * cost['most_lost']:g}",
+        "confidence": f"{100 * cost['confidence']:g} %",
+        "notes": cost["notes"],
+        "rows": [_cost_row(kind, found) for kind, found in rows],
+        "chart": Markup(
+            interval_chart(
+                "difference of accuracy, in points, and its interval",
+                [
+                    Interval(
+                        kind, *(100 * float(x) for x in (found["difference"], *found["interval"]))
+                    )
+                    for kind, found in rows
+                ],
+                mark=-100 * cost["most_lost"],
+            )
+        ),
+        "margins": [
+            (name, *(_number(gap) for gap in gaps.values()))
+            for name, gaps in cost["margins"].items()
+        ],
+        "kl": _number(cost["first_token_kl"]),
+        "text": cost["text"]["words"],
+    }
+
+
+def _cost_row(kind: str, found: Document) -> dict[str, Any]:
+    low, high = found["interval"]
+    return {
+        "kind": kind,
+        "count": found["items"],
+        **{side: _percent(share) for side, share in found["accuracy"].items()},
+        "lost": found["lost"],
+        "won": found["won"],
+        "interval": f"{100 * low:+.1f} to {100 * high:+.1f}",
+        "p_value": _number(found["p_value"], digits=2),
+        "verdict": found["verdict"],
+        "passed": found["passed"],
+    }
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _noise(found: Document) -> dict[str, Any]:

@@ -30,15 +30,13 @@ from tc_export.demo_model.evaluation import accuracy
 from tc_export.engine.interface import Buffer, Engine, TensorInfo
 from tc_export.model.positions import Clip, Text
 from tc_export.native.find import find_native_library
-from tc_export.parity.answers.accuracy import (
+from tc_export.parity.answers.accuracy import Pair, TaskResult, Thresholds
+from tc_export.parity.answers.asking import (
     LONGEST_ANSWER,
     VISUAL_PLACE,
     Language,
-    Pair,
     Question,
     Respondent,
-    TaskResult,
-    Thresholds,
 )
 from tc_export.parity.answers.check_bundle import check_answers
 from tc_export.parity.answers.liveness import Movement
@@ -62,6 +60,8 @@ KEYS = {
     "p_value",
     "liveness",
     "margins",
+    "answers_alike",
+    "cost",
     "passed",
 }
 
@@ -194,6 +194,7 @@ def test_the_command_prints_json_and_exits_by_the_verdict(
     assert set(document["by_kind"]) == {kind.value for kind in Kind}
     assert set(document["liveness"]) == set(Perturbation)
     assert document["passed"] is True
+    assert document["cost"] is None  # nothing was quantised
     broken = with_fault(demo, tmp_path, gamma_zeroed)
     code, out, err = run(capsys, "parity", broken, *options)
     assert code == 1

@@ -22,7 +22,7 @@ ORIGIN = Origin(
     graphs={"graphs/decoder.onnx": "cd" * 32},
     command=("tc-export", "parity", "a bundle", "--graphs"),
 )
-VOID = {"meta", "rect", "br", "img"}
+VOID = {"meta", "rect", "br", "img", "line", "circle"}
 
 
 def tensor(**values: Any) -> dict[str, Any]:
@@ -62,6 +62,49 @@ def found(**values: Any) -> dict[str, Any]:
         ],
     }
     return usual | values
+
+
+def tally(**values: Any) -> dict[str, Any]:
+    usual = {
+        "items": 30,
+        "accuracy": {"unquantised": 1.0, "quantised": 0.9, "engine": 0.8},
+        "lost": 3,
+        "won": 0,
+        "difference": -0.1,
+        "interval": [-0.256, 0.025],
+        "p_value": 0.25,
+        "verdict": "undecided",
+        "items_to_decide": 49,
+        "passed": True,
+    }
+    return usual | values
+
+
+def tasks(**cost: Any) -> dict[str, Any]:
+    """Answers of a quantised bundle."""
+    measured = {
+        "measured": True,
+        "passed": True,
+        "recipe": "int4-awq",
+        "unquantised": {"folder": "before", "checked": True},
+        "most_lost": 0.02,
+        "confidence": 0.95,
+        "all": tally(items=61),
+        "by_kind": {"order": tally(), "part": tally(items=31, verdict="worse", passed=False)},
+        "margins": {"unquantised": {"smallest": 0.5}, "quantised": {"smallest": "nan"}},
+        "first_token_kl": 0.01,
+        "text": {"words": "On text nothing was measured."},
+        "notes": ["a sentence"],
+    }
+    return {
+        "items": 61,
+        "accuracy": {"pytorch": 0.9, "engine": 0.8},
+        "by_kind": {"order": {"items": 30, "pytorch": 0.9, "engine": 0.8}},
+        "flips": [{"kind": "order"}],
+        "answers_alike": True,
+        "cost": measured | cost,
+        "passed": cost.get("passed", True),
+    }
 
 
 class Structure(HTMLParser):
@@ -127,6 +170,13 @@ def test_nothing_in_a_document_is_markup() -> None:
             "accumulated": [[2.0]],
             "culprit": dict.fromkeys(("words", "node", "tensor", "pattern"), HOSTILE),
         },
+        "tasks": tasks(
+            recipe=HOSTILE,
+            unquantised={"folder": HOSTILE, "checked": True},
+            by_kind={HOSTILE: tally()},
+            text={"words": HOSTILE},
+            notes=[HOSTILE],
+        ),
     }
     structure = structure_of(page((HOSTILE,), **values))
     assert structure.addresses == []
@@ -146,6 +196,44 @@ def test_numbers_that_are_none(share: str | None) -> None:
     html = page(tensors=[worst], by_layer=by_layer)
     structure_of(html)
     assert (": not finite<" in html) == (share is not None)
+
+
+def cells(html: str, heading: str, first: str) -> list[str]:
+    """The row of the table below a heading that begins so, as texts."""
+    section = html[html.index(f"<h2>{heading}") :].split("</section>")[0]
+    row = next(x for x in re.findall(r"<tr>(.*?)</tr>", section) if f"<td>{first}</td>" in x)
+    return re.findall(r"<td[^>]*>(.*?)</td>", row)
+
+
+def test_what_quantising_cost_is_shown_by_kind() -> None:
+    html = page(tasks=tasks())
+    structure_of(html)
+    row = ["order", "30", "100.0 %", "90.0 %", "80.0 %", "3", "0", "-25.6 to +2.5", "0.25"]
+    assert cells(html, "What quantising cost", "order") == [*row, "undecided"]
+    assert cells(html, "What quantising cost", "part")[1] == "31"
+    assert cells(html, "Answers to generated questions", "order")[1:] == [
+        *("30", "90.0 %", "80.0 %", "1"),
+    ]
+    assert html.count('<line class="interval"') == 3  # two kinds, and all
+    assert "order: -10.0, from -25.6 to +2.5" in html
+    assert "✓ Passed" in html
+    assert "Quantising cost no kind of question too much" in html
+
+
+def test_a_cost_fails_a_page_whose_tensors_passed() -> None:
+    html = page(("part: quantising cost",), tasks=tasks(passed=False))
+    assert "✗ Failed" in html
+    assert "It computes what the PyTorch model computes" in html
+    assert "Quantising cost more than it may." in html
+
+
+def test_a_cost_that_was_not_measured_is_said() -> None:
+    found_tasks = tasks()
+    found_tasks["cost"] = {"measured": False, "reason": HOSTILE}
+    html = page(tasks=found_tasks)
+    assert not {"script", "img"} & structure_of(html).tags
+    assert "What quantising cost was not measured." in html
+    assert "What quantising cost" not in page(tasks=found_tasks | {"cost": None})
 
 
 def test_the_worst_places_are_in_order() -> None:
