@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from tc_export.checkpoint.foreign import PackedWeight
 from tc_export.checkpoint.safetensors_file import TensorLocation
 from tc_export.dtypes import DType
 from tc_export.errors import CheckpointError
@@ -71,7 +72,7 @@ class QuantizedWeight:
         return (groups * factors.to(torch.float32)[:, None]).view(K, N).T.contiguous()
 
 
-Weight = TensorLocation | QuantizedWeight
+Weight = TensorLocation | QuantizedWeight | PackedWeight
 
 
 def pack_int4(numbers: Tensor) -> Tensor:
@@ -91,9 +92,12 @@ def unpack_int4(packed: Tensor) -> Tensor:
 
 
 def stored_parts(name: str, weight: Weight) -> Iterator[tuple[str, TensorLocation]]:
-    """What lies on the disk for a weight: itself, or its values and its scales."""
+    """What lies on the disk for a weight: itself, its values and its scales, or another's parts."""
     if isinstance(weight, TensorLocation):
         yield name, weight
+    elif isinstance(weight, PackedWeight):
+        for part, location in weight.parts.items():
+            yield f"{name}.{part}", location
     else:
         yield name + VALUES, weight.values
         yield name + SCALES, weight.scales

@@ -58,7 +58,8 @@ class Recipe(Config):
         name: of the file.
         description: for a person.
         method: how whole numbers are found: `round` to the nearest; `awq` and `gptq`, which look at
-            what enters the decoder's layers.
+            what enters the decoder's layers. None where another library found them: a file of the
+            user's cannot say that.
         clips: that the model is shown for that, with a question each.
         passages: of text that it reads for that.
         weights: the rules, in order.
@@ -67,7 +68,7 @@ class Recipe(Config):
 
     name: str
     description: str
-    method: Literal["round", "awq", "gptq"] = "round"
+    method: Literal["round", "awq", "gptq"] | None = "round"
     clips: int = Field(default=16, ge=1, le=1024)
     passages: int = Field(default=16, ge=0, le=1024)
     weights: tuple[WeightRule, ...] = Field(min_length=1)
