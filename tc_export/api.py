@@ -82,7 +82,7 @@ def build(
         target: a device, by name or by a target's file.
         precision: a number format, or one for each engine: `vision=fp16,decoder=bf16`.
         quantize: a recipe, by name or by a recipe's file: the checkpoint is quantised by it first,
-            into a folder beside `output`.
+            into a folder beside `output`. One that another library has quantised is repacked there.
         release: the device's software; None is the newest that the target lists.
         max_frames: most frames of a question.
         max_length: most tokens of a question, its frames and its answer; None is as the frames
@@ -132,31 +132,33 @@ def build(
 @missing_packages_named()
 def quantize_checkpoint(
     checkpoint: StrPath,
-    recipe: str,
+    recipe: str | None,
     output: StrPath,
     *,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Quantized:
     """Make a checkpoint whose matrices have four or eight bits; it builds as any other.
 
+    One that another library has quantised is repacked, bit for bit: without a recipe.
+
     A killed run goes on at the layer where it was.
 
     Args:
         checkpoint: Hugging Face folder of a LLaVA-family model.
-        recipe: a recipe, by name or by the path of a recipe's file.
+        recipe: a recipe, by name or by the path of a recipe's file; None repacks.
         output: folder of the new checkpoint; the one above it has to be there.
         advance: gets the bytes of the old checkpoint that are done, and all there are.
 
     Raises:
         CheckpointError: the checkpoint cannot be used, or a weight cannot be stored so.
-        UsageError: the recipe does not fit the model, or something else is at `output`.
+        UsageError: the recipe does not fit the model or is not needed, or something else is at
+            `output`.
     """
     from tc_export.checkpoint.reader import open_checkpoint
     from tc_export.quantize import checkpoint as quantizing
-    from tc_export.recipes import load_recipe
 
-    chosen = load_recipe(recipe)
     opened = open_checkpoint(Path(checkpoint))
+    chosen = quantizing.recipe_for(opened, recipe)
     return quantizing.quantize_checkpoint(opened, chosen, Path(output), advance)
 
 
@@ -200,7 +202,7 @@ def make_plan(
     device = load_target(target)
     asked = ModelSettings.read(settings or {}, where="settings")
     read = read_config(Path(checkpoint), asked)
-    recipe = choose_recipe(quantize, read.document, device, None)
+    recipe = choose_recipe(quantize, read.recipe, device, None)
     return planner.make_plan(
         read.model,
         device,

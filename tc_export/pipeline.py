@@ -22,7 +22,7 @@ from tc_export.contracts.graph_io import GRAPHS
 from tc_export.errors import UsageError
 from tc_export.plan.build_memory import memory_limits
 from tc_export.plan.parts import choose_parts
-from tc_export.recipes import Recipe, choose_recipe, load_recipe
+from tc_export.recipes import Recipe, choose_recipe
 from tc_export.runner import Reporter, Stage, run_stages
 from tc_export.stages import (
     answering,
@@ -83,7 +83,7 @@ class BuildRequest:
     """What the user asks for. `max_length` is in tokens; None takes a default.
 
     `quantize` is a recipe, by name or path: the checkpoint is quantised by it first, into a folder
-    beside the bundle, `quantized_place`.
+    beside the bundle, `quantized_place`. One that another library has quantised is repacked there.
 
     `parts` are the engines that the decoder is built as; None takes as few as memory allows.
 
@@ -158,14 +158,15 @@ def quantized_place(request: BuildRequest, recipe: Recipe) -> Path:
 
 
 def _quantized(request: BuildRequest, reporter: Reporter) -> Path:
-    """The checkpoint's folder, or the one that it is quantised into first."""
-    if request.quantize is None:
+    """The checkpoint's folder, or the one that it is quantised or repacked into first."""
+    if request.quantize is None and read_config(request.checkpoint).packing is None:
         return request.checkpoint
-    from tc_export.quantize.checkpoint import quantize_checkpoint
+    from tc_export.quantize.checkpoint import quantize_checkpoint, recipe_for
 
-    recipe = load_recipe(request.quantize)
-    progress = partial(reporter.read, f"the checkpoint, to quantise it by {recipe.name}")
     opened = open_checkpoint(request.checkpoint)
+    recipe = recipe_for(opened, request.quantize)
+    verb = "quantise it by" if request.quantize else "repack it as"
+    progress = partial(reporter.read, f"the checkpoint, to {verb} {recipe.name}")
     return quantize_checkpoint(opened, recipe, quantized_place(request, recipe), progress).folder
 
 
@@ -203,7 +204,7 @@ def _checked(request: BuildRequest) -> tuple[Target, Precisions, Release | None,
     release = choose_release(target, request.release)
     read = read_config(request.checkpoint, request.settings)
     config = read.model
-    recipe = choose_recipe(request.quantize, read.document, target, request.release)
+    recipe = choose_recipe(request.quantize, read.recipe, target, request.release)
     check_tokenizer_is_there(request.checkpoint)
     profile = choose_profile(config, request.max_frames, request.max_length)
     parts = choose_parts(

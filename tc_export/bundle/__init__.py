@@ -16,6 +16,7 @@ from tc_export.bundle.manifest import (
     Profile,
     StageRecord,
     StageResults,
+    is_bundle,
     read_manifest,
 )
 from tc_export.bundle.opening import find_damage, open_bundle
@@ -40,6 +41,7 @@ __all__ = [
     "Staging",
     "find_damage",
     "inspect",
+    "is_bundle",
     "locate",
     "open_bundle",
     "open_staging",

@@ -195,6 +195,11 @@ def write_manifest(bundle: Path, manifest: Manifest) -> None:
     write_atomically(bundle / MANIFEST, json.dumps(header | body, indent=2) + "\n")
 
 
+def is_bundle(folder: Path) -> bool:
+    """True where a folder has a manifest, whole or not."""
+    return (folder / MANIFEST).is_file()
+
+
 def read_manifest(bundle: Path) -> Manifest:
     """Read and check the manifest of a bundle (the files that it lists are `verify`'s).
 

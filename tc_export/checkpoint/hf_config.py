@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from tc_export.checkpoint.foreign import QUANT_METHODS, Packing, find_packing
 from tc_export.checkpoint.hf_schema import TEXT_SCHEMAS, HfLlama, HfLlava
 from tc_export.checkpoint.names import Family
 from tc_export.checkpoint.shards import read_json_object
@@ -28,6 +29,7 @@ from tc_export.config import (
     VisionSettings,
 )
 from tc_export.errors import CheckpointError, UsageError
+from tc_export.recipes import Recipe, is_ours, recipe_of
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -63,6 +65,18 @@ class CheckpointConfig:
     """Where each setting came from, by its place in `ModelSettings`: `temporal.gamma`."""
     document: Mapping[str, Any]
     """`config.json` as it was read."""
+    packing: Packing | None = None
+    """How another library quantised the weights; None where none did."""
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """What the weights are quantised by, as the configuration says; None where they are not.
+
+        Raises:
+            CheckpointError: they are in a form that cannot be kept.
+            UsageError: what we wrote of it was changed.
+        """
+        return self.packing.recipe(self.model) if self.packing else recipe_of(self.document)
 
     @property
     def image_note(self) -> str | None:
@@ -116,6 +130,7 @@ def read_config(folder: Path, asked: ModelSettings | None = None) -> CheckpointC
         eos_token_ids=_eos_token_ids(folder, source.text_config),
         origins=origins,
         document=document,
+        packing=_packing(source, folder),
     )
 
 
@@ -160,8 +175,14 @@ def _unsupported(source: HfLlava) -> Iterator[str]:
     vision, text = source.vision_config, source.text_config
     for where, config in (("", source), ("vision_config.", vision), ("text_config.", text)):
         is_whole = config is source
-        if config.quantization_config is not None and not (is_whole and source.is_quantized_by_us):
-            yield f"{where}quantization_config: give the checkpoint before it was quantised"
+        quantization = config.quantization_config
+        if quantization is not None and not is_whole:
+            yield f"{where}quantization_config: expected outside of {where.rstrip('.')}"
+        elif quantization is not None and not is_ours(quantization):
+            method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+            if method not in QUANT_METHODS:
+                known = ", ".join(QUANT_METHODS)
+                yield f"quantization_config.quant_method: {method!r} (supported: {known})"
         if config.auto_map is not None:
             yield f"{where}auto_map: code in the folder is never run"
     rope = text.rope()
@@ -187,6 +208,12 @@ def _unsupported(source: HfLlava) -> Iterator[str]:
         yield f"vision_feature_layer: {source.vision_feature_layer} (supported: one layer)"
     if text.sliding_window is not None and text.sliding_window < text.max_position_embeddings:
         yield f"text_config.sliding_window: {text.sliding_window} (supported: null)"
+
+
+def _packing(source: HfLlava, folder: Path) -> Packing | None:
+    if is_ours(source.quantization_config):
+        return None
+    return find_packing(source.quantization_config, folder)
 
 
 def _vision(source: HfLlava, features: VisionFeatures) -> dict[str, Any]:

@@ -11,8 +11,6 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tc_export.recipes import is_ours
-
 
 class HfConfig(BaseModel):
     """Base of the schemas: strict about types, and silent about keys that it does not know."""
@@ -23,11 +21,6 @@ class HfConfig(BaseModel):
 
     quantization_config: Any = None
     auto_map: Any = None
-
-    @property
-    def is_quantized_by_us(self) -> bool:
-        """True where the weights are quantised in the form that `tc-export quantize` writes."""
-        return is_ours(self.quantization_config)
 
 
 class HfVision(HfConfig):

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from tc_export.checkpoint.foreign import PackedWeight
 from tc_export.checkpoint.safetensors_file import TensorLocation
 from tc_export.dtypes import DType
 from tc_export.errors import CheckpointError
@@ -108,7 +109,7 @@ class QuantizedWeight:
         return (groups * factors.to(torch.float32)[:, None]).view(K, N).T.contiguous()
 
 
-Weight = TensorLocation | QuantizedWeight
+Weight = TensorLocation | QuantizedWeight | PackedWeight
 
 
 def pack_int4(numbers: Tensor) -> Tensor:
@@ -134,6 +135,9 @@ def graph_parts(name: str, weight: Weight) -> Iterator[tuple[str, TensorLocation
     """What a graph refers to on the disk for a weight: itself, or its values and its scales."""
     if isinstance(weight, TensorLocation):
         yield name, weight
+    elif isinstance(weight, PackedWeight):
+        for part, location in weight.parts.items():
+            yield f"{name}.{part}", location
     else:
         yield name + VALUES, weight.values
         yield name + SCALES, weight.scales

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tc_export.checkpoint.foreign import join_packed
 from tc_export.checkpoint.hf_config import CheckpointConfig, read_config
 from tc_export.checkpoint.names import Renaming, rename, usual_name
 from tc_export.checkpoint.quantized import (
@@ -95,7 +96,8 @@ class Checkpoint:
     def _description(self) -> str:
         config = self.config
         tokens = (config.image_token_id, config.video_token_id, config.eos_token_ids)
-        return f"{config.family} {config.model.model_dump_json()} {tokens}\n"
+        packing = f" {config.packing!r}" if config.packing else ""
+        return f"{config.family} {config.model.model_dump_json()} {tokens}{packing}\n"
 
     def _digest_key(self) -> str:
         """A hash of what the digest is of, with the files' stamps in the place of their bytes."""
@@ -227,6 +229,8 @@ def empty_model(config: ModelConfig) -> TcLlava:
 def _read_tensors(folder: Path, config: CheckpointConfig) -> dict[str, Weight]:
     """All weights of a folder; quantised ones are read where config.json says that there are."""
     found = find_tensors(folder)
+    if config.packing is not None:
+        return dict(join_packed(found, config.packing, folder))
     if is_ours(config.document.get("quantization_config")):
         return join_quantized(found, folder)
     return dict(found)
@@ -247,7 +251,7 @@ def _tie_head(renaming: Renaming, on_disk: Mapping[str, Weight], folder: Path) -
 
 
 def _same_bytes(a: Weight, b: Weight) -> bool:
-    if isinstance(a, QuantizedWeight) or isinstance(b, QuantizedWeight):
+    if not (isinstance(a, TensorLocation) and isinstance(b, TensorLocation)):
         return False
     same_kind = (a.dtype, a.shape) == (b.dtype, b.shape)
     return same_kind and bool((a.as_bytes() == b.as_bytes()).all())

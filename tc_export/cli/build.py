@@ -153,8 +153,10 @@ def _refuse_early(chosen: ChosenSettings) -> None:
         release = choose_release(device, values.release)
         if release is not None:
             _print_release(device, release)
-    model = read_config(chosen.checkpoint, chosen.model).model
-    profile_length(model, values.profile.max_frames, values.profile.max_length)
+    read = read_config(chosen.checkpoint, chosen.model)
+    if read.packing is not None and read.recipe is not None and values.quantize is None:
+        Terminal(stderr=True).print(f"{chosen.checkpoint}: {read.packing.account}")
+    profile_length(read.model, values.profile.max_frames, values.profile.max_length)
 
 
 def _make_folder(folder: Path) -> None:

@@ -108,7 +108,7 @@ def _make_plan(chosen: ChosenSettings, text_tokens: int) -> Plan:
     precisions = read_precisions(values.precision, device)
     place = chosen.checkpoint
     read = read_config(place.parent if place.name == CONFIG else place, chosen.model)
-    recipe = choose_recipe(values.quantize, read.document, device, values.release)
+    recipe = choose_recipe(values.quantize, read.recipe, device, values.release)
     profile, build = values.profile, values.build
     return make_plan(
         read.model,

@@ -23,21 +23,33 @@ app = typer.Typer()
 )
 def quantize(
     checkpoint: Annotated[Path, typer.Option(help="Hugging Face folder of a LLaVA-family model.")],
-    recipe: Annotated[str, typer.Option(help="A recipe, or the path of a recipe's file.")],
     output: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A recipe, or the path of a recipe's file. None repacks a checkpoint that another "
+            "library has quantised.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Store a checkpoint's matrices in few bits, layer by layer; it builds as any other.
 
-    A killed run goes on where it was. Nothing is measured here: `tc-export parity BUNDLE --tasks`
-    says how well an engine of the new checkpoint answers.
+    What another library has quantised (AutoAWQ, GPTQModel, llm-compressor) is repacked bit for bit,
+    without a recipe. A killed run goes on where it was. Nothing is measured here: `tc-export parity
+    BUNDLE --tasks` says how well an engine of the new checkpoint answers.
     """
+    from tc_export.checkpoint.hf_config import read_config
+
+    packing = read_config(checkpoint).packing
     made = _quantize_with_bar(checkpoint, recipe, output)
     figures = {
         "folder": str(made.folder),
         "weights": made.weights,
         "bytes_before": made.bytes_before,
         "bytes_after": made.bytes_after,
+        **({"repacked": packing.account} if packing else {}),
     }
     if as_json:
         print_json(figures)
@@ -46,9 +58,11 @@ def quantize(
 
         before, after = spell_bytes(made.bytes_before), spell_bytes(made.bytes_after)
         say(f"{made.folder}: {made.weights} matrices are quantised; {before} became {after}")
+        if packing:
+            say(packing.account)
 
 
-def _quantize_with_bar(checkpoint: Path, recipe: str, output: Path) -> Quantized:
+def _quantize_with_bar(checkpoint: Path, recipe: str | None, output: Path) -> Quantized:
     from rich.progress import DownloadColumn, Progress
 
     from tc_export.api import quantize_checkpoint
@@ -56,7 +70,8 @@ def _quantize_with_bar(checkpoint: Path, recipe: str, output: Path) -> Quantized
     console = Terminal(stderr=True)
     columns = (*Progress.get_default_columns(), DownloadColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(f"quantising by {Path(recipe).stem}", total=None)
+        what = f"quantising by {Path(recipe).stem}" if recipe else "repacking"
+        bar = progress.add_task(what, total=None)
         return quantize_checkpoint(
             checkpoint,
             recipe,

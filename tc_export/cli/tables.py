@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables that only the command line prints: targets, a bundle."""
+"""Tables that only the command line prints: targets, a bundle, a checkpoint."""
 
 from __future__ import annotations
 
@@ -62,3 +62,18 @@ def bundle_tables(facts: Mapping[str, Any]) -> Group:
     for path, size in facts["files"].items():
         files.add_row(path, f"{size:,}")
     return Group(entries, files)
+
+
+def checkpoint_tables(facts: Mapping[str, Any]) -> Group:
+    """What `tc_export.checkpoint.describe` finds: the forms of weights, then another's tensors."""
+    forms = Table("weights in", "count", "numbers", "bytes", title=facts["checkpoint"])
+    for form, sums in facts["weights"].items():
+        forms.add_row(form, *(f"{sums[name]:,}" for name in ("count", "numbers", "bytes")))
+    quantised = facts["quantised"]
+    if quantised is None:
+        return Group(forms)
+    parts = Table("tensor", "weights", "what", title=f"{quantised['by']}: {quantised['form']}")
+    for name, part in quantised["tensors"].items():
+        used = "" if part["used"] else " (not used)"
+        parts.add_row(name, f"{part['count']:,}", part["meaning"] + used)
+    return Group(forms, parts, *quantised["notes"], quantised["becomes"])

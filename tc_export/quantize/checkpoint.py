@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A checkpoint and a recipe to a checkpoint: layer by layer, a file each.
 
+One that another library has quantised is repacked so, bit for bit; the recipe is then its own
+(`tc_export.checkpoint.foreign`).
+
     .NAME.quantizing/  what is being made; a killed run goes on from the files that are done
     NAME/              the checkpoint, once it is whole
 
@@ -27,8 +30,15 @@ from torch import Tensor
 
 from tc_export.bundle.files import flush, write_atomically
 from tc_export.checkpoint import unquantised
+from tc_export.checkpoint.foreign import QUANT_CONFIG, PackedWeight, Packing
 from tc_export.checkpoint.hf_config import CONFIG
-from tc_export.checkpoint.quantized import GLOBAL_SCALE, INPUT_SCALE, SCALES, VALUES
+from tc_export.checkpoint.quantized import (
+    GLOBAL_SCALE,
+    INPUT_SCALE,
+    SCALES,
+    VALUES,
+    QuantizedWeight,
+)
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.checkpoint.safetensors_file import TensorLocation
 from tc_export.checkpoint.shards import INDEX
@@ -36,7 +46,15 @@ from tc_export.dtypes import DType
 from tc_export.errors import CheckpointError, UsageError
 from tc_export.quantize.grouped import Grouped
 from tc_export.quantize.layer import CalibratedQuantizer, LayerWeight, Quantizer
-from tc_export.recipes import GROUP_SIZES, QUANT_METHOD, Recipe, WeightRule
+from tc_export.quantize.repack import Repacker
+from tc_export.recipes import (
+    GROUP_SIZES,
+    QUANT_METHOD,
+    Recipe,
+    WeightRule,
+    list_recipes,
+    load_recipe,
+)
 
 Advance = Callable[[int, int], None]
 """Called with the bytes that are done, and all there are, of the old checkpoint."""
@@ -62,6 +80,29 @@ class Quantized:
     weights: int
     bytes_before: int
     bytes_after: int
+
+
+def recipe_for(checkpoint: Checkpoint, asked: str | None) -> Recipe:
+    """The recipe that is asked for, or what repacks a checkpoint that is quantised already.
+
+    Raises:
+        UsageError: there is no such recipe, none was named, or there is nothing to quantise.
+        InputError: the recipe's file cannot be read.
+        CheckpointError: what another library has made of the weights cannot be kept bit for bit.
+    """
+    config = checkpoint.config
+    if config.packing is not None and asked is None:
+        return _repacking(checkpoint, config.packing)
+    if config.recipe is not None:
+        also = "; without a recipe this one is repacked as it is" if config.packing else ""
+        raise UsageError(
+            f"{checkpoint.folder} is quantised already, and is not quantised again",
+            hint=f"give the checkpoint before it was quantised{also}",
+        )
+    if asked is None:
+        names = ", ".join(recipe.name for recipe in list_recipes())
+        raise UsageError("no recipe is named", hint=f"name one: {names}, or a recipe's file")
+    return load_recipe(asked)
 
 
 def quantize_checkpoint(
@@ -132,13 +173,22 @@ def _suffixes(rule: WeightRule) -> tuple[str, ...]:
     return (VALUES, SCALES, *beside)
 
 
+def _repacking(checkpoint: Checkpoint, packing: Packing) -> Recipe:
+    """What becomes of the weights that another library has quantised."""
+    packed = [name for name, x in checkpoint.tensors.items() if isinstance(x, PackedWeight)]
+    return packing.recipe(checkpoint.config.model, packed)
+
+
 def _plan(checkpoint: Checkpoint, recipe: Recipe) -> list[_Shard]:
     """A shard for each decoder layer, and one for all else; what cannot be is found here."""
     recipe.check_patterns(checkpoint.tensors)
+    packing = checkpoint.config.packing
+    repacks = packing is not None and recipe == _repacking(checkpoint, packing)
     by_layer: dict[int, dict[str, LayerWeight]] = {}
     problems = []
     for name, location in checkpoint.tensors.items():
-        if not isinstance(location, TensorLocation):
+        packed = isinstance(location, PackedWeight)
+        if isinstance(location, QuantizedWeight) or (packed and not repacks):
             raise CheckpointError(
                 f"{checkpoint.folder} is quantised already",
                 hint="give the checkpoint before it was quantised",
@@ -151,6 +201,11 @@ def _plan(checkpoint: Checkpoint, recipe: Recipe) -> list[_Shard]:
         # A tied head is the embedding again.
         own_name = name[found.end() :] if found else name
         of.setdefault(location.name, LayerWeight(own_name, location, next(iter(rules), None)))
+    if problems and repacks:
+        raise CheckpointError(
+            f"{checkpoint.folder} has weights that cannot be kept so:\n" + "\n".join(problems),
+            hint="give the checkpoint before it was quantised",
+        )
     if problems:
         raise UsageError(
             f"the recipe {recipe.name!r} does not fit {checkpoint.folder}:\n" + "\n".join(problems),
@@ -168,7 +223,10 @@ def _plan(checkpoint: Checkpoint, recipe: Recipe) -> list[_Shard]:
 
 
 def _misfit(
-    model_name: str, location: TensorLocation, rule: WeightRule, budget: float | None
+    model_name: str,
+    location: TensorLocation | PackedWeight,
+    rule: WeightRule,
+    budget: float | None,
 ) -> list[str]:
     if len(location.shape) != 2 or not location.name.endswith(".weight"):
         return ["is no matrix of a linear layer"]
@@ -236,6 +294,8 @@ def _chosen(
 
 
 def _quantizer(checkpoint: Checkpoint, recipe: Recipe) -> Quantizer:
+    if recipe.method is None:
+        return Repacker()
     if not recipe.looks_at_inputs:
         return Quantizer()
     from tc_export.quantize.calibration import Calibration
@@ -278,21 +338,27 @@ def _write_shard(found: Mapping[str, Tensor | Grouped], path: Path) -> None:
     partial.rename(path)
 
 
+def _made_from(checkpoint: Checkpoint) -> dict[str, Any]:
+    made_from = unquantised.Unquantised.of(checkpoint)
+    return {unquantised.KEY: made_from.model_dump(mode="json")}
+
+
 def _write_index(
     checkpoint: Checkpoint, recipe: Recipe, key: str, shards: list[_Shard], work: Path
 ) -> None:
     """Everything beside the weights: the small files, the index, and config.json."""
     for pattern in SMALL_FILES:
         for path in sorted(checkpoint.folder.glob(pattern)):
-            if path.is_file() and not path.name.endswith(INDEX):
+            if path.is_file() and not path.name.endswith((INDEX, QUANT_CONFIG)):
                 shutil.copyfile(path, work / path.name)
     weight_map = {name: shard.file for shard in shards for name in shard.stored}
     write_atomically(work / INDEX, json.dumps({"metadata": {}, "weight_map": weight_map}))
     document: dict[str, Any] = dict(checkpoint.config.document)
+    before = document.get("quantization_config")
     document["quantization_config"] = {
         "quant_method": QUANT_METHOD,
         "recipe": recipe.model_dump(mode="json"),
         "key": key,
-        unquantised.KEY: unquantised.Unquantised.of(checkpoint).model_dump(mode="json"),
+        **({"repacked_from": before} if before else _made_from(checkpoint)),
     }
     write_atomically(work / CONFIG, json.dumps(document, indent=2) + "\n")

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tc_export.checkpoint.foreign import PackedWeight
 from tc_export.checkpoint.safetensors_file import TensorLocation
 from tc_export.dtypes import DType
 from tc_export.errors import CheckpointError
@@ -33,7 +34,7 @@ class LayerWeight:
     """A weight by its name in its layer, where it lies, and its rule, where it has one."""
 
     name: str
-    location: TensorLocation
+    location: TensorLocation | PackedWeight
     rule: WeightRule | None
 
     @property

@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes of quantisation as data: what they say, and which devices can run what comes of them."""
 
-from tc_export.recipes.possible import check_target, choose_recipe, is_ours, reason_against
+from tc_export.recipes.possible import (
+    check_target,
+    choose_recipe,
+    is_ours,
+    reason_against,
+    recipe_of,
+)
 from tc_export.recipes.recipe import (
     GROUP_SIZES,
     QUANT_METHOD,
@@ -22,4 +28,5 @@ __all__ = [
     "list_recipes",
     "load_recipe",
     "reason_against",
+    "recipe_of",
 ]

@@ -30,21 +30,27 @@ def is_ours(quantization: object) -> TypeGuard[Mapping[str, Any]]:
 
 
 def choose_recipe(
-    asked: str | None, document: Mapping[str, Any], target: Target, release: str | None
+    asked: str | None, stored: Recipe | None, target: Target, release: str | None
 ) -> Recipe | None:
-    """What weights are quantised by: what is asked for, or what config.json says; None for nothing.
+    """What weights are quantised by: what is asked for, or what they are by now; None for nothing.
 
     Raises:
-        UsageError: there is no such recipe or release, or the target's engines cannot run it.
+        UsageError: there is no such recipe or release, the target's engines cannot run it, or the
+            checkpoint is quantised already.
         InputError: the recipe's file cannot be read.
     """
-    recipe = load_recipe(asked) if asked else _recipe_of(document)
+    if asked and stored:
+        raise UsageError(
+            f"the checkpoint is quantised already ({stored.name}), and is not quantised again",
+            hint="leave --quantize out, or give the checkpoint before it was quantised",
+        )
+    recipe = load_recipe(asked) if asked else stored
     if recipe is not None:
         check_target(recipe, target, choose_release(target, release))
     return recipe
 
 
-def _recipe_of(document: Mapping[str, Any]) -> Recipe | None:
+def recipe_of(document: Mapping[str, Any]) -> Recipe | None:
     """The recipe that a checkpoint's config.json says it was quantised by."""
     quantization = document.get("quantization_config")
     if not is_ours(quantization):
@@ -64,9 +70,10 @@ def check_target(recipe: Recipe, target: Target, release: Release | None) -> Non
     if reason is None:
         return
     others = [x.name for x in list_recipes() if reason_against(x, target, release) is None]
+    before = "" if recipe.method else "give the checkpoint before it was quantised; "
     raise UsageError(
         f"{target.name} cannot run the recipe {recipe.name!r}: {reason}",
-        hint=f"recipes for {target.name}: {', '.join(others)}" if others else None,
+        hint=f"{before}recipes for {target.name}: {', '.join(others)}" if others else None,
     )
 
 

@@ -85,7 +85,8 @@ class Recipe(Config):
         name: of the file.
         description: for a person.
         method: how numbers are found: `round` to the nearest; `awq`, `gptq` and `smooth`, which
-            look at what enters the decoder's layers.
+            look at what enters the decoder's layers. None where another library found them: a file
+            of the user's cannot say that.
         clips: that the model is shown for that, with a question each.
         passages: of text that it reads for that.
         weights: the rules, in order.
@@ -96,7 +97,7 @@ class Recipe(Config):
 
     name: str
     description: str
-    method: Literal["round", "awq", "gptq", "smooth"] = "round"
+    method: Literal["round", "awq", "gptq", "smooth"] | None = "round"
     clips: int = Field(default=16, ge=1, le=1024)
     passages: int = Field(default=16, ge=0, le=1024)
     weights: tuple[WeightRule, ...] = Field(min_length=1)
@@ -120,7 +121,7 @@ class Recipe(Config):
     @property
     def looks_at_inputs(self) -> bool:
         """True where the model is shown clips."""
-        chooses = self.method != "round" or self.budget is not None
+        chooses = self.method not in ("round", None) or self.budget is not None
         return chooses or any(rule.inputs for rule in self.weights)
 
     def rule(self, name: str) -> WeightRule | None:
