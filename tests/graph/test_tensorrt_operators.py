@@ -89,7 +89,6 @@ def test_versions_and_opsets() -> None:
     assert {text: newest_opset(read_version(text)) for text in opsets} == opsets
     assert {name for name, since in FIRST_VERSION.items() if since > (10, 3)} == {
         "Attention",
-        "DequantizeLinear",
         "RMSNormalization",
         "RotaryEmbedding",
         "TensorScatter",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each library's layout, written down once more: number by number, in NumPy, from its packer.
 
-`test_library_files.py` holds these to bytes that the libraries themselves wrote.
+They follow the libraries' published sources; no library's own bytes are held against them here.
 
 Axes: N output channels, K input channels, G groups.
 """

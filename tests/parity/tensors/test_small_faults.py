@@ -56,7 +56,7 @@ def judge(demo: Checkpoint, precisions: Precisions, folder: Path, parts: int = 1
         GraphsInTurn(folder, config, precisions, cut, threads=1),
         precisions,
         [x for x in scenarios if x.name.startswith("most frames")],  # after three tokens of text
-        in_float32=graphs_in_float32(folder, config, precisions, cut, threads=1),
+        in_float32=graphs_in_float32(folder, demo, precisions, cut, threads=1),
     )
 
 
@@ -155,7 +155,7 @@ def test_the_right_graphs_pass(
 def test_only_graphs_of_16_bits_go_through_again(demo: Checkpoint, tmp_path: Path) -> None:
     config = demo.config.model
     parts = even_parts(config.text.num_hidden_layers, 1)
-    assert graphs_in_float32(tmp_path, config, Precisions.both("float32"), parts) is None
+    assert graphs_in_float32(tmp_path, demo, Precisions.both("float32"), parts) is None
     mixed = Precisions.model_validate({"vision": "float32", "decoder": "float16"})
     for name in GRAPHS:
         export_graph(name, demo, getattr(mixed, name).dtype, tmp_path)
