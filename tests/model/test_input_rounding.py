@@ -80,3 +80,15 @@ def test_only_what_is_named_is_rounded() -> None:
     expected = torch.nn.functional.linear(rounding(first(x)), second.weight, second.bias)
     torch.testing.assert_close(model(x), expected)
     assert not torch.equal(model(x), plain)
+
+
+@pytest.mark.parametrize("dtype", [DType.INT8, DType.FP8])
+def test_dither_rounds_up_as_often_as_a_number_is_near(dtype: DType) -> None:
+    """The mean of many is the number itself, which lies between the same two as without."""
+    rounding = InputRounding(dtype, 0.5)
+    x = torch.tensor([0.37, -1.1, 3.3, 12.26, -40.6], dtype=torch.float64)
+    many = rounding(x.repeat(20_000, 1), torch.Generator().manual_seed(1))
+    assert all(len(column.unique()) == 2 for column in many.T)
+    step = many.amax(dim=0) - many.amin(dim=0)
+    assert ((many.mean(dim=0) - x).abs() < 0.02 * step).all()
+    assert ((many.amin(dim=0) <= x) & (x <= many.amax(dim=0))).all()
