@@ -8,6 +8,7 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -163,14 +164,16 @@ def cost_as_tables(cost: Cost | NotMeasured) -> Group:
 
 def _kind_table(cost: Cost) -> Table:
     table = Table(
-        title=f"what quantising by {cost.recipe} cost, against {cost.unquantised}",
-        caption=" ".join(notes(cost)),
+        title=f"what quantising by {cost.recipe} cost, against {cost.unquantised}: % right",
+        caption=f"McNemar's exact test of no difference in all: p = {cost.whole.p_value:.3g}. "
+        + " ".join(notes(cost)),
+        box=SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),  # 80 columns have to hold it
     )
-    table.add_column("kind")
-    headings = ("items", "before", "quan-\ntised", "engine", "lost", "won", "interval", "p")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=heading == "interval")
-    table.add_column("")
+    table.add_column("kind", no_wrap=True)
+    for heading in ("items", "before", "quan-\ntised", "engine", "lost\nwon", "interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for kind, tally in cost.by_kind.items():
         table.add_row(*_row(kind.value, tally, cost.limits))
     table.add_section()
@@ -182,17 +185,16 @@ def _row(name: str, tally: Tally, limits: CostLimits) -> Iterator[str | Text]:
     low, high = tally.interval
     verdict = tally.verdict(limits)
     rights = (tally.unquantised_right, tally.quantised_right, tally.engine_right)
-    yield from (name, str(tally.items), *(f"{right / tally.items:.1%}" for right in rights))
-    yield from (str(tally.lost), str(tally.won), f"{100 * low:+.1f} to {100 * high:+.1f}")
-    yield f"{tally.p_value:.2g}"
+    yield from (name, str(tally.items), *(f"{100 * right / tally.items:.1f}" for right in rights))
+    yield f"-{tally.lost} +{tally.won}"
+    yield f"{100 * low:+.1f} to {100 * high:+.1f}"
     yield Text(str(verdict), style=STYLES[verdict])
 
 
 def notes(cost: Cost) -> Iterator[str]:
     """What a reader of the table by kind has to know, a sentence each."""
     yield (
-        f"Interval: accuracy quantised less before, in points, {CONFIDENCE:.0%} (paired, score); "
-        "p: McNemar's exact test of no difference."
+        f"Interval: accuracy quantised less before, in points, {CONFIDENCE:.0%}, paired (score)."
     )
     yield (
         f"A kind is worse where its whole interval is below -{100 * cost.limits.most_lost:g}, not "

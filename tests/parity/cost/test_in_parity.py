@@ -171,5 +171,5 @@ def test_the_report_has_both(quantised: Path, tmp_path: Path, capsys: Capture) -
     assert "--most-lost 5" in stored["repeat"]
     page = (folder / "report.html").read_text()
     assert "What quantising cost" in page
-    assert "lost more than 5 points?" in page
+    assert "5 points worse?" in page
     assert "Quantising cost no kind of question too much" in page

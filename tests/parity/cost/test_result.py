@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from io import StringIO
 from math import exp, log
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from tc_export.parity.answers.asking import Reply
 from tc_export.parity.answers.statistics import Verdict
@@ -180,3 +182,14 @@ def test_percentiles_of_margins() -> None:
     found = margins(changes(Kind.ORDER, kept=3, lost=1))
     assert found["unquantised"]["smallest"] == 1.0
     assert found["change"]["percentile_50"] == 0.0
+
+
+def test_the_table_fits_a_terminal() -> None:
+    printed = StringIO()
+    groups = [changes(kind, kept=990, lost=9) for kind in Kind]
+    Console(width=80, file=printed).print(cost_as_tables(cost(*groups)))
+    table = printed.getvalue().split("margins:")[0]
+    assert "…" not in table
+    assert "-108 +0" in table
+    for kind in Kind:
+        assert kind.value in table
