@@ -37,6 +37,9 @@ _STORED_AS = {DType.UINT8: DType.INT4, DType.INT8: DType.INT8, DType.FP8: DType.
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """What the codes 0 to 7 of NVFP4 stand for; 8 to 15 are the same below zero."""
 
+NVFP4_NUMBERS = (*E2M1, *(-x for x in E2M1))
+"""What each code stands for."""
+
 NVFP4_GROUP = 16
 """Numbers of NVFP4 that share a scale: the format has no other."""
 
@@ -126,9 +129,16 @@ def unpack(packed: Tensor, dtype: DType) -> Tensor:
 
     codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten()
     if dtype is DType.NVFP4:
-        return torch.tensor((*E2M1, *(-x for x in E2M1)))[codes.to(torch.int32)]
+        return number_of(codes)
     numbers = codes.to(torch.int8)
     return torch.where(numbers > 7, numbers - 16, numbers)
+
+
+def number_of(codes: Tensor) -> Tensor:
+    """What codes of NVFP4 stand for, in float32."""
+    import torch
+
+    return torch.tensor(NVFP4_NUMBERS)[codes.to(torch.int32)]
 
 
 def graph_parts(name: str, weight: Weight) -> Iterator[tuple[str, TensorLocation]]:

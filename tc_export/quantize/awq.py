@@ -12,20 +12,13 @@ Axes: T tokens, N output channels, K input channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from tc_export.quantize.channels import Factors
-from tc_export.quantize.grouped import Grouped
+from tc_export.quantize.channels import Factors, Rounding, balanced, least_error, some_rows
 
 POWERS = tuple(step / 20 for step in range(20))
-ROWS = 512
-"""Tokens that a power is judged by."""
-
-Rounding = Callable[[str, Tensor], Grouped | None]
-"""Rounds a weight [N, K] of a name; None where it stays as it is."""
 
 
 def by_size_of_inputs(rounding: Rounding) -> Factors:
@@ -33,21 +26,8 @@ def by_size_of_inputs(rounding: Rounding) -> Factors:
 
     def factors(matrices: Sequence[tuple[str, Tensor]], x_TK: Tensor) -> Tensor:
         size_K = x_TK.abs().mean(dim=0).clamp(min=1e-6)
-        places = torch.linspace(0, len(x_TK) - 1, min(ROWS, len(x_TK))).round().long()
-        some_TK = x_TK[places]
-        truths = [some_TK @ weight.T for _, weight in matrices]
-        best, least = torch.ones_like(size_K), float("inf")
-        for power in POWERS:
-            s_K = size_K**power
-            s_K = s_K / (s_K.max() * s_K.min()).sqrt()
-            error = 0.0
-            for (name, weight), truth in zip(matrices, truths, strict=True):
-                rounded = rounding(name, weight * s_K)
-                if rounded is not None:
-                    found = (some_TK / s_K) @ rounded.widened().T
-                    error += float((found - truth).square().mean() / truth.square().mean())
-            if error < least:
-                best, least = s_K, error
-        return best
+        some_TK = some_rows(x_TK)
+        tried = (balanced(size_K**power) for power in POWERS)
+        return least_error(((s_K, some_TK / s_K) for s_K in tried), matrices, some_TK, rounding)
 
     return factors

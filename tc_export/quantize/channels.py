@@ -10,11 +10,13 @@ Axes: T tokens, N output channels, K input channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from tc_export.quantize.grouped import Grouped
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ PAIRS = (
     Pair(("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm"),
 )
 """Of a decoder layer, those that only shrink rows of others first."""
+
+ROWS = 512
+"""Tokens that a choice is judged by."""
+
+Rounding = Callable[[str, Tensor], Grouped | None]
+"""Rounds a weight [N, K] of a name; None where it stays as it is."""
 
 Factors = Callable[[Sequence[tuple[str, Tensor]], Tensor], Tensor]
 """Factors [K] for the columns of these weights [N, K], by their names, and their inputs [T, K]."""
@@ -75,6 +83,44 @@ def equalise(
         changed.inputs.update(dict.fromkeys(pair.matrices, entering))
         _shrink(changed.weights, pair.before, s_K)
     return changed
+
+
+def some_rows(x_TK: Tensor) -> Tensor:
+    """At most `ROWS` of the rows, evenly spread."""
+    return x_TK[torch.linspace(0, len(x_TK) - 1, min(ROWS, len(x_TK))).round().long()]
+
+
+def least_error(
+    candidates: Iterable[tuple[Tensor, Tensor]],
+    matrices: Sequence[tuple[str, Tensor]],
+    some_TK: Tensor,
+    rounding: Rounding,
+) -> Tensor:
+    """The factors with which all products of a pair together err least, in the mean square.
+
+    Args:
+        candidates: factors [K] for columns, and what then enters the products [T, K].
+        matrices: of the pair.
+        some_TK: what enters them now.
+        rounding: what is going to be done with a weight.
+    """
+    truths = [some_TK @ weight.T for _, weight in matrices]
+    best, least = torch.ones_like(some_TK[0]), float("inf")
+    for s_K, entering in candidates:
+        error = 0.0
+        for (name, weight), truth in zip(matrices, truths, strict=True):
+            rounded = rounding(name, weight * s_K)
+            if rounded is not None:
+                found = entering @ rounded.widened().T
+                error += float((found - truth).square().mean() / truth.square().mean())
+        if error < least:
+            best, least = s_K, error
+    return best
+
+
+def balanced(s_K: Tensor) -> Tensor:
+    """Factors whose largest is as far above one as their smallest is below."""
+    return s_K / (s_K.max() * s_K.min()).sqrt()
 
 
 def _shrink(weights: dict[str, Tensor], before: str, s_K: Tensor) -> None:

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tc_export.checkpoint.quantized import E2M1, NVFP4_GROUP, pack_int4
+from tc_export.checkpoint.quantized import E2M1, NVFP4_GROUP, number_of, pack_int4
 from tc_export.dtypes import DType
 
 LARGEST = {DType.INT4: 7, DType.INT8: 127, DType.FP8: 448}
@@ -117,11 +117,6 @@ def round_to_nvfp4(weight: Tensor, *, search: bool) -> Grouped:
         codes[:, rows] = code.view(-1, K).T
         factors[:, rows] = factor[..., 0].T.to(DType.FP8.torch)
     return Grouped(codes, factors, DType.NVFP4, global_scale=overall)
-
-
-def number_of(codes: Tensor) -> Tensor:
-    """What codes of NVFP4 stand for, in float32."""
-    return torch.tensor((*E2M1, *(-x for x in E2M1)))[codes.to(torch.int32)]
 
 
 def _codes(numbers: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ class CalibratedQuantizer(Quantizer):
         if self._method == "gptq":
             found = dict(_with_inputs(weights, inputs))
         elif self._method == "round":
-            found = {x.location.name: x.rounded(x.read()) if x.rule else x.read() for x in weights}
+            found = super().quantize(layer, weights)
         else:
             found, inputs = self._equalised(weights, inputs)
         for weight in weights:

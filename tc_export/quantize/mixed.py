@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tc_export.errors import UsageError
-from tc_export.quantize.awq import ROWS
+from tc_export.quantize.channels import some_rows
 from tc_export.quantize.layer import LayerWeight
 from tc_export.recipes import Recipe, WeightRule
 
@@ -38,15 +38,14 @@ def options_of(
     weight: LayerWeight, rules: Sequence[WeightRule], inputs: Mapping[str, Tensor]
 ) -> list[Option]:
     """What each rule would make of a weight whose product gets these inputs [T, K], by its name."""
-    x_TK = inputs[weight.module]
-    places = torch.linspace(0, len(x_TK) - 1, min(ROWS, len(x_TK))).round().long()
+    some_TK = some_rows(inputs[weight.module])
     values = weight.read().to(torch.float32)
-    truth = x_TK[places] @ values.T
+    truth = some_TK @ values.T
     size = truth.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
     options = []
     for rule in rules:
         rounded = replace(weight, rule=rule).rounded(values)
-        lost = x_TK[places] @ rounded.widened().T - truth
+        lost = some_TK @ rounded.widened().T - truth
         bits = rule.bits(weight.location.shape) * math.prod(weight.location.shape)
         options.append(Option(rule, bits, float(lost.square().mean() / size)))
     return options

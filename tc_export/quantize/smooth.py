@@ -12,15 +12,14 @@ Axes: T tokens, N output channels, K input channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from tc_export.dtypes import DType
 from tc_export.model.input_rounding import RANGES, InputRounding
-from tc_export.quantize.awq import ROWS, Rounding
-from tc_export.quantize.channels import Factors
+from tc_export.quantize.channels import Factors, Rounding, balanced, least_error, some_rows
 
 SHARES = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Of the inputs' range that goes over to the weights, as the power a; 0 leaves all as it is."""
@@ -35,24 +34,15 @@ def by_range(rounding: Rounding, dtype: DType) -> Factors:
     def factors(matrices: Sequence[tuple[str, Tensor]], x_TK: Tensor) -> Tensor:
         x_K = x_TK.abs().amax(dim=0).clamp(min=1e-5)
         w_K = torch.stack([w.abs().amax(dim=0) for _, w in matrices]).amax(dim=0).clamp(min=1e-5)
-        places = torch.linspace(0, len(x_TK) - 1, min(ROWS, len(x_TK))).round().long()
-        some_TK = x_TK[places]
-        truths = [some_TK @ weight.T for _, weight in matrices]
-        best, least = torch.ones_like(x_K), float("inf")
-        for share in SHARES:
-            s_K = x_K**share / w_K ** (1 - share) if share else torch.ones_like(x_K)
-            s_K = s_K / (s_K.max() * s_K.min()).sqrt()
-            largest = float((x_K / s_K).max())
-            entering = InputRounding(dtype, largest / RANGES[dtype][1])(some_TK / s_K)
-            error = 0.0
-            for (name, weight), truth in zip(matrices, truths, strict=True):
-                rounded = rounding(name, weight * s_K)
-                if rounded is not None:
-                    found = entering @ rounded.widened().T
-                    error += float((found - truth).square().mean() / truth.square().mean())
-            if error < least:
-                best, least = s_K, error
-        return best
+        some_TK = some_rows(x_TK)
+
+        def candidates() -> Iterator[tuple[Tensor, Tensor]]:
+            for share in SHARES:
+                s_K = balanced(x_K**share / w_K ** (1 - share) if share else torch.ones_like(x_K))
+                rounded = InputRounding(dtype, float((x_K / s_K).max()) / RANGES[dtype][1])
+                yield s_K, rounded(some_TK / s_K)
+
+        return least_error(candidates(), matrices, some_TK, rounding)
 
     return factors
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tc_export.bundle import read_manifest, verify
+from tc_export.bundle.manifest import Manifest
 from tc_export.checkpoint.hf_config import read_config
 from tc_export.cli.main import main
 from tc_export.model.weight_shapes import weight_shapes
@@ -53,24 +54,31 @@ def test_both_engines_are_built_with_our_plugins(request_: BuildRequest) -> None
         assert (request_.output / "engines" / f"{graph}.engine").stat().st_size > 100_000
 
 
-@pytest.mark.parametrize("recipe", ["int4-weights", "int4-awq"])
-def test_weights_in_four_bits_stay_so(cuda_plugin: Path, tmp_path: Path, recipe: str) -> None:
+def build_quantised(output: Path, recipe: str) -> Manifest:
     request = BuildRequest(
         checkpoint=DEMO,
-        output=tmp_path / "bundle",
+        output=output,
         target="rtx4090",
         quantize=recipe,
         max_frames=4,
         check_parity=False,
     )
-    manifest = build(request, SilentReporter())
-    shapes = weight_shapes(read_config(DEMO).model)
-    matrices = sum(
+    return build(request, SilentReporter())
+
+
+def numbers_in_matrices() -> int:
+    """Of the demonstration model's decoder layers."""
+    return sum(
         shape[0] * shape[1]
-        for name, shape in shapes.items()
+        for name, shape in weight_shapes(read_config(DEMO).model).items()
         if name.startswith("decoder.layers.") and name.endswith("_proj.weight")
     )
-    assert manifest.engine_builds["decoder"].few_bits == {"int4": matrices}
+
+
+@pytest.mark.parametrize("recipe", ["int4-weights", "int4-awq"])
+def test_weights_in_four_bits_stay_so(cuda_plugin: Path, tmp_path: Path, recipe: str) -> None:
+    manifest = build_quantised(tmp_path / "bundle", recipe)
+    assert manifest.engine_builds["decoder"].few_bits == {"int4": numbers_in_matrices()}
     assert manifest.engine_builds["decoder"].precision == "float16"
     assert manifest.engine_builds["vision"].few_bits == {}
 
@@ -79,23 +87,9 @@ def test_weights_in_four_bits_stay_so(cuda_plugin: Path, tmp_path: Path, recipe:
 def test_products_of_eight_bits_are_multiplied_so(
     cuda_plugin: Path, tmp_path: Path, recipe: str, eight: str
 ) -> None:
-    request = BuildRequest(
-        checkpoint=DEMO,
-        output=tmp_path / "bundle",
-        target="rtx4090",
-        quantize=recipe,
-        max_frames=4,
-        check_parity=False,
-    )
-    built = build(request, SilentReporter()).engine_builds["decoder"]
+    built = build_quantised(tmp_path / "bundle", recipe).engine_builds["decoder"]
     assert {*built.precision.split("+")} == {eight, "float16"}  # the head stays
-    shapes = weight_shapes(read_config(DEMO).model)
-    matrices = sum(
-        shape[0] * shape[1]
-        for name, shape in shapes.items()
-        if name.startswith("decoder.layers.") and name.endswith("_proj.weight")
-    )
-    assert built.few_bits == {eight: matrices}
+    assert built.few_bits == {eight: numbers_in_matrices()}
 
 
 def test_an_engine_that_is_built_again_has_the_same_bytes(request_: BuildRequest) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from tc_export.checkpoint.quantized import E2M1, NVFP4_GROUP
+from tc_export.checkpoint.quantized import NVFP4_GROUP, NVFP4_NUMBERS
 
 _NUMBERS = "nvfp4.numbers"
 
@@ -30,7 +30,7 @@ def look_up_nvfp4(model: onnx.ModelProto) -> int:
     packed = {x.name: x for x in graph.initializer if x.data_type == TensorProto.FLOAT4E2M1}
     if not packed:
         return 0
-    table = np.array((*E2M1, *(-x for x in E2M1)), np.float32)
+    table = np.array(NVFP4_NUMBERS, np.float32)
     graph.initializer.extend(
         numpy_helper.from_array(array, f"nvfp4.{name}")
         for name, array in (
