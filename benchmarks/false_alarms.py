@@ -38,9 +38,10 @@ from tc_export.contracts.graph_io import DECODER, VISION
 from tc_export.graph.export import export_decoder, export_vision
 from tc_export.graph.weights_plan import plan_weights
 from tc_export.parity.graph_engines import GraphsInTurn
-from tc_export.parity.tensors.check import ParityResult, check_parity
+from tc_export.parity.tensors.check import check_parity
 from tc_export.parity.tensors.check_bundle import references
 from tc_export.parity.tensors.report import failures
+from tc_export.parity.tensors.result import ParityResult
 from tc_export.parity.tensors.scenario import Scenario, standard_scenarios
 from tc_export.parity.tensors.sides import Calls
 from tc_export.plan.build_memory import memory_limits

@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # what a type checker sees; `_HOMES` says the same to Python
         VideoError,
     )
     from tc_export.parity.answers.accuracy import TaskResult
-    from tc_export.parity.tensors.check import ParityResult
+    from tc_export.parity.tensors.result import ParityResult
     from tc_export.plan.planner import Plan
     from tc_export.quantize.checkpoint import Quantized
     from tc_export.runner import Reporter
@@ -95,7 +95,7 @@ _HOMES = {
     "errors": "BundleError CheckFailed CheckpointError InputError TcExportError "
     "UnsupportedEnvironment UsageError VideoError",
     "parity.answers.accuracy": "TaskResult",
-    "parity.tensors.check": "ParityResult",
+    "parity.tensors.result": "ParityResult",
     "plan.planner": "Plan",
     "quantize.checkpoint": "Quantized",
     "runner": "Reporter",

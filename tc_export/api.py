@@ -20,7 +20,7 @@ from tc_export.missing_packages import missing_packages_named
 
 if TYPE_CHECKING:
     from tc_export.parity.answers.accuracy import TaskResult
-    from tc_export.parity.tensors.check import ParityResult
+    from tc_export.parity.tensors.result import ParityResult
     from tc_export.plan.planner import Plan
     from tc_export.quantize.checkpoint import Quantized
     from tc_export.runner import Reporter

@@ -17,12 +17,8 @@ from tc_export.parity.assets.check import compare_assets
 from tc_export.parity.graph_engines import GraphsInTurn
 from tc_export.parity.judged_bundle import open_with_checkpoint
 from tc_export.parity.layerwise import LayerwiseModel
-from tc_export.parity.tensors.check import (
-    ParityResult,
-    ReferenceSides,
-    check_parity,
-    count_steps,
-)
+from tc_export.parity.tensors.check import ReferenceSides, check_parity, count_steps
+from tc_export.parity.tensors.result import ParityResult
 from tc_export.parity.tensors.scenario import standard_scenarios
 from tc_export.parity.tensors.sides import JudgedSide, OpenSide, TorchSide
 from tc_export.plan.build_memory import memory_limits

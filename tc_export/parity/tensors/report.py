@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tc_export.parity.assets.comparison import AssetComparison
 from tc_export.parity.reporting import spell_infinite, verdict
-from tc_export.parity.tensors.check import AnswerComparison, ParityResult
+from tc_export.parity.tensors.result import AnswerComparison, ParityResult
 from tc_export.parity.tensors.tolerance import ILL_SHARE
 from tc_export.parity.tensors.verdict import NoiseVerdict, TensorComparison
 

@@ -24,9 +24,10 @@ from tc_export.parity import random_cache
 from tc_export.parity.graph_engines import GraphsInTurn
 from tc_export.parity.random_cache import RandomCache
 from tc_export.parity.tensors.calls import CallMaker
-from tc_export.parity.tensors.check import ParityResult, check_parity
+from tc_export.parity.tensors.check import check_parity
 from tc_export.parity.tensors.check_bundle import references
 from tc_export.parity.tensors.report import failures
+from tc_export.parity.tensors.result import ParityResult
 from tc_export.parity.tensors.scenario import (
     DECODE_STEPS,
     END_OF_CACHE,

@@ -13,9 +13,10 @@ from onnx import helper, numpy_helper
 
 from tc_export.bundle.layout import graph_path
 from tc_export.engine.onnxruntime import OrtEngine
-from tc_export.parity.tensors.check import ParityResult, check_parity
+from tc_export.parity.tensors.check import check_parity
 from tc_export.parity.tensors.check_bundle import references
 from tc_export.parity.tensors.report import failures
+from tc_export.parity.tensors.result import ParityResult
 from tc_export.parity.tensors.scenario import Scenario, standard_scenarios
 from tc_export.parity.tensors.sides import OpenSide
 from tc_export.targets import Precisions

@@ -15,8 +15,9 @@ from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
 from tc_export.contracts.graph_io import DECODER, VISION
 from tc_export.engine.loading import Engines
 from tc_export.parity.graph_engines import load_graphs
-from tc_export.parity.tensors.check import ParityResult, check_parity
+from tc_export.parity.tensors.check import check_parity
 from tc_export.parity.tensors.check_bundle import references
+from tc_export.parity.tensors.result import ParityResult
 from tc_export.parity.tensors.scenario import standard_scenarios
 from tc_export.parity.tensors.sides import OpenSide
 from tc_export.targets import Precisions

@@ -16,8 +16,9 @@ from tc_export.config import TemporalConfig
 from tc_export.dtypes import DType
 from tc_export.engine.interface import TensorInfo
 from tc_export.model.tc_llava import TcLlava
-from tc_export.parity.tensors.check import ParityResult, check_parity
+from tc_export.parity.tensors.check import check_parity
 from tc_export.parity.tensors.check_bundle import references
+from tc_export.parity.tensors.result import ParityResult
 from tc_export.parity.tensors.scenario import DECODE_STEPS, Scenario, standard_scenarios
 from tc_export.parity.tensors.sides import OpenSide
 from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine

@@ -18,9 +18,10 @@ from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
 from tc_export.contracts.graph_io import DECODER, GRAPHS, VISION
 from tc_export.contracts.parts import even_parts
 from tc_export.parity.graph_engines import GraphsInTurn
-from tc_export.parity.tensors.check import ParityResult, check_parity
+from tc_export.parity.tensors.check import check_parity
 from tc_export.parity.tensors.check_bundle import graphs_in_float32, references
 from tc_export.parity.tensors.report import failures
+from tc_export.parity.tensors.result import ParityResult
 from tc_export.parity.tensors.scenario import standard_scenarios
 from tc_export.targets import Precisions
 from tests.exported import export_graph

@@ -12,8 +12,8 @@ import pytest
 from tc_export.dtypes import DType
 from tc_export.parity.layerwise import GreedyAnswer
 from tc_export.parity.tensors import tolerance
-from tc_export.parity.tensors.check import AnswerComparison, ParityResult, compare_answers
 from tc_export.parity.tensors.report import failures, result_as_json
+from tc_export.parity.tensors.result import AnswerComparison, ParityResult, compare_answers
 from tc_export.parity.tensors.tolerance import (
     ABSOLUTE_UNITS,
     FALSE_ALARMS,
