@@ -16,11 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
-import socket
-import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +34,7 @@ from tc_export.bundle.files import (
     walk_outputs,
     write_atomically,
 )
+from tc_export.bundle.lock import LOCK, locked
 from tc_export.bundle.manifest import (
     MANIFEST,
     FileRecord,
@@ -51,8 +49,8 @@ from tc_export.config import Config
 from tc_export.digests import Digests, recall, remember
 from tc_export.errors import BundleError, TcExportError, UnsupportedEnvironment, UsageError
 
-_LOCK, _STATE, _BUNDLE, _PREVIOUS = "lock", "state.json", "bundle", "previous"
-_OURS = {_LOCK, _STATE, f"{_STATE}.tmp", _BUNDLE, _PREVIOUS}
+_STATE, _BUNDLE, _PREVIOUS = "state.json", "bundle", "previous"
+_OURS = {_STATE, f"{_STATE}.tmp", _BUNDLE, _PREVIOUS}
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -73,7 +71,6 @@ class Staging:
         bundle: the folder that becomes it.
         digests: hashes of files, remembered over a kill; those of large ones also after the build.
         placement: how files from outside come into the bundle.
-        digests: hashes of files, remembered over a kill.
         records: the stages that have ended, in this build or in a killed one.
         published: the manifest of the bundle that is at `output` now.
         siblings: the manifests of the other bundles in the same folder, by their places.
@@ -265,7 +262,7 @@ def open_staging(output: Path, placement: Placement = Placement.AUTO) -> Iterato
     folder = output.with_name(f".{output.name}.building")
     staging: Staging | None = None
     try:
-        with _locked(folder):
+        with locked(folder, beside=_OURS):
             _recover(folder / _PREVIOUS, output)
             staging = Staging(output, folder, placement)
             try:
@@ -335,58 +332,6 @@ def _replaceable(output: Path) -> Manifest | None:
     return manifest
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = _acquire(folder)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _acquire(folder: Path) -> int:
-    lock = folder / _LOCK
-    while True:
-        _refuse_foreign(folder)
-        folder.mkdir(exist_ok=True)
-        try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except FileNotFoundError:
-            continue  # another build ended just now and took the folder with it
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if lock.exists() and os.path.samestat(os.fstat(descriptor), lock.stat()):
-                holder = f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}"
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, holder.encode())
-                return descriptor
-        except BlockingIOError:
-            holder = os.read(descriptor, 1000).decode(errors="replace") or "another process"
-            os.close(descriptor)
-            raise UnsupportedEnvironment(
-                f"another build is writing the same bundle: {holder} holds {lock}",
-                hint="wait until it ends, stop it, or name another output folder",
-            ) from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # the lock of a build that ended: its file is gone
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Refuse a folder of the staging's name that is not a staging folder."""
-    if not os.path.lexists(folder):
-        return
-    is_folder = folder.is_dir() and not folder.is_symlink()
-    foreign = sorted({path.name for path in folder.iterdir()} - _OURS) if is_folder else []
-    if foreign or not is_folder:
-        raise UsageError(
-            f"the build needs {folder}, but "
-            + (f"it holds {', '.join(foreign[:5])}" if foreign else "that is no folder"),
-            hint="move it away, or name another output folder",
-        )
-
-
 def _recover(previous: Path, output: Path) -> None:
     """Mend what a build left that was killed between the two renames of `Staging._swap`."""
     if os.path.lexists(previous):
@@ -398,7 +343,7 @@ def _recover(previous: Path, output: Path) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove the staging folder, the lock last, so that nobody takes a half-removed one."""
-    for name in (_STATE, _BUNDLE, _PREVIOUS, _LOCK):
+    for name in (_STATE, _BUNDLE, _PREVIOUS, LOCK):
         remove(folder / name)
     with contextlib.suppress(OSError):  # the next build may have come in between
         folder.rmdir()
