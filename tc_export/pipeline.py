@@ -144,6 +144,7 @@ def build(
             target=target,
             release=release,
             precisions=precisions,
+            failure=staging.output.with_name(f"{staging.output.name}.failed-parity"),
             memory_bytes=request.memory_bytes,
         )
         stages = list_stages(inputs, check_parity=request.check_parity)

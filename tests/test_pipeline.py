@@ -155,10 +155,23 @@ def test_an_engine_that_is_wrong_is_not_published(
         return report
 
     monkeypatch.setattr(export, "export_decoder", doubled)
-    output = tmp_path / "bundle"
-    with pytest.raises(CheckFailed, match="one clip: decoder, step 0: logits"):
+    output, report = tmp_path / "bundle", tmp_path / "bundle.failed-parity"
+    report.write_text("of the user")
+    with pytest.raises(CheckFailed, match="one clip: decoder, step 0: logits") as raised:
         build(request_for(checkpoint, output), SilentReporter())
-    assert not output.exists()
+    assert "the report could not be written" in str(raised.value.hint)
+    assert report.read_text() == "of the user"
+    report.unlink()
+    with pytest.raises(CheckFailed) as raised:
+        build(request_for(checkpoint, output), SilentReporter())
+    assert f"{report / 'report.html'} draws where they part" in str(raised.value.hint)
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] != "."] == [report.name]
+    found = json.loads((report / "report.json").read_text())
+    assert not found["passed"]
+    assert found["by_layer"]["culprit"]["pattern"]
+    monkeypatch.undo()
+    build(request_for(checkpoint, output), SilentReporter())
+    assert not report.exists()  # it is not of this bundle
 
 
 def test_another_checkpoint_is_told_apart(bundle: Path, tmp_path: Path) -> None:

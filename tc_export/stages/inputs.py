@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from tc_export.bundle import BundleSpec
 from tc_export.bundle.layout import plugin_path
@@ -26,6 +27,7 @@ class BuildInputs:
     target: Target
     release: Release | None  # of the device's software; None for the CPU
     precisions: Precisions
+    failure: Path  # the folder for the report of a comparison that fails
     memory_bytes: int | None = None  # that comparing may take; None: two thirds of what is free
 
     @property

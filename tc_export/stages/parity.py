@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tc_export.bundle.layout import graph_path
@@ -59,7 +60,7 @@ def _assets_key(checkpoint: Checkpoint) -> dict[str, Any]:
 def _run(context: StageContext, *, inputs: BuildInputs) -> None:
     from tc_export.parity.graph_engines import GraphsInTurn
     from tc_export.parity.layers.report import by_layer_as_json, by_layer_failure
-    from tc_export.parity.report.write import write_report
+    from tc_export.parity.report.write import remove_report, write_report
     from tc_export.parity.tensors.check_bundle import compare_with_pytorch, graphs_in_float32
     from tc_export.parity.tensors.report import failures, headline, result_as_json
 
@@ -84,15 +85,30 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> None:
         layers = _by_layer(context, inputs)
         found["by_layer"] = by_layer_as_json(layers)
         lines += [] if layers.passed else [by_layer_failure(layers)]
-    folder = context.folder / "parity"
-    folder.mkdir()
-    write_report(folder, found, lines, _origin(context, inputs))
-    if not result.passed:
-        raise CheckFailed(
-            f"{headline(result)}:\n" + "\n".join(f"  {line}" for line in lines),
-            hint="nothing was published; with --no-parity the bundle is, and tc-export parity "
-            "--by-layer --report DIR draws where they part",
-        )
+    origin = _origin(context, inputs)
+    remove_report(inputs.failure)  # of an earlier build
+    if result.passed:
+        folder = context.folder / "parity"
+        folder.mkdir()
+        write_report(folder, found, lines, origin)
+        return
+    raise CheckFailed(
+        f"{headline(result)}:\n" + "\n".join(f"  {line}" for line in lines),
+        hint=f"nothing was published; {_keep(inputs.failure, found, lines, origin)}, and with "
+        "--no-parity there is a bundle to look at",
+    )
+
+
+def _keep(folder: Path, found: dict[str, Any], lines: list[str], origin: Origin) -> str:
+    """Write the report of a failure beside the bundle's place; says where it is, or why not."""
+    from tc_export.parity.report.write import REPORT_HTML, write_report
+
+    try:
+        folder.mkdir(exist_ok=True)
+        write_report(folder, found, lines, origin)
+    except OSError as error:
+        return f"the report could not be written to {folder} ({error.strerror})"
+    return f"{folder / REPORT_HTML} draws where they part"
 
 
 def _by_layer(context: StageContext, inputs: BuildInputs) -> ByLayerResult:

@@ -6,6 +6,7 @@ docs/parity.md says what each key of `report.json` is.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import shlex
@@ -109,6 +110,16 @@ def write_report(
     text = json.dumps(document, indent=2, allow_nan=False)
     (folder / REPORT_JSON).write_text(f"{text}\n", encoding="utf-8")
     (folder / REPORT_HTML).write_text(render(document, failures), encoding="utf-8")
+
+
+def remove_report(folder: Path) -> None:
+    """Remove both files, and `folder` where nothing else is in it. Where there is none, nothing."""
+    if not folder.is_dir():
+        return
+    for name in (REPORT_JSON, REPORT_HTML):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else is in it
+        folder.rmdir()
 
 
 def _versions() -> dict[str, str]:
