@@ -170,6 +170,8 @@ def test_an_engine_that_is_wrong_is_not_published(
     assert not found["passed"]
     assert found["by_layer"]["culprit"]["pattern"]
     monkeypatch.undo()
+    (staging,) = (path for path in tmp_path.iterdir() if path.name[0] == ".")
+    shutil.rmtree(staging)  # the wrong graph is kept there for the next build
     build(request_for(checkpoint, output), SilentReporter())
     assert not report.exists()  # it is not of this bundle
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -151,7 +152,7 @@ class TestTwoBuilds:
         self, toy: Toy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The other build ends, and removes the folder, while this one stands at the lock."""
-        flock = staging.fcntl.flock  # type: ignore[attr-defined]
+        flock = fcntl.flock
         opened: list[int] = []
 
         def late(descriptor: int, operation: int) -> None:
@@ -161,7 +162,7 @@ class TestTwoBuilds:
                 toy.building.rmdir()
             flock(descriptor, operation)
 
-        monkeypatch.setattr(staging.fcntl, "flock", late)  # type: ignore[attr-defined]
+        monkeypatch.setattr(fcntl, "flock", late)
         with open_staging(toy.output):
             assert (toy.building / "lock").exists()
         assert len(opened) == 2
