@@ -7,8 +7,9 @@ and runs both comparisons on each.
     python benchmarks/planted_faults.py [--checkpoint DIR] [--json] [--only NAME ...]
 
 `planted`, `caught` and `localised` count faults; `not_visible` names those that a tolerance cannot
-see by their nature. A fault without a layer is localised where none is blamed for it, or where it
-is caught at all. `--table` prints the table of docs/parity.md.
+see by their nature: which ones, depends on the checkpoint's numbers too. A fault that a layer by
+itself shows, and the logits do not, is caught by `--by-layer` alone. A fault without a layer is
+localised where it is caught at all. `--table` prints the table of docs/parity.md.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ import json
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from math import sqrt
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from faults import beside, decoder
-from faults.edits import Fault, copy_bundle, plant
+from faults.edits import Fault, NothingChanged, copy_bundle, plant
+
+from tc_export import ParityResult
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / "checkpoints" / "tc-llava-tiny"
@@ -35,7 +39,7 @@ class Outcome:
     """What both comparisons said of a fault; `expected` and `layer` are where it is."""
 
     name: str
-    caught: bool
+    by_parity: bool
     by: str
     expected: int | str | None
     layer: int | str | None
@@ -46,6 +50,11 @@ class Outcome:
     patterns: tuple[str, ...]
     unseen: str | None
     error: str | None = None
+
+    @property
+    def caught(self) -> bool:
+        """True where either comparison fails."""
+        return self.by_parity or self.layer is not None
 
     @property
     def localised(self) -> bool:
@@ -102,17 +111,24 @@ def judge(fault: Fault, bundle: Path, work: Path) -> Outcome:
 
     with tempfile.TemporaryDirectory(dir=work) as folder:
         copy = copy_bundle(bundle, Path(folder) / "copy")
-        expected = plant(fault, copy, open_with_checkpoint(bundle, None)[1])
-        by, caught = _parity(copy)
+        try:
+            expected = plant(fault, copy, open_with_checkpoint(bundle, None)[1])
+        except NothingChanged as reason:
+            return _not_visible(fault, str(reason))
+        result, by = _parity(copy)
         culprit, error = None, None
         try:
             if fault.graph is not None:
                 culprit = check_bundle_by_layer(copy).culprit
         except TcExportError as failure:
             error = str(failure)
+    by_parity = result is None or not result.passed
+    unseen = fault.unseen
+    if unseen is None and not by_parity and culprit is None:
+        unseen = _nothing_moved(_parity(bundle)[0], result)
     return Outcome(
         name=fault.name,
-        caught=caught,
+        by_parity=by_parity,
         by=by,
         expected=expected,
         layer=culprit.layer if culprit else None,
@@ -121,13 +137,29 @@ def judge(fault: Fault, bundle: Path, work: Path) -> Outcome:
         pattern=culprit.pattern if culprit else None,
         words=culprit.words if culprit else None,
         patterns=fault.patterns,
-        unseen=fault.unseen,
+        unseen=unseen,
         error=error,
     )
 
 
-def _parity(bundle: Path) -> tuple[str, bool]:
-    """What `parity` says first of a bundle, and whether it fails."""
+def _not_visible(fault: Fault, reason: str) -> Outcome:
+    return Outcome(
+        name=fault.name,
+        by_parity=False,
+        by="",
+        expected=None,
+        layer=None,
+        frame=None,
+        node=None,
+        pattern=None,
+        words=None,
+        patterns=fault.patterns,
+        unseen=reason,
+    )
+
+
+def _parity(bundle: Path) -> tuple[ParityResult | None, str]:
+    """What `parity` finds in a bundle, None where it refuses it, and what it says first."""
     import tc_export
     from tc_export.errors import TcExportError
     from tc_export.parity.tensors.report import failures
@@ -135,9 +167,24 @@ def _parity(bundle: Path) -> tuple[str, bool]:
     try:
         result = tc_export.check_parity(bundle)
     except TcExportError as failure:
-        return str(failure), True
+        return None, str(failure)
     found = failures(result)
-    return (found[0] if found else ""), not result.passed
+    return result, found[0] if found else ""
+
+
+def _nothing_moved(clean: ParityResult | None, faulty: ParityResult | None) -> str | None:
+    """Why a fault is beyond any tolerance: it moves logits less than rounding does.
+
+    None where it moves the median token, or the worst, by more than PyTorch's own noise.
+    """
+    if clean is None or faulty is None:
+        return None
+    pairs = list(zip(clean.noise, faulty.noise, strict=True))
+    added = max(sqrt(max(now.median_ratio**2 - x.median_ratio**2, 0.0)) for x, now in pairs)
+    worst = max(now.ratio - x.ratio for x, now in pairs)
+    if max(added, worst) > 1:
+        return None
+    return f"smaller than rounding: it moves the median token by {added:.2g} of PyTorch's own noise"
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, object]:
@@ -148,7 +195,7 @@ def summary(outcomes: list[Outcome]) -> dict[str, object]:
         "caught": sum(x.caught for x in visible),
         "localised": sum(x.localised for x in visible),
         "not_visible": [{"name": x.name, "reason": x.unseen} for x in outcomes if x.unseen],
-        "faults": [{**asdict(x), "localised": x.localised} for x in outcomes],
+        "faults": [{**asdict(x), "caught": x.caught, "localised": x.localised} for x in outcomes],
     }
 
 
@@ -156,14 +203,15 @@ def as_rows(outcomes: list[Outcome]) -> list[str]:
     """The table of docs/parity.md."""
     rows = ["| fault | `parity` | layer | what `--by-layer` says |", "|---|---|---|---|"]
     for x in outcomes:
-        caught = "caught" if x.caught else "not visible" if x.unseen else "not caught"
+        alone = "caught" if x.by_parity else "by `--by-layer` alone"
+        caught = alone if x.caught else "not visible" if x.unseen else "not caught"
         where = "" if x.expected is None else str(x.expected)
         rows.append(f"| {x.name} | {caught} | {where} | {x.words or x.unseen or ''} |")
     return rows
 
 
 def _tell(outcome: Outcome) -> None:
-    if outcome.unseen:
+    if outcome.unseen and not outcome.caught:
         print(f"{outcome.name}: not visible: {outcome.unseen}", file=sys.stderr, flush=True)
         return
     words = "caught" if outcome.caught else "NOT CAUGHT"

@@ -91,9 +91,9 @@ def embedding_row_changed(bundle: Path) -> None:
 def _edit_json(name: str, change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
     def plant(bundle: Path) -> None:
         path = bundle / name
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text()) if path.is_file() else {}
         change(document)
-        path.unlink()
+        path.unlink(missing_ok=True)  # a link to the checkpoint's, which stays as it is
         path.write_text(json.dumps(document))
 
     return plant

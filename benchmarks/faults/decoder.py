@@ -233,7 +233,20 @@ def end_capped(limit: int) -> Plant:
 
 
 def padding_seen(graph: Graph) -> None:
-    """Padding sees a row, in all layers."""
+    """The last token of a sequence that is padded sees the padding after it, in a layer."""
+    node = _attention(graph)
+    none, axes = _integer(graph, 0, np.int32), graph.constant(np.array([1]))
+    last = graph.before(node, "ReduceMax", ["kv_end", axes], keepdims=1)
+    least = graph.before(node, "ReduceMin", ["kv_end", axes], keepdims=1)
+    is_last = graph.before(node, "Equal", ["kv_end", last])
+    is_padded = graph.before(node, "Equal", [least, none])
+    moved = graph.before(node, "And", [is_last, is_padded])
+    step = graph.before(node, "Cast", [moved], to=TensorProto.INT32)
+    node.input[3] = graph.before(node, "Add", ["kv_end", step])
+
+
+def padding_sees(graph: Graph) -> None:
+    """Padding sees a row, in a layer."""
     node = _attention(graph)
     node.input[3] = graph.before(node, "Max", ["kv_end", _integer(graph, 1, np.int32)])
 
@@ -417,7 +430,13 @@ FAULTS = [
     Fault(
         name="T of the batch's first row for all", plant=first_row_for_all, layer=lambda graph: None
     ),
-    Fault(name="padding sees a row", plant=padding_seen, layer=lambda graph: None),
+    Fault(name="padding seen by the last token", plant=padding_seen, layer=lambda graph: None),
+    Fault(
+        name="padding sees a row",
+        plant=padding_sees,
+        layer=lambda graph: None,
+        unseen="nothing reads what a graph gives for a padded token",
+    ),
     Fault(
         name="one number of v_proj off by its last bit",
         plant=last_bit_changed,

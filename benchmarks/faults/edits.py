@@ -22,6 +22,10 @@ from tc_export.checkpoint.reader import Checkpoint
 from tc_export.graph.export import MODULE_NOTE
 
 
+class NothingChanged(Exception):
+    """A fault that is none in this checkpoint."""
+
+
 class Graph:
     """One graph of a bundle, open for changes."""
 
@@ -55,7 +59,11 @@ class Graph:
         ]
 
     def weight(self, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Change a weight; it then stands inside the graph."""
+        """Change a weight; it then stands inside the graph.
+
+        Raises:
+            NothingChanged: the change leaves this checkpoint's weight as it was.
+        """
         (found,) = (x for x in self.model.graph.initializer if x.name == name)
         if found.data_location == onnx.TensorProto.EXTERNAL:
             stored = self.checkpoint.tensors[name].as_array()
@@ -63,6 +71,8 @@ class Graph:
         else:
             values = numpy_helper.to_array(found)
         changed = np.ascontiguousarray(change(values.copy()), values.dtype)
+        if np.array_equal(changed, values):
+            raise NothingChanged(f"{name} of this checkpoint is the same with it")
         found.CopyFrom(numpy_helper.from_array(changed, name))
 
     def constant(self, value: np.ndarray) -> str:
@@ -142,6 +152,9 @@ def plant(fault: Fault, bundle: Path, checkpoint: Checkpoint) -> int | str | Non
 
     Returns:
         Where it must be localised.
+
+    Raises:
+        NothingChanged: it is no fault in this checkpoint.
     """
     layer: int | str | None = None
     if fault.graph is None:
