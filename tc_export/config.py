@@ -27,14 +27,19 @@ class Config(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            lines = [
-                f"  {'.'.join(map(str, problem['loc'])) or '(whole)'}: {problem['msg']}"
-                for problem in error.errors()
-            ]
-            raise UsageError(
-                f"{where} is not a valid {cls.__name__}:\n" + "\n".join(lines),
-                hint=f"known keys: {', '.join(cls.model_fields)}",
-            ) from error
+            raise cls.refusal(error, where) from error
+
+    @classmethod
+    def refusal(cls, error: ValidationError, where: str) -> UsageError:
+        """What is raised of values that are not valid: every wrong key, and the keys that exist."""
+        lines = [
+            f"  {'.'.join(map(str, problem['loc'])) or '(whole)'}: {problem['msg']}"
+            for problem in error.errors()
+        ]
+        return UsageError(
+            f"{where} is not a valid {cls.__name__}:\n" + "\n".join(lines),
+            hint=f"known keys: {', '.join(cls.model_fields)}",
+        )
 
 
 class AttentionMask(StrEnum):

@@ -220,5 +220,5 @@ def _checked(request: BuildRequest) -> tuple[Target, Precisions, Release | None,
         check_parity=request.check_parity,
     )
     if request.check_parity:
-        memory_limits(config, precisions, request.memory_bytes, profile.max_length)
+        memory_limits(config, precisions, request.memory_bytes, profile.max_length, recipe)
     return target, precisions, release, profile, parts

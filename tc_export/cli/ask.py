@@ -56,15 +56,12 @@ def ask(
     from tc_export.runtime.generation import GenerationConfig
     from tc_export.runtime.video import sample_video
 
-    generation = GenerationConfig.read(
-        {
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "seed": seed,
-        },
-        where="the command line",
+    generation = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
     )
     sampling = choose_sampling(read_manifest(bundle).profile.max_frames, frames, fps)
     seen = sample_video(video, sampling)

@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from tc_export.contracts.ops import DOMAIN
 from tc_export.dtypes import BFLOAT16, DType, widen
+from tc_export.engine.freed_memory import given_back
 from tc_export.engine.interface import Buffer, Engine, TensorInfo
 from tc_export.errors import BundleError
 
@@ -21,7 +22,6 @@ _DEVICES = {"CUDAExecutionProvider": "cuda", "CPUExecutionProvider": "cpu"}
 _FLOAT32 = "1"  # of MatMulNBits' accuracy levels
 _ERRORS_ONLY = 3
 _BFLOAT16 = DType.BFLOAT16.onnx_type
-_FP8 = DType.FP8.onnx_type
 
 
 class OrtBuffer(Buffer):
@@ -69,17 +69,31 @@ class OrtEngine(Engine):
         rewritten: bytes | None = None,
         native_library: Path | None = None,
         threads: int | None = None,
+        fuses_rounding: bool = True,
     ) -> None:
-        """Load the graph at `model_path`, or its `rewritten` form, which shares its weights."""
+        """Load the graph.
+
+        Args:
+            model_path: of the graph; weights lie beside it.
+            rewritten: another form of the graph, which shares its weights.
+            native_library: serves the custom ops.
+            threads: of the CPU; None is one for each core.
+            fuses_rounding: make one operator of a product and the rounding of its inputs. Of
+                products in fp8 ONNX Runtime (1.31) makes one that it refuses then.
+
+        Raises:
+            BundleError: ONNX Runtime cannot load it.
+        """
         super().__init__()
-        self._session = _open_session(model_path, rewritten, native_library, threads)
+        options = _options(native_library, threads, fuses_rounding=fuses_rounding)
+        self._session = _open_session(model_path, rewritten, options)
         self._provider = self._session.get_providers()[0]
         self.backend = f"ONNX Runtime {ort.__version__}, {self._provider.split('Execution')[0]}"
         self.inputs = {x.name: _tensor_info(x) for x in self._session.get_inputs()}
         self.outputs = {x.name: _tensor_info(x) for x in self._session.get_outputs()}
         self.native_nodes = _nodes_of_our_domain(self._session) if native_library else {}
         self._binding = self._session.io_binding()
-        self._bound: set[str] = set()
+        self._bound: dict[str, OrtBuffer] = {}  # the binding itself keeps none of them alive
         # ONNX Runtime hands outputs out in the order in which they were first bound.
         self._output_order: list[str] = []
 
@@ -87,9 +101,7 @@ class OrtEngine(Engine):
         """See `Engine.allocate`."""
         info = self.inputs.get(name) or self.outputs[name]
         device = _DEVICES[self._provider]
-        buffer = OrtBuffer(_new_value(shape, DType.from_numpy(info.dtype), device), device)
-        buffer.write(np.zeros(shape, dtype=info.dtype))
-        return buffer
+        return OrtBuffer(_zeros(shape, DType.from_numpy(info.dtype), device), device)
 
     def _bind(self, name: str, buffer: Buffer) -> None:
         assert isinstance(buffer, OrtBuffer)
@@ -98,10 +110,10 @@ class OrtEngine(Engine):
         else:
             self._binding.bind_ortvalue_output(name, buffer.value)
             self._note_output(name)
-        self._bound.add(name)
+        self._bound[name] = buffer
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        missing = self.inputs.keys() - self._bound - feeds.keys()
+        missing = self.inputs.keys() - self._bound.keys() - feeds.keys()
         if missing:
             raise ValueError(f"inputs neither given nor bound: {', '.join(sorted(missing))}")
         arrays = {
@@ -130,14 +142,9 @@ class OrtEngine(Engine):
             self._output_order.append(name)
 
 
-def _open_session(
-    model_path: Path, rewritten: bytes | None, native_library: Path | None, threads: int | None
-) -> ort.InferenceSession:
-    """Open a session on the best device; `get_providers()[0]` then says which it is.
-
-    A GPU build on a machine without a GPU lists the CUDA provider, and quietly takes the CPU.
-    """
-    providers = [name for name in _DEVICES if name in ort.get_available_providers()]
+def _options(
+    native_library: Path | None, threads: int | None, *, fuses_rounding: bool
+) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     # A pattern is kept for each shape: a prompt's would hold a second copy of its activations.
@@ -145,43 +152,54 @@ def _open_session(
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     # Of weights in few bits: by default what they are multiplied with is rounded to eight bits too.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _FLOAT32)
+    if not fuses_rounding:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     if native_library is not None:
         options.register_custom_ops_library(str(native_library))
+    return options
+
+
+def _open_session(
+    model_path: Path, rewritten: bytes | None, options: ort.SessionOptions
+) -> ort.InferenceSession:
+    """Open a session on the best device; `get_providers()[0]` then says which it is.
+
+    A GPU build on a machine without a GPU lists the CUDA provider, and quietly takes the CPU.
+    """
     if rewritten is not None:
         folder = str(model_path.parent)
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", folder
         )
-    model = rewritten or str(model_path)
+    providers = [name for name in _DEVICES if name in ort.get_available_providers()]
     try:
-        session = _load(model, options, providers)
+        with given_back():
+            return ort.InferenceSession(rewritten or str(model_path), options, providers=providers)
     except Exception as error:  # ONNX Runtime raises its own classes, without a common base.
         raise BundleError(
             f"ONNX Runtime {ort.__version__} cannot load {model_path}: {error}",
             hint="tc-export verify BUNDLE names files that are changed or missing",
         ) from error
-    return session
-
-
-def _load(
-    model: bytes | str, options: ort.SessionOptions, providers: Sequence[str]
-) -> ort.InferenceSession:
-    try:
-        return ort.InferenceSession(model, options, providers=providers)
-    except Exception as error:
-        if _FP8 not in str(error):
-            raise
-        # Of products in fp8 it makes an operator for whole numbers, and refuses what it made.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        return ort.InferenceSession(model, options, providers=providers)
 
 
 def _new_value(shape: Sequence[int], dtype: DType, device: str) -> ort.OrtValue:
     # NumPy has no bfloat16 of its own, so ONNX Runtime takes that type by ONNX's number only.
     kind = dtype.onnx if dtype is DType.BFLOAT16 else dtype.numpy
     return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), kind, device)
+
+
+def _zeros(shape: Sequence[int], dtype: DType, device: str) -> ort.OrtValue:
+    """On the CPU pages that were never written to take no memory: a cache grows as it is filled."""
+    if device != "cpu":
+        value = _new_value(shape, dtype, device)
+        value.update_inplace(np.zeros(shape, np.uint16 if dtype is DType.BFLOAT16 else dtype.numpy))
+        return value
+    if dtype is DType.BFLOAT16:
+        zeros = np.zeros(shape, np.uint16)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(zeros, dtype.onnx)
+    return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype.numpy))
 
 
 def _read(value: ort.OrtValue) -> np.ndarray:

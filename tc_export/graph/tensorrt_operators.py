@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from tc_export.contracts.ops import CONTRACTS, DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from tc_export.errors import TcExportError, UnsupportedEnvironment, UsageError
+from tc_export.targets import SCALES_FOR_BLOCKS
 
 Version = tuple[int, int]
 """Major and minor."""
@@ -59,9 +60,6 @@ CONSTANT_AXES: dict[str, Version | None] = {
 }
 """Operators whose axes, their second input, must be a constant or an initialiser; and the version
 from which on they may be computed, if there is one."""
-
-SCALES_FOR_BLOCKS: Version = (10, 14)
-"""From here on DequantizeLinear is known to have a scale for each block: it came with opset 21."""
 
 PLUGIN_ATTRIBUTES = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
 """Of every node that a plugin serves: the parser finds the plugin by them and the op's name."""

@@ -2,7 +2,8 @@
 """Opens a bundle's graphs in ONNX Runtime, in the forms that its processor kernels can run.
 
 bfloat16 is computed in float32 and rounded after each operator; weights in NVFP4 are looked up in a
-table. What a graph computes stays what it was, unless it is asked not to round.
+table; products in fp8 are multiplied in the graph's own format. What a graph computes stays what it
+was, unless it is asked not to round.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class GraphOpener:
         proto = (
             onnx.load(self.path, load_external_data=False) if part is None else ir.to_proto(part)
         )
+        in_fp8 = rounds_to_fp8(proto)
         inlined = False
         if self.dtype is not DType.FLOAT32 and (self.unrounded or self.dtype is DType.BFLOAT16):
             inlined = bool(compute_in_float32(proto, self.dtype, rounded=not self.unrounded))
@@ -61,4 +63,19 @@ class GraphOpener:
             # A graph whose functions were put in place has no op left to serve.
             native_library=None if inlined else self.native_library,
             threads=self.threads,
+            fuses_rounding=not in_fp8,
         )
+
+
+def rounds_to_fp8(model: onnx.ModelProto) -> bool:
+    """True where a graph rounds what enters its products to fp8: its zero point has that type."""
+    constants = {
+        node.output[0]: node.attribute[0].t
+        for node in model.graph.node
+        if node.op_type == "Constant"
+    }
+    constants |= {tensor.name: tensor for tensor in model.graph.initializer}
+    zeros = (
+        constants[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"
+    )
+    return any(zero.data_type == DType.FP8.onnx for zero in zeros)

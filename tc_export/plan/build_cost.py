@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tc_export.config import ModelConfig
-from tc_export.contracts.graph_io import DECODER, GRAPHS, VISION
+from tc_export.contracts.graph_io import DECODER, VISION
+from tc_export.dtypes import DType
 from tc_export.errors import UnsupportedEnvironment
 from tc_export.plan.build_memory import BASE_BYTES, least_bytes, memory_limits, truth_bytes
 from tc_export.plan.host import host_memory
@@ -61,27 +62,19 @@ def build_cost(
     `parts` are those that TensorRT-RTX builds the decoder in, one after the other. `max_length` is
     the profile's, to whose end a comparison goes. `recipe` is what the weights are quantised by.
     """
-    vision, decoder = vision_count(config).total, decoder_count(config).total
-    few = {graph: few_bits(config, graph, recipe) for graph in GRAPHS}
-    engines = (
-        (vision - few[VISION].numbers) * _loaded(precisions.vision)
-        + (decoder - few[DECODER].numbers) * _loaded(precisions.decoder)
-        + 2 * sum(x.nbytes for x in few.values())  # as stored, and as packed
-    )
+    vision, few = vision_count(config).total, few_bits(config, VISION, recipe)
     peaks: dict[str, float] = {
         "export": EXPORTER_BYTES,  # weights stay on the disk
         "golden data": truth_bytes(config),
-        "parity": _comparison_bytes(config, precisions, max_length),
+        "parity": _comparison_bytes(config, precisions, max_length, recipe),
     }
     if target.sm is not None:
         peaks["plugins"] = BASE_BYTES + COMPILER_BYTES
     if target.toolchain.engine == "onnxruntime":
-        peaks["engine"] = RUNTIME_BYTES["onnxruntime"] + engines
+        peaks["engine"] = RUNTIME_BYTES["onnxruntime"] + _engines_bytes(config, precisions, recipe)
     if target.toolchain.engine == "tensorrt-rtx":
         peaks["engine"] = max(
-            builder_bytes(
-                (vision - few[VISION].numbers) * BYTES[precisions.vision] + few[VISION].nbytes
-            ),
+            builder_bytes((vision - few.numbers) * BYTES[precisions.vision] + few.nbytes),
             builder_bytes(largest_part(config, parts, precisions.decoder, recipe)),
         )
     return BuildCost(
@@ -90,12 +83,29 @@ def build_cost(
     )
 
 
-def _comparison_bytes(config: ModelConfig, precisions: Precisions, max_length: int) -> int:
+def _engines_bytes(config: ModelConfig, precisions: Precisions, recipe: Recipe | None) -> float:
+    """Both engines open in ONNX Runtime's processor kernels: weights of few bits are there once,
+    with scales in float32."""
+    counts = {
+        VISION: (vision_count(config).total, precisions.vision),
+        DECODER: (decoder_count(config).total, precisions.decoder),
+    }
+    taken = 0.0
+    for graph, (weights, precision) in counts.items():
+        few = few_bits(config, graph, recipe, scales=DType.FLOAT32)
+        taken += (weights - few.numbers) * _loaded(precision) + few.nbytes
+    return taken
+
+
+def _comparison_bytes(
+    config: ModelConfig, precisions: Precisions, max_length: int, recipe: Recipe | None
+) -> int:
     """With this host's memory as it is free now; where that is too little, the least it takes."""
     try:
-        return memory_limits(config, precisions, max_length=max_length).peak_bytes
+        limits = memory_limits(config, precisions, max_length=max_length, recipe=recipe)
     except UnsupportedEnvironment:
-        return least_bytes(config, precisions, max_length)
+        return least_bytes(config, precisions, max_length, recipe)
+    return limits.peak_bytes
 
 
 def _host_bytes() -> int | None:

@@ -10,14 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tc_export.config import ModelConfig
-from tc_export.contracts.graph_io import LOGITS_A_CALL
+from tc_export.contracts.graph_io import DECODER, LOGITS_A_CALL
 from tc_export.contracts.parts import Part, even_parts
 from tc_export.dtypes import DType
 from tc_export.errors import UnsupportedEnvironment
 from tc_export.plan.host import host_memory
 from tc_export.plan.memory import BYTES
-from tc_export.plan.parameters import head_matrix, layer_weights, vision_count
+from tc_export.plan.parameters import (
+    PACKED_BY_ONNX_RUNTIME,
+    few_bits,
+    head_matrix,
+    layer_weights,
+    vision_count,
+)
 from tc_export.plan.units import spell_bytes
+from tc_export.recipes import Recipe
 from tc_export.targets import Precision, Precisions
 
 BASE_BYTES = 500_000_000
@@ -32,6 +39,12 @@ OPENED = {
 Measured with ONNX Runtime 1.31 on one, two and four layers of a 7B decoder in float16: 1.64, 2.82
 and 5.20 GB for 0.40, 0.81 and 1.62 GB of weights. It widens to float32, and packs what it widened;
 a bfloat16 graph is computed in float32."""
+
+OPENED_FEW_BITS = 1.2
+"""The same for each byte of weights in four or eight bits, counted with scales in float32: they are
+transposed and packed one after the other. Measured with ONNX Runtime 1.31 and twelve matrices of
+4096 x 4096: 0.96 in four bits and 1.14 in eight in a float32 graph, 1.06 and 1.19 in a float16
+graph, 1.14 where that is computed in float32."""
 
 WIDENED = 1.22
 """What a float16 graph takes more where its arithmetic is float32, in which parity runs it too.
@@ -68,17 +81,18 @@ def memory_limits(
     precisions: Precisions,
     memory_bytes: int | None = None,
     max_length: int = 0,
+    recipe: Recipe | None = None,
 ) -> MemoryLimits:
     """Cut the decoder so that a comparison stays within `memory_bytes`.
 
     None: two thirds of what is free on this machine. `max_length` is the profile's: a comparison
-    goes to the end of its cache.
+    goes to the end of its cache. `recipe` is what the weights are quantised by.
 
     Raises:
         UnsupportedEnvironment: one layer takes more; says what it takes.
     """
     limit = memory_bytes or round(host_memory().available * SHARE_OF_FREE)
-    needed = least_bytes(config, precisions, max_length)
+    needed = least_bytes(config, precisions, max_length, recipe)
     if limit < needed:
         raise UnsupportedEnvironment(
             f"comparing with PyTorch takes {spell_bytes(needed)} of memory for one layer at a "
@@ -88,26 +102,21 @@ def memory_limits(
     layers = config.text.num_hidden_layers
     logits = _logits_bytes(config, max_length)
     room = min(limit - BASE_BYTES - logits, PART_BYTES)
-    parts = next(
-        (
-            count
-            for count in range(1, layers)
-            if _compared_bytes(config, precisions.decoder, -(-layers // count), max_length) <= room
-        ),
-        layers,
-    )
+
+    def compared(parts: int) -> int:
+        each = -(-layers // parts)
+        return _compared_bytes(config, precisions.decoder, each, max_length, recipe)
+
+    parts = next((count for count in range(1, layers) if compared(count) <= room), layers)
     truth = truth_bytes(config) + _long_layer_bytes(config, max_length)
     answer_bytes = max(0, min(ANSWER_BYTES, limit - truth - logits))
     caches = min(answer_bytes, _caches_bytes(config))
-    engine = BASE_BYTES + _compared_bytes(
-        config, precisions.decoder, -(-layers // parts), max_length
-    )
     return MemoryLimits(
         parts=even_parts(layers, parts),
         answer_bytes=answer_bytes,
         peak_bytes=max(
             BASE_BYTES + _vision_bytes(config, precisions),
-            min(limit, logits + max(engine, truth + caches)),
+            min(limit, logits + max(BASE_BYTES + compared(parts), truth + caches)),
         ),
     )
 
@@ -117,17 +126,21 @@ def truth_bytes(config: ModelConfig) -> int:
     return REFERENCE_BYTES + _truth_bytes(config)
 
 
-def opened_part_bytes(config: ModelConfig, precision: Precision, layers: int) -> int:
+def opened_part_bytes(
+    config: ModelConfig, precision: Precision, layers: int, recipe: Recipe | None = None
+) -> int:
     """The peak while a part of so many layers is opened: the last one, which has the head."""
-    return BASE_BYTES + _part_bytes(config, precision, layers, max_length=0)
+    return BASE_BYTES + _part_bytes(config, precision, layers, 0, recipe)
 
 
-def least_bytes(config: ModelConfig, precisions: Precisions, max_length: int = 0) -> int:
+def least_bytes(
+    config: ModelConfig, precisions: Precisions, max_length: int = 0, recipe: Recipe | None = None
+) -> int:
     """The least memory that a comparison takes: a layer of the truth, a part of one layer, or the
     vision graph, whichever is the most."""
     return BASE_BYTES + max(
         _truth_bytes(config) + _long_layer_bytes(config, max_length),
-        _compared_bytes(config, precisions.decoder, 1, max_length),
+        _compared_bytes(config, precisions.decoder, 1, max_length, recipe),
         _vision_bytes(config, precisions),
     )
 
@@ -149,12 +162,21 @@ def _caches_bytes(config: ModelConfig) -> int:
     return per_token * text.max_position_embeddings * DType.FLOAT64.bits // 8
 
 
-def _part_bytes(config: ModelConfig, precision: Precision, layers: int, max_length: int) -> int:
+def _part_bytes(
+    config: ModelConfig,
+    precision: Precision,
+    layers: int,
+    max_length: int,
+    recipe: Recipe | None,
+) -> int:
     """Weights and the cache of so many layers."""
     text = config.text
-    weights = layers * layer_weights(config) + head_matrix(config)
+    few = few_bits(config, DECODER, recipe, scales=DType.FLOAT32, formats=PACKED_BY_ONNX_RUNTIME)
+    share = layers / text.num_hidden_layers
+    whole = layers * layer_weights(config) - share * few.numbers + head_matrix(config)
     cached = layers * 2 * text.num_key_value_heads * text.head_dim * max_length
-    return round(weights * BYTES[precision] * OPENED[precision] + cached * BYTES[precision])
+    floats = (whole * OPENED[precision] + cached) * BYTES[precision]
+    return round(floats + share * few.nbytes * OPENED_FEW_BITS)
 
 
 def _long_layer_bytes(config: ModelConfig, max_length: int) -> int:
@@ -170,10 +192,16 @@ def _long_layer_bytes(config: ModelConfig, max_length: int) -> int:
     return max_length * (cached + scores) * DType.FLOAT64.bits // 8
 
 
-def _compared_bytes(config: ModelConfig, precision: Precision, layers: int, max_length: int) -> int:
+def _compared_bytes(
+    config: ModelConfig,
+    precision: Precision,
+    layers: int,
+    max_length: int,
+    recipe: Recipe | None,
+) -> int:
     """The most that a part takes in the arithmetics that it is compared in."""
     factor = WIDENED if precision is Precision.FLOAT16 else 1.0
-    return round(factor * _part_bytes(config, precision, layers, max_length))
+    return round(factor * _part_bytes(config, precision, layers, max_length, recipe))
 
 
 def _vision_bytes(config: ModelConfig, precisions: Precisions) -> int:

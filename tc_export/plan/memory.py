@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from tc_export.config import ModelConfig
 from tc_export.contracts.graph_io import DECODER, FRAMES_A_CALL, PREFILL_TOKENS, VISION
+from tc_export.dtypes import DType
 from tc_export.plan.parameters import Count, FewBits, decoder_count, few_bits, vision_count
 from tc_export.recipes import Recipe
 from tc_export.targets import Precision, Precisions, Target
@@ -68,17 +69,19 @@ def memory_by_part(config: ModelConfig, target: Target, workload: Workload) -> d
     """Peak bytes on the device, by part; their sum is the peak."""
     on_cpu = target.toolchain.engine == "onnxruntime"
     precisions = workload.precisions
+    # ONNX Runtime's kernels multiply by scales in float32.
+    scales = DType.FLOAT32 if on_cpu else DType.FLOAT16
     parts = {
         "vision_weights": _weights(
             vision_count(config),
             precisions.vision,
-            few_bits(config, VISION, workload.recipe),
+            few_bits(config, VISION, workload.recipe, scales=scales),
             on_cpu=on_cpu,
         ),
         "decoder_weights": _weights(
             decoder_count(config),
             precisions.decoder,
-            few_bits(config, DECODER, workload.recipe),
+            few_bits(config, DECODER, workload.recipe, scales=scales),
             on_cpu=on_cpu,
         ),
         "kv_cache": kv_cache_bytes(config, workload),
@@ -104,8 +107,8 @@ def _weights(count: Count, precision: Precision, few: FewBits, *, on_cpu: bool) 
     # is never given back.
     twice = count.largest_matrix if on_cpu else 0
     whole = count.matrices - few.numbers
-    stored = (2 if on_cpu else 1) * few.nbytes  # ONNX Runtime packs them, and keeps what it packed
-    return round((whole + twice) * matrix_bytes + count.rest * BYTES[precision]) + stored
+    floats = (whole + twice) * matrix_bytes + count.rest * BYTES[precision]
+    return round(floats) + few.nbytes
 
 
 def kv_cache_bytes(config: ModelConfig, workload: Workload) -> int:

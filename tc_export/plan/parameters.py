@@ -10,10 +10,11 @@ Letters: E channels of the vision tower, W its wide layer; T channels of the lan
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from tc_export.config import ModelConfig
+from tc_export.dtypes import DType
 from tc_export.model.weight_shapes import weight_shapes
 from tc_export.recipes import Recipe
 from tc_export.targets import Precision
@@ -46,17 +47,38 @@ class FewBits:
     multiplied_in: Mapping[Precision, int] = field(default_factory=dict)
 
 
-def few_bits(config: ModelConfig, graph: str, recipe: Recipe | None) -> FewBits:
-    """Count what a recipe makes of the weights of one graph."""
+PACKED_BY_ONNX_RUNTIME = frozenset({Precision.INT4, Precision.INT8})
+"""Formats whose numbers its processor kernels multiply by; weights in others it widens."""
+
+
+def few_bits(
+    config: ModelConfig,
+    graph: str,
+    recipe: Recipe | None,
+    *,
+    scales: DType = DType.FLOAT16,
+    formats: Collection[Precision] = frozenset(Precision),
+) -> FewBits:
+    """Count what a recipe makes of the weights of one graph.
+
+    Args:
+        config: the model's.
+        graph: `vision` or `decoder`.
+        recipe: None where nothing is quantised.
+        scales: their format, where they are not of eight bits.
+        formats: weights in others do not count.
+    """
     numbers = 0
     nbits = 0.0
     rates: Counter[Precision] = Counter()
     for name, shape in weight_shapes(config).items() if recipe else ():
         rule = recipe.rule(name) if recipe and name.startswith(f"{graph}.") else None
-        if recipe is not None and rule is not None:
+        if recipe is not None and rule is not None and Precision(rule.format) in formats:
             count = shape[0] * shape[-1]
             numbers += count
-            nbits += count * (recipe.budget or rule.bits(shape))
+            nbits += count * rule.bits(shape, scales)
+            if recipe.budget is not None:  # it says what numbers and scales of 16 bits take
+                nbits += count * (recipe.budget - rule.bits(shape))
             if rule.inputs:
                 rates[Precision(rule.inputs)] += count
     return FewBits(numbers=numbers, nbytes=round(nbits / 8), multiplied_in=dict(rates))

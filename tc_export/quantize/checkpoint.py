@@ -300,9 +300,7 @@ def _quantizer(checkpoint: Checkpoint, recipe: Recipe) -> Quantizer:
         return Quantizer()
     from tc_export.quantize.calibration import Calibration
 
-    return CalibratedQuantizer(
-        recipe.method, Calibration(checkpoint, recipe.clips, recipe.passages)
-    )
+    return CalibratedQuantizer(recipe, Calibration(checkpoint, recipe.clips, recipe.passages))
 
 
 def _write_shards(shards: list[_Shard], work: Path, quantizer: Quantizer, advance: Advance) -> None:

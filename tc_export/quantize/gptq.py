@@ -5,7 +5,8 @@ Channels are rounded one after the other. With H = X^T X of the calibration's in
 square error of the products is reached when the error of channel k, over the k-th diagonal of the
 inverse's Cholesky factor, is spread over the later ones by its row. (Frantar et al., "GPTQ",
 arXiv 2210.17323.) A group's scales are chosen when its first channel is reached, from the weights
-as they have become.
+as they have become; a search among them counts the error of a channel over that diagonal too, since
+that is what it costs in the end.
 
 Axes: T tokens, N output channels, K input channels, G channels of a group.
 """
@@ -44,10 +45,13 @@ def round_with_inputs(
     stored_in = held_in(dtype)
     numbers = torch.empty((K, N), dtype=stored_in)
     factors = torch.empty((K // group_size, N), dtype=scales)
+    importance_K = factor_KK.diagonal() ** -2
     for start in range(0, K, min(group_size, BLOCK)):
         if start % group_size == 0:
-            group_NG = w_NK[:, start : start + group_size]
-            scale_N1, _ = scale_groups(group_NG, dtype, scales, search=search)
+            group = slice(start, start + group_size)
+            scale_N1, _ = scale_groups(
+                w_NK[:, group], dtype, scales, search=search, importance=importance_K[group]
+            )
             factors[start // group_size] = scale_N1[:, 0].to(scales)
         stop = min(start + min(group_size, BLOCK), K)
         block_GN = w_NK[:, start:stop].T.contiguous()

@@ -16,12 +16,13 @@ from torch import Tensor
 from tc_export.checkpoint.quantized import E2M1, NVFP4_GROUP, number_of, pack_int4
 from tc_export.dtypes import DType
 
-LARGEST = {DType.INT4: 7, DType.INT8: 127, DType.FP8: 448}
-"""What the largest weight of a group becomes. Of whole numbers it is the largest that has its
-opposite in the format."""
+ENDS = {DType.INT4: (-8, 7), DType.INT8: (-127, 127), DType.FP8: (-448, 448)}
+"""The smallest and the largest number of a weight. Of four bits all sixteen count: there is one
+more below zero than above."""
 
 SHRINKINGS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-"""Shares of the largest weight that a search tries: beyond it weights are cut off."""
+"""Shares of the scale that holds a whole group, which a search tries: with a smaller one weights
+are cut off."""
 
 SMALLEST_FP8 = 2.0**-9
 """The smallest number of E4M3 above zero."""
@@ -62,7 +63,13 @@ class Grouped:
 
 
 def round_in_groups(
-    weight: Tensor, dtype: DType, group_size: int | None, scales: torch.dtype, *, search: bool
+    weight: Tensor,
+    dtype: DType,
+    group_size: int | None,
+    scales: torch.dtype,
+    *,
+    search: bool,
+    importance: Tensor | None = None,
 ) -> Grouped:
     """Round a weight [N, K] of finite numbers.
 
@@ -72,33 +79,37 @@ def round_in_groups(
         group_size: channels that share a scale; None for all K.
         scales: their format; numbers are rounded with scales as it holds them.
         search: choose each group's scale by the mean square error.
+        importance: of each channel [K] in that; None where all count alike.
 
     Raises:
         OverflowError: a scale is larger than its format holds.
     """
     N, K = weight.shape
     if dtype is DType.NVFP4:
-        return round_to_nvfp4(weight, search=search)
+        return round_to_nvfp4(weight, search=search, importance=importance)
     group_size = group_size or K
     stored_in = held_in(dtype)
     numbers = torch.empty((K, N), dtype=stored_in)
     factors = torch.empty((K // group_size, N), dtype=scales)
+    counts = None if importance is None else importance.view(-1, group_size)
     for rows in _blocks(N, K):
         groups = weight[rows].to(torch.float32).view(-1, K // group_size, group_size)
-        scale, rounded = scale_groups(groups, dtype, scales, search=search)
+        scale, rounded = scale_groups(groups, dtype, scales, search=search, importance=counts)
         numbers[:, rows] = rounded.view(-1, K).T.to(stored_in)
         factors[:, rows] = scale[..., 0].T.to(scales)
     return Grouped(numbers, factors, dtype)
 
 
-def round_to_nvfp4(weight: Tensor, *, search: bool) -> Grouped:
+def round_to_nvfp4(weight: Tensor, *, search: bool, importance: Tensor | None = None) -> Grouped:
     """Round a weight [N, K] to E2M1 with scales of eight bits in groups of 16, and a global one.
 
     The largest weight of all gets the largest scale, and in its group the largest number.
     """
     N, K = weight.shape
     largest = max(float(weight.abs().max()), torch.finfo(torch.float32).tiny * 1e6)
-    overall = torch.tensor([largest / (E2M1[-1] * LARGEST[DType.FP8])])
+    largest_scale = ENDS[DType.FP8][1]
+    overall = torch.tensor([largest / (E2M1[-1] * largest_scale)])
+    counts = None if importance is None else importance.view(-1, NVFP4_GROUP)
     codes = torch.empty((K, N), dtype=torch.uint8)
     factors = torch.empty((K // NVFP4_GROUP, N), dtype=DType.FP8.torch)
     for rows in _blocks(N, K):
@@ -107,10 +118,10 @@ def round_to_nvfp4(weight: Tensor, *, search: bool) -> Grouped:
         best = torch.full_like(most, torch.inf)
         code, factor = torch.empty_like(groups, dtype=torch.uint8), torch.empty_like(most)
         for share in SHRINKINGS if search else SHRINKINGS[:1]:
-            tried = (most * share / E2M1[-1]).clamp_(SMALLEST_FP8, LARGEST[DType.FP8])
+            tried = (most * share / E2M1[-1]).clamp_(SMALLEST_FP8, largest_scale)
             tried = tried.to(DType.FP8.torch).to(torch.float32)
             found = _codes(groups / tried)
-            error = _error(groups, number_of(found), tried)
+            error = _error(groups, number_of(found), tried, counts)
             better = error < best
             best = torch.where(better, error, best)
             factor, code = torch.where(better, tried, factor), torch.where(better, found, code)
@@ -130,21 +141,30 @@ def _codes(numbers: Tensor) -> Tensor:
 
 
 def scale_groups(
-    groups: Tensor, dtype: DType, scales: torch.dtype, *, search: bool
+    groups: Tensor,
+    dtype: DType,
+    scales: torch.dtype,
+    *,
+    search: bool,
+    importance: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scales [..., 1] of groups [..., G] in float32, and the groups rounded by them.
+
+    `importance` [..., G] is as `round_in_groups` has it.
 
     Raises:
         OverflowError: a scale is larger than its format holds.
     """
-    largest = groups.abs().amax(dim=-1, keepdim=True)
-    scale = _scale(largest, dtype, scales)
+    low, high = ENDS[dtype]
+    lowest, highest = groups.aminmax(dim=-1, keepdim=True)
+    whole = torch.maximum(lowest / low, highest / high)
+    scale = _held(whole, scales, groups)
     rounded = round_by(groups, scale, dtype)
-    least = _error(groups, rounded, scale)
+    least = _error(groups, rounded, scale, importance)
     for share in SHRINKINGS[1:] if search else ():
-        tried = _scale(largest * share, dtype, scales)
+        tried = _held(whole * share, scales, groups)
         found = round_by(groups, tried, dtype)
-        error = _error(groups, found, tried)
+        error = _error(groups, found, tried, importance)
         better = error < least
         least = torch.where(better, error, least)
         scale = torch.where(better, tried, scale)
@@ -158,18 +178,17 @@ def _blocks(N: int, K: int) -> Iterator[slice]:
         yield slice(start, min(start + step, N))
 
 
-def _scale(largest: Tensor, dtype: DType, scales: torch.dtype) -> Tensor:
+def _held(scale: Tensor, scales: torch.dtype, groups: Tensor) -> Tensor:
     """Scales in float32, of values that their format holds; never zero."""
-    scale = (largest / LARGEST[dtype]).to(scales).to(torch.float32)
+    scale = scale.to(scales).to(torch.float32)
     if not scale.isfinite().all():
-        raise OverflowError(f"{float(largest.max()):.3g}")
+        raise OverflowError(f"{float(groups.abs().max()):.3g}")
     return scale.clamp(min=torch.finfo(scales).tiny)
 
 
 def round_by(groups: Tensor, scale: Tensor, dtype: DType) -> Tensor:
     """The nearest numbers that the format holds, in float32."""
-    most = LARGEST[dtype]
-    numbers = (groups / scale).clamp_(-most, most)
+    numbers = (groups / scale).clamp_(*ENDS[dtype])
     return numbers.to(dtype.torch).to(torch.float32) if dtype is DType.FP8 else numbers.round_()
 
 
@@ -178,5 +197,8 @@ def held_in(dtype: DType) -> torch.dtype:
     return dtype.torch if dtype is DType.FP8 else torch.int8
 
 
-def _error(groups: Tensor, rounded: Tensor, scale: Tensor) -> Tensor:
-    return (rounded * scale - groups).square_().sum(dim=-1, keepdim=True)
+def _error(groups: Tensor, rounded: Tensor, scale: Tensor, importance: Tensor | None) -> Tensor:
+    error = (rounded * scale - groups).square_()
+    if importance is not None:
+        error *= importance
+    return error.sum(dim=-1, keepdim=True)

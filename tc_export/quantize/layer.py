@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,11 +16,11 @@ from tc_export.dtypes import DType
 from tc_export.errors import CheckpointError
 from tc_export.quantize.awq import by_size_of_inputs
 from tc_export.quantize.calibration import Calibration
-from tc_export.quantize.channels import equalise
+from tc_export.quantize.channels import Factors, equalise
 from tc_export.quantize.gptq import inverse_factor, round_with_inputs
 from tc_export.quantize.grouped import Grouped, round_in_groups
 from tc_export.quantize.smooth import by_range, scale_of_inputs
-from tc_export.recipes import WeightRule
+from tc_export.recipes import Recipe, WeightRule
 
 _SCALES = {DType.FLOAT16: torch.float16, DType.BFLOAT16: torch.bfloat16}
 
@@ -61,23 +60,35 @@ class LayerWeight:
             )
         return weight
 
-    def rounded(self, weight: Tensor, *, search: bool | None = None) -> Grouped:
+    def rounded(
+        self, weight: Tensor, *, search: bool | None = None, importance: Tensor | None = None
+    ) -> Grouped:
         """A weight [N, K] in its place, rounded by its rule.
+
+        Args:
+            weight: what is rounded.
+            search: as the rule says, if it is None.
+            importance: of each channel [K] in a search.
 
         Raises:
             CheckpointError: a scale leaves its format.
         """
         assert self.rule is not None
-        chosen = self.rule.search if search is None else search
+        rule = self.rule
         try:
             return round_in_groups(
-                weight, self.rule.dtype, self.rule.group_size, self.scales, search=chosen
+                weight,
+                rule.dtype,
+                rule.group_size,
+                self.scales,
+                search=rule.search if search is None else search,
+                importance=importance,
             )
         except OverflowError as error:
             raise self._too_large(error) from error
 
-    def rounded_with(self, factor_KK: Tensor) -> Grouped:
-        """The weight rounded by its rule for the inputs that `inverse_factor` is of.
+    def rounded_with(self, weight: Tensor, factor_KK: Tensor) -> Grouped:
+        """A weight [N, K] in its place, rounded by its rule for the inputs of an `inverse_factor`.
 
         Raises:
             CheckpointError: a scale leaves its format.
@@ -86,7 +97,7 @@ class LayerWeight:
         rule = self.rule
         try:
             return round_with_inputs(
-                self.read(), factor_KK, rule.dtype, rule.group_size, self.scales, search=rule.search
+                weight, factor_KK, rule.dtype, rule.group_size, self.scales, search=rule.search
             )
         except OverflowError as error:
             raise self._too_large(error) from error
@@ -122,10 +133,8 @@ class Quantizer:
 class CalibratedQuantizer(Quantizer):
     """Looks at what enters the matrices of a decoder layer."""
 
-    def __init__(
-        self, method: Literal["round", "awq", "gptq", "smooth"], calibration: Calibration
-    ) -> None:
-        self._method = method
+    def __init__(self, recipe: Recipe, calibration: Calibration) -> None:
+        self._recipe = recipe
         self._calibration = calibration
 
     def skip(self, layer: int | None) -> None:
@@ -138,61 +147,68 @@ class CalibratedQuantizer(Quantizer):
         if layer is None:
             return super().quantize(layer, weights)
         inputs = self._calibration.inputs(layer)
-        if self._method == "gptq":
-            found = dict(_with_inputs(weights, inputs))
-        elif self._method == "round":
-            found = super().quantize(layer, weights)
-        else:
-            found, inputs = self._equalised(weights, inputs)
-        for weight in weights:
-            rounded = found[weight.location.name]
-            if isinstance(rounded, Grouped) and weight.rule and weight.rule.inputs:
-                scale = scale_of_inputs(inputs[weight.module], DType(weight.rule.inputs))
-                found[weight.location.name] = replace(rounded, input_scale=scale)
+        values = {weight.name: weight.read() for weight in weights}
+        if self._recipe.scales_channels:
+            changed = equalise(values, inputs, *self._how_to_scale(weights))
+            values, inputs = changed.weights, changed.inputs
+        found: Found = {
+            x.location.name: values[x.name].to(x.location.dtype.torch)
+            for x in weights
+            if not x.rule
+        }
+        of_rules = [weight for weight in weights if weight.rule]
+        rounded = _one_after_the_other if self._recipe.makes_good else _each_by_itself
+        for weight, grouped in rounded(of_rules, values, inputs):
+            scale = _scale_of_inputs(weight, inputs)
+            found[weight.location.name] = replace(grouped, input_scale=scale)
         return found
 
-    def _equalised(
-        self, weights: Sequence[LayerWeight], inputs: dict[str, Tensor]
-    ) -> tuple[Found, dict[str, Tensor]]:
-        """The layer rounded after its channels were scaled, and what enters its matrices then."""
+    def _how_to_scale(
+        self, weights: Sequence[LayerWeight]
+    ) -> tuple[Callable[[str], bool], Factors]:
+        """Whether a weight of a name is going to be rounded, and the factors of its channels."""
         by_name = {weight.name: weight for weight in weights}
 
+        def is_rounded(name: str) -> bool:
+            return by_name[name].rule is not None
+
         def rounding(name: str, values: Tensor) -> Grouped | None:
-            weight = by_name[name]
-            return weight.rounded(values, search=False) if weight.rule else None
+            return by_name[name].rounded(values, search=False) if is_rounded(name) else None
 
-        formats = {DType(x.rule.inputs) for x in weights if x.rule and x.rule.inputs}
-        factors = (
-            by_range(rounding, *formats)
-            if self._method == "smooth"
-            else by_size_of_inputs(rounding)
-        )
-        changed = equalise(
-            {x.name: x.read() for x in weights},
-            inputs,
-            lambda name: by_name[name].rule is not None,
-            factors,
-        )
-        found: Found = {
-            x.location.name: x.rounded(changed.weights[x.name])
-            if x.rule
-            else changed.weights[x.name].to(x.location.dtype.torch)
-            for x in weights
-        }
-        return found, changed.inputs
+        if self._recipe.method != "smooth":
+            return is_rounded, by_size_of_inputs(rounding)
+        (dtype,) = {rule.inputs for rule in self._recipe.weights if rule.inputs}
+        return is_rounded, by_range(rounding, DType(dtype))
 
 
-def _with_inputs(
-    weights: Sequence[LayerWeight], inputs: dict[str, Tensor]
-) -> Iterator[tuple[str, Tensor | Grouped]]:
+Rounded = Iterator[tuple[LayerWeight, Grouped]]
+
+
+def _each_by_itself(
+    weights: Sequence[LayerWeight], values: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
+) -> Rounded:
+    """Weights rounded to the nearest, their scales searched by what their products err."""
+    for weight in weights:
+        importance_K = torch.linalg.vector_norm(inputs[weight.module], dim=0) ** 2
+        yield weight, weight.rounded(values[weight.name], importance=importance_K)
+
+
+def _one_after_the_other(
+    weights: Sequence[LayerWeight], values: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
+) -> Rounded:
     """Weights rounded by GPTQ, those that share their inputs one after the other."""
     sharing: dict[int, list[LayerWeight]] = defaultdict(list)
     for weight in weights:
-        if weight.rule is None:
-            yield weight.location.name, weight.read()
-        else:
-            sharing[id(inputs[weight.module])].append(weight)
+        sharing[id(inputs[weight.module])].append(weight)
     for of in sharing.values():
         factor_KK = inverse_factor(inputs[of[0].module])
         for weight in of:
-            yield weight.location.name, weight.rounded_with(factor_KK)
+            yield weight, weight.rounded_with(values[weight.name], factor_KK)
+
+
+def _scale_of_inputs(weight: LayerWeight, inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """The scale that what enters a product is rounded by; None where it is not."""
+    assert weight.rule is not None
+    if weight.rule.inputs is None:
+        return None
+    return scale_of_inputs(inputs[weight.module], DType(weight.rule.inputs))

@@ -10,11 +10,7 @@ from packaging.version import Version
 
 from tc_export.errors import UsageError
 from tc_export.recipes.recipe import QUANT_METHOD, Recipe, list_recipes, load_recipe
-from tc_export.targets import Precision, Release, Target, choose_release
-
-FIRST_WITH_BLOCKS = Version("10.14")
-"""The first TensorRT whose parser is known to read opset 21, where DequantizeLinear has a scale for
-each block: see `tc_export.graph.tensorrt_operators`."""
+from tc_export.targets import SCALES_FOR_BLOCKS, Precision, Release, Target, choose_release
 
 WIDENED_BY_RTX = (
     "TensorRT-RTX widens {} weights with scales for groups in a kernel of its own, and reads "
@@ -90,9 +86,10 @@ def reason_against(recipe: Recipe, target: Target, release: Release | None) -> s
     if target.toolchain.engine == "tensorrt-rtx":
         widened = sorted({x.format for x in in_groups} & {Precision.INT8, Precision.NVFP4})
         return WIDENED_BY_RTX.format(" and ".join(widened)) if widened else None
-    if release is None or not in_groups or Version(release.tensorrt) >= FIRST_WITH_BLOCKS:
+    if release is None or not in_groups or Version(release.tensorrt).release >= SCALES_FOR_BLOCKS:
         return None
+    first = ".".join(map(str, SCALES_FOR_BLOCKS))
     return (
-        f"a scale for each group of channels is read by TensorRT {FIRST_WITH_BLOCKS} and later, "
-        f"and {release.name} has {release.tensorrt}"
+        f"a scale for each group of channels is read by TensorRT {first} and later, and "
+        f"{release.name} has {release.tensorrt}"
     )

@@ -39,7 +39,8 @@ class WeightRule(Config):
         format: of the numbers.
         group_size: neighbouring input channels that share a scale; of the sizes that ONNX
             Runtime's kernels multiply by. None: all of an output channel do.
-        search: try smaller scales too, and keep the one that errs least in the mean square.
+        search: try smaller scales too, and keep the one that errs least in the mean square; where
+            what enters is known, each channel counts by that.
         inputs: what enters the product is rounded to the same format, with one scale that
             calibration finds; the device multiplies numbers of eight bits then. None: it stays
             in the graph's own format, and weights are widened to that.
@@ -70,11 +71,13 @@ class WeightRule(Config):
         """The format as the table of all formats has it."""
         return DType(self.format)
 
-    def bits(self, shape: tuple[int, ...]) -> float:
-        """Of a weight [N, K] of this rule, a number's share of its scales included: of 16 bits
-        each, or 8 in nvfp4."""
+    def bits(self, shape: tuple[int, ...], scales: DType = DType.FLOAT16) -> float:
+        """Of a weight [N, K] of this rule, a number's share of its scales included.
+
+        `scales` is their format; those of nvfp4 have eight bits.
+        """
         K = math.prod(shape[1:])
-        scale = DType.FP8 if self.dtype is DType.NVFP4 else DType.FLOAT16
+        scale = DType.FP8 if self.dtype is DType.NVFP4 else scales
         return self.dtype.bits + scale.bits / (self.group_size or K)
 
 
@@ -84,9 +87,9 @@ class Recipe(Config):
     Attributes:
         name: of the file.
         description: for a person.
-        method: how numbers are found: `round` to the nearest; `awq`, `gptq` and `smooth`, which
-            look at what enters the decoder's layers. None where another library found them: a file
-            of the user's cannot say that.
+        method: how numbers are found: `round` to the nearest; `awq`, `gptq`, `awq-gptq`, the one
+            after the other, and `smooth`, which look at what enters the decoder's layers. None
+            where another library found them: a file of the user's cannot say that.
         clips: that the model is shown for that, with a question each.
         passages: of text that it reads for that.
         weights: the rules, in order.
@@ -97,7 +100,7 @@ class Recipe(Config):
 
     name: str
     description: str
-    method: Literal["round", "awq", "gptq", "smooth"] | None = "round"
+    method: Literal["round", "awq", "gptq", "awq-gptq", "smooth"] | None = "round"
     clips: int = Field(default=16, ge=1, le=1024)
     passages: int = Field(default=16, ge=0, le=1024)
     weights: tuple[WeightRule, ...] = Field(min_length=1)
@@ -109,9 +112,19 @@ class Recipe(Config):
         formats = {rule.inputs for rule in self.weights if rule.inputs}
         if self.method == "smooth" and len(formats) != 1:
             raise ValueError("smooth is for rules with inputs, all in one format")
-        if self.method == "gptq" and any(rule.format == "nvfp4" for rule in self.weights):
-            raise ValueError("gptq does not round to nvfp4: use round or awq")
+        if self.makes_good and any(rule.format == "nvfp4" for rule in self.weights):
+            raise ValueError(f"{self.method} does not round to nvfp4: use round or awq")
         return self
+
+    @property
+    def scales_channels(self) -> bool:
+        """True where channels are made larger in one place and smaller in another before."""
+        return self.method in ("awq", "awq-gptq", "smooth")
+
+    @property
+    def makes_good(self) -> bool:
+        """True where what a channel errs is made good by later ones (GPTQ)."""
+        return self.method in ("gptq", "awq-gptq")
 
     @property
     def formats(self) -> set[Precision]:

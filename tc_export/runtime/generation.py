@@ -4,22 +4,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from typing import Any, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from tc_export.config import Config
 from tc_export.engine.batch import DecoderBatch
 
 
 class GenerationConfig(Config):
-    """How an answer is generated. Temperature 0 is greedy."""
+    """How an answer is generated. Temperature 0 is greedy.
+
+    Raises:
+        UsageError: a value makes no sense, or there is no such key; every wrong one is named.
+    """
 
     max_new_tokens: int = Field(default=128, gt=0)
     temperature: float = Field(default=0.0, ge=0.0)
     top_k: int = Field(default=0, ge=0, description="0 keeps all tokens")
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse(cls, values: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+        """A user of the package makes one by its name, and gets an error of the package's."""
+        try:
+            return check(values)
+        except ValidationError as error:
+            raise cls.refusal(error, "what was given") from error
 
 
 def choose(logits_V: np.ndarray, config: GenerationConfig, random: np.random.Generator) -> int:

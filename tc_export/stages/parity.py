@@ -66,7 +66,11 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> None:
 
     config = inputs.checkpoint.config.model
     limits = memory_limits(
-        config, inputs.precisions, inputs.memory_bytes, inputs.spec.profile.max_length
+        config,
+        inputs.precisions,
+        inputs.memory_bytes,
+        inputs.spec.profile.max_length,
+        inputs.checkpoint.config.recipe,
     )
     result = compare_with_pytorch(
         GraphsInTurn(context.folder, config, inputs.precisions, limits.parts),

@@ -2,7 +2,12 @@
 """Devices as data: what each one has, its software, and the number formats that it can run."""
 
 from tc_export.targets.precision import COMPONENTS, Precision, Precisions, read_precisions
-from tc_export.targets.release import Release, choose_release, other_releases
+from tc_export.targets.release import (
+    SCALES_FOR_BLOCKS,
+    Release,
+    choose_release,
+    other_releases,
+)
 from tc_export.targets.target import (
     Doubt,
     EngineFlavour,
@@ -18,6 +23,7 @@ from tc_export.targets.target import (
 
 __all__ = [
     "COMPONENTS",
+    "SCALES_FOR_BLOCKS",
     "Doubt",
     "EngineFlavour",
     "Mark",

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from tc_export.targets.target import Target
 
 
+SCALES_FOR_BLOCKS = (10, 14)
+"""Major and minor of the first TensorRT whose parser is known to read DequantizeLinear with a scale
+for each block, which came with ONNX opset 21: see `tc_export.graph.tensorrt_operators`."""
+
+
 class Release(Config):
     """A set of versions that come together on the device."""
 

@@ -13,13 +13,13 @@ from hypothesis.extra.numpy import arrays
 
 from tc_export.checkpoint.quantized import pack_int4, unpack
 from tc_export.dtypes import DType
-from tc_export.quantize.grouped import round_in_groups, round_to_nvfp4
+from tc_export.quantize.grouped import SHRINKINGS, Grouped, round_in_groups, round_to_nvfp4
 
-MOST = {DType.INT4: 7, DType.INT8: 127}
+ENDS = {DType.INT4: (-8, 7), DType.INT8: (-127, 127)}
 
 
 def rounded_by_hand(
-    weight: np.ndarray, most: int, group: int, dtype: torch.dtype
+    weight: np.ndarray, ends: tuple[int, int], group: int, dtype: torch.dtype
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whole numbers [K, N] and scales [K / G, N], one group after the other."""
     N, K = weight.shape
@@ -27,16 +27,17 @@ def rounded_by_hand(
     for n in range(N):
         for g in range(K // group):
             part = weight[n, g * group : (g + 1) * group].astype(np.float64)
-            exact = torch.tensor(abs(part).max() / most, dtype=torch.float64).to(torch.float32)
+            least = max(part.max() / ends[1], part.min() / ends[0])  # that cuts nothing off
+            exact = torch.tensor(least, dtype=torch.float64).to(torch.float32)
             scale = max(float(exact.to(dtype)), torch.finfo(dtype).tiny)
             scales[g, n] = scale
             numbers[g * group : (g + 1) * group, n] = np.clip(
-                np.rint(np.float32(part) / np.float32(scale)), -most, most
+                np.rint(np.float32(part) / np.float32(scale)), *ends
             )
     return numbers, scales
 
 
-@pytest.mark.parametrize("dtype", MOST)
+@pytest.mark.parametrize("dtype", ENDS)
 @pytest.mark.parametrize("scales", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("group", [16, 32])
 def test_numbers_and_scales_are_those_of_each_group(
@@ -46,7 +47,7 @@ def test_numbers_and_scales_are_those_of_each_group(
     weight = (random.standard_normal((6, 96)) * random.lognormal(size=(6, 1))).astype(np.float32)
     weight[2] = 0  # a row of zeros
     found = round_in_groups(torch.from_numpy(weight), dtype, group, scales, search=False)
-    numbers, factors = rounded_by_hand(weight, MOST[dtype], group, scales)
+    numbers, factors = rounded_by_hand(weight, ENDS[dtype], group, scales)
     np.testing.assert_array_equal(found.numbers.numpy(), numbers)
     np.testing.assert_array_equal(found.scales.double().numpy(), factors)
     assert (found.scales > 0).all()
@@ -67,13 +68,58 @@ def test_a_search_errs_less_and_never_more() -> None:
     assert searched.sum() < 0.95 * plain.sum()
 
 
-def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = torch.randn(33, 64, generator=torch.Generator().manual_seed(1))
-    whole = round_in_groups(weight, DType.INT4, 32, torch.float16, search=True)
+@pytest.mark.parametrize("counts", [False, True])
+def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch, counts: bool) -> None:
+    random = torch.Generator().manual_seed(1)
+    weight = torch.randn(33, 64, generator=random)
+    importance = torch.rand(64, generator=random) if counts else None
+
+    def rounded() -> Grouped:
+        return round_in_groups(
+            weight, DType.INT4, 32, torch.float16, search=True, importance=importance
+        )
+
+    whole = rounded()
     monkeypatch.setattr("tc_export.quantize.grouped.BLOCK_NUMBERS", 64 * 5)
-    by_blocks = round_in_groups(weight, DType.INT4, 32, torch.float16, search=True)
+    by_blocks = rounded()
     assert torch.equal(whole.numbers, by_blocks.numbers)
     assert torch.equal(whole.scales, by_blocks.scales)
+
+
+def test_all_sixteen_numbers_of_four_bits_are_used() -> None:
+    """Weights that are just these come back as they were, whichever end is the larger."""
+    numbers = torch.arange(-8, 8).repeat(2)
+    assert numbers.shape == (32,)
+    weight = torch.stack([numbers, -numbers.clamp(min=-7), numbers.clamp(max=3)]) * 0.25
+    found = round_in_groups(weight, DType.INT4, 32, torch.float16, search=False)
+    assert torch.equal(found.widened(), weight)
+    assert torch.equal(found.scales, torch.full((1, 3), 0.25, dtype=torch.float16))
+    assert found.numbers.amin() == -8
+    assert (found.scales > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [DType.INT4, DType.NVFP4])
+def test_a_search_counts_channels_by_their_importance(dtype: DType) -> None:
+    """Of the scales that are tried each group has the one with the least error so counted."""
+    random = np.random.default_rng(5)
+    weight = torch.from_numpy(random.standard_t(3, (40, 256)).astype(np.float32))
+    importance = torch.from_numpy(random.lognormal(sigma=2, size=256).astype(np.float32))
+    size = 16 if dtype is DType.NVFP4 else 64
+
+    def errors(importance: torch.Tensor | None, shares: int = 7) -> np.ndarray:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tc_export.quantize.grouped.SHRINKINGS", SHRINKINGS[:shares])
+            found = round_in_groups(
+                weight, dtype, size, torch.float16, search=True, importance=importance
+            )
+        lost = (found.widened() - weight).double().square() * counts
+        return lost.view(40, -1, size).sum(dim=-1).numpy()
+
+    counts = importance.double()
+    counted, alike, whole = errors(importance), errors(None), errors(importance, 1)
+    assert (counted <= alike * (1 + 1e-5)).all()
+    assert (counted <= whole * (1 + 1e-5)).all()
+    assert counted.sum() < 0.95 * alike.sum()
 
 
 def test_a_weight_too_large_for_its_scale_is_named() -> None:

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tc_export.checkpoint.reader import open_checkpoint
+from tc_export.checkpoint.safetensors_file import read_header
 from tc_export.dtypes import DType
 from tc_export.model.input_rounding import InputRounding
 from tc_export.quantize.awq import by_size_of_inputs
@@ -18,7 +22,8 @@ from tc_export.quantize.calibration import Calibration
 from tc_export.quantize.channels import PAIRS, Equalised, Factors, equalise
 from tc_export.quantize.checkpoint import quantize_checkpoint
 from tc_export.quantize.gptq import inverse_factor, round_with_inputs
-from tc_export.quantize.grouped import Grouped, round_in_groups
+from tc_export.quantize.grouped import SHRINKINGS, Grouped, round_in_groups
+from tc_export.quantize.layer import CalibratedQuantizer, LayerWeight
 from tc_export.quantize.smooth import by_range, scale_of_inputs
 from tc_export.recipes import load_recipe
 from tests.repository import REPOSITORY
@@ -57,6 +62,27 @@ def test_gptq_errs_less_than_rounding(dtype: DType) -> None:
     found = gptq(weight, x, dtype, 32, search=True)
     assert error(weight, x, found) < 0.5 * error(weight, x, plain)
     assert found.numbers.abs().max() <= (8 if dtype is DType.INT4 else 127)
+
+
+def test_gptq_searches_scales_by_what_errors_cost_in_the_end() -> None:
+    """In the first group, where no weight has moved yet: the error of a channel over the diagonal
+    of the inverse of what is left of X^T X."""
+    weight = torch.randn(40, 64, generator=torch.Generator().manual_seed(1)) ** 3
+    x = inputs_with_outliers(400, 64)
+    found = gptq(weight, x, DType.INT4, 32, search=True)
+    gram = x.double().T @ x.double()
+    gram += 0.01 * gram.diagonal().mean() * torch.eye(64)
+    cost = torch.stack([1 / torch.linalg.inv(gram[k:, k:])[0, 0] for k in range(32)])
+    part = weight[:, :32].double()
+    whole = torch.maximum(part.amin(dim=1) / -8, part.amax(dim=1) / 7)
+    tried = [(share * whole).half().double() for share in SHRINKINGS]
+
+    def lost(scale: Tensor) -> Tensor:
+        numbers = (part / scale[:, None]).round().clamp(-8, 7)
+        return ((numbers * scale[:, None] - part).square() * cost).sum(dim=1)
+
+    least = torch.stack([lost(scale) for scale in tried]).amin(dim=0)
+    torch.testing.assert_close(lost(found.scales[0].double()), least, rtol=1e-4, atol=0)
 
 
 def test_gptq_without_correlation_is_rounding() -> None:
@@ -259,9 +285,10 @@ def test_calibration_sees_what_enters_each_matrix() -> None:
     assert not torch.equal(first["self_attn.q_proj"], second["self_attn.q_proj"])
 
 
-def test_gptq_of_a_model_errs_less_than_rounding(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["int4-gptq", "int4-awq-gptq"])
+def test_a_model_errs_less_than_rounding(tmp_path: Path, name: str) -> None:
     """On questions of another seed, in the last layer. (No channel of this model stands out, which
-    is what AWQ is for: there it is as good as rounding.)"""
+    is what AWQ is for: alone it is as good as rounding there.)"""
     source = open_checkpoint(DEMO)
 
     def hidden(folder: Path) -> np.ndarray:
@@ -269,10 +296,11 @@ def test_gptq_of_a_model_errs_less_than_rounding(tmp_path: Path) -> None:
         layers = source.config.model.text.num_hidden_layers
         found = [calibration.inputs(layer)["mlp.gate_proj"] for layer in range(layers)][-1]
         values: np.ndarray = found.numpy()
-        return values
+        # What leaves the layers before is what counts: a norm's channels may be scaled.
+        return values / np.square(values).mean(axis=0, keepdims=True) ** 0.5
 
     truth = hidden(DEMO)
-    calibrated = load_recipe("int4-gptq")
+    calibrated = load_recipe(name)
     plain = calibrated.model_copy(update={"name": "plain", "method": "round"})
     errors = [
         np.square(
@@ -281,3 +309,32 @@ def test_gptq_of_a_model_errs_less_than_rounding(tmp_path: Path) -> None:
         for each in (calibrated, plain)
     ]
     assert errors[0] < 0.6 * errors[1]
+
+
+def test_channels_are_scaled_before_errors_are_made_good(tmp_path: Path) -> None:
+    """The products of a layer with channels that stand out err less than by either alone."""
+    weights, inputs = layer(4, 4)
+    rule = load_recipe("int4-awq").weights[0].model_copy(update={"group_size": 32})
+    save_file(weights, tmp_path / "layer.safetensors")
+    located = read_header(tmp_path / "layer.safetensors")
+    of = [
+        LayerWeight(name, location, rule if "_proj.weight" in name else None)
+        for name, location in located.items()
+    ]
+
+    def lost(name: str) -> float:
+        calibration = cast(Calibration, SimpleNamespace(inputs=lambda layer: inputs))
+        found = CalibratedQuantizer(load_recipe(name), calibration).quantize(0, of)
+        norm, gate = (
+            found[f"{name}.weight"] for name in ("post_attention_layernorm", "mlp.gate_proj")
+        )
+        assert isinstance(norm, Tensor)
+        assert isinstance(gate, Grouped)
+        # What enters the product was divided by what the norm was.
+        s = weights["post_attention_layernorm.weight"] / norm
+        truth = inputs["mlp.gate_proj"].double() @ weights["mlp.gate_proj.weight"].double().T
+        product = (inputs["mlp.gate_proj"] / s).double() @ gate.widened().double().T
+        return float((product - truth).square().mean())
+
+    both, awq, gptq = (lost(name) for name in ("int4-awq-gptq", "int4-awq", "int4-gptq"))
+    assert both < 0.9 * min(awq, gptq), (both, awq, gptq)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,9 +75,22 @@ def test_any_setting_chooses_a_token_that_it_keeps(
 @pytest.mark.parametrize(
     "wrong", [{"top_p": 0}, {"temperature": -1}, {"max_new_tokens": 0}, {"top_q": 1}]
 )
-def test_wrong_settings_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(UsageError):
-        GenerationConfig.read(wrong, where="test")
+def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
+    """By whichever way they come, with the key that is wrong."""
+    (name,) = wrong
+    for make in (
+        lambda: GenerationConfig(**wrong),
+        lambda: GenerationConfig.model_validate(wrong),
+        lambda: GenerationConfig.read(wrong, where="test"),
+    ):
+        with pytest.raises(UsageError, match=f"not a valid GenerationConfig:\n  {name}: ") as found:
+            make()
+        assert "max_new_tokens, temperature" in str(found.value.hint)
+
+
+def test_all_that_is_wrong_is_named_at_once() -> None:
+    with pytest.raises(UsageError, match=r"temperature: .*\n  seed: "):
+        GenerationConfig(temperature=-1, seed=-1)
 
 
 class FakeBatch:

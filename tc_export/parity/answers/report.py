@@ -13,11 +13,10 @@ from tc_export.parity.answers.accuracy import Accuracy, Pair, TaskResult
 from tc_export.parity.answers.perturbations import Perturbation
 from tc_export.parity.answers.statistics import CONFIDENCE
 from tc_export.parity.cost.report import cost_as_json, cost_as_tables
-from tc_export.parity.reporting import spell_infinite, verdict
+from tc_export.parity.reporting import Flip, flip_table, spell_infinite, verdict
 from tc_export.tasks import best_guess_by_kind
 
 MARGIN_PERCENTILES = (1, 5, 25, 50)
-MOST_FLIPS_SHOWN = 10
 
 
 def tasks_as_json(result: TaskResult) -> dict[str, Any]:
@@ -201,15 +200,9 @@ def _margin_table(result: TaskResult) -> Table:
 
 
 def _flip_table(flips: list[Pair]) -> Table:
-    more = len(flips) - MOST_FLIPS_SHOWN
-    table = Table(
-        title="answers that flipped", caption=f"and {more} more: see --json" if more > 0 else None
+    return flip_table(
+        [Flip(x.item, (x.pytorch, x.engine), x.pytorch_margin) for x in flips],
+        title="answers that flipped",
+        sides=("PyTorch", "engine"),
+        margin="PyTorch's margin",
     )
-    for heading in ("kind", "question", "right", "PyTorch", "engine", "PyTorch's margin"):
-        table.add_column(heading)
-    for pair in flips[:MOST_FLIPS_SHOWN]:
-        item = pair.item
-        words = [repr(text) for text in (item.answer, pair.pytorch, pair.engine)]
-        gap = f"{pair.pytorch_margin:.3g}"
-        table.add_row(f"{item.kind.value}, {item.grade}", item.question, *words, gap)
-    return table

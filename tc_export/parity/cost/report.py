@@ -15,10 +15,10 @@ from rich.text import Text
 
 from tc_export.parity.answers.statistics import CONFIDENCE, Verdict
 from tc_export.parity.cost.result import Change, Cost, CostLimits, NotMeasured, Tally, TextCost
+from tc_export.parity.reporting import Flip, flip_table
 from tc_export.tasks import GRADES
 
 PERCENTILES = (1, 5, 25, 50)
-MOST_FLIPS_SHOWN = 10
 ALL = "all"
 
 STYLES = {Verdict.WORSE: "red", Verdict.NOT_WORSE: "green", Verdict.UNDECIDED: "yellow"}
@@ -246,15 +246,9 @@ def text_in_words(text: TextCost | NotMeasured) -> str:
 
 
 def _flip_table(flips: Sequence[Change]) -> Table:
-    more = len(flips) - MOST_FLIPS_SHOWN
-    table = Table(
-        title="answers that turned", caption=f"and {more} more: see --json" if more > 0 else None
+    return flip_table(
+        [Flip(x.item, (x.unquantised, x.quantised), x.unquantised_margin) for x in flips],
+        title="answers that turned",
+        sides=("before", "quantised"),
+        margin="margin before",
     )
-    for heading in ("kind", "question", "right", "before", "quantised", "margin before"):
-        table.add_column(heading)
-    for change in flips[:MOST_FLIPS_SHOWN]:
-        item = change.item
-        words = [repr(text) for text in (item.answer, change.unquantised, change.quantised)]
-        gap = f"{change.unquantised_margin:.3g}"
-        table.add_row(f"{item.kind.value}, {item.grade}", item.question, *words, gap)
-    return table

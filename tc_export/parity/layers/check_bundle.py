@@ -83,7 +83,7 @@ def check_bundle_by_layer(
     """
     manifest, opened = open_with_checkpoint(bundle, checkpoint)
     precisions = Precisions.model_validate(manifest.precision_asked)
-    memory_limits(opened.config.model, precisions, memory_bytes)
+    memory_limits(opened.config.model, precisions, memory_bytes, recipe=opened.config.recipe)
     is_engine = manifest.engine is not None and manifest.engine.backend != ONNX_RUNTIME
     judged = Judged(
         folder=bundle,

@@ -64,7 +64,9 @@ def check_bundle(
     manifest, opened = open_with_checkpoint(bundle, checkpoint)
     precisions = Precisions.model_validate(manifest.precision_asked)
     config = opened.config.model
-    limits = memory_limits(config, precisions, memory_bytes, manifest.profile.max_length)
+    limits = memory_limits(
+        config, precisions, memory_bytes, manifest.profile.max_length, opened.config.recipe
+    )
     side: JudgedSide
     in_float32 = None
     if graphs or (manifest.engine is not None and manifest.engine.backend == ONNX_RUNTIME):
