@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -19,6 +20,8 @@ from tc_export.checkpoint.hf_config import read_config
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.errors import CheckFailed, UsageError
 from tc_export.graph import export
+from tc_export.parity.layers import check_bundle as check_bundle_of_layers
+from tc_export.parity.layers.result import ByLayerResult, Culprit
 from tc_export.parity.tensors.check_bundle import check_bundle
 from tc_export.pipeline import build
 from tc_export.runner import SilentReporter
@@ -174,6 +177,34 @@ def test_an_engine_that_is_wrong_is_not_published(
     shutil.rmtree(staging)  # the wrong graph is kept there for the next build
     build(request_for(checkpoint, output), SilentReporter())
     assert not report.exists()  # it is not of this bundle
+
+
+def test_a_layer_that_is_wrong_is_not_published_though_the_logits_hide_it(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = check_bundle_of_layers.check_by_layer
+    culprit = Culprit(
+        layer=1,
+        place="frame 1",
+        node="node_add",
+        tensor="input_layernorm",
+        pattern="norm epsilon",
+        words="layer 1, everywhere, input_layernorm: norm epsilon",
+        share=3.0,
+    )
+
+    def blaming(*given: Any) -> ByLayerResult:
+        return replace(real(*given), culprit=culprit)
+
+    monkeypatch.setattr(check_bundle_of_layers, "check_by_layer", blaming)
+    output = tmp_path / "bundle"
+    with pytest.raises(CheckFailed, match="though the logits do not show it") as raised:
+        build(request_for(checkpoint, output), SilentReporter())
+    assert "layer 1, everywhere, input_layernorm" in str(raised.value)
+    assert not output.exists()
+    found = json.loads((tmp_path / "bundle.failed-parity" / "report.json").read_text())
+    assert found["passed"]
+    assert found["by_layer"]["culprit"]["layer"] == 1
 
 
 def test_another_checkpoint_is_told_apart(bundle: Path, tmp_path: Path) -> None:

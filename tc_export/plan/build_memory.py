@@ -146,13 +146,14 @@ def least_bytes(
 
 
 def _logits_bytes(config: ModelConfig, max_length: int) -> int:
-    """Logits of all tokens that are compared: the truth's in float64, the engine's in float32.
+    """Logits of all tokens that are compared: the truth's in float64, those of the engine and of a
+    draw of PyTorch in float32.
 
     The longest sequence is prefilled frame by frame; the others take three calls together.
     """
     calls = max_length // config.tokens_per_frame + 3
     rows = min(2 * max_length, calls * LOGITS_A_CALL)
-    return rows * config.text.vocab_size * (DType.FLOAT64.bits + DType.FLOAT32.bits) // 8
+    return rows * config.text.vocab_size * (DType.FLOAT64.bits + 2 * DType.FLOAT32.bits) // 8
 
 
 def _caches_bytes(config: ModelConfig) -> int:

@@ -42,9 +42,10 @@ def render(document: Document, failures: Sequence[str] = ()) -> str:
         lstrip_blocks=True,
     )
     by_layer, tasks = document.get("by_layer"), document.get("tasks")
+    computes = document["passed"] and (by_layer is None or by_layer["culprit"] is None)
     return environment.get_template(TEMPLATE).render(
-        passed=document["passed"] and (tasks is None or tasks["passed"]),
-        computes=document["passed"],
+        passed=computes and (tasks is None or tasks["passed"]),
+        computes=computes,
         tasks=tasks and _tasks(tasks),
         cost=tasks and tasks["cost"] and _cost(tasks["cost"]),
         engine=document["engine"],

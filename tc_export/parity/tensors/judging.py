@@ -72,13 +72,12 @@ def measure_logits(
     sequences = [x.sequence for x in calls]
     again = [index for index, _ in batch]
 
-    def all_of(errors: list[TokenErrors]) -> list[TokenErrors]:
+    def errors_of(logits: list[np.ndarray]) -> list[TokenErrors]:
+        errors = [_errors_of_calls(x, y) for x, y in zip(logits, truth, strict=True)]
         return errors + [errors[index] for index in again]
 
-    of_draws = (
-        all_of([_errors_of_calls(x, y) for x, y in zip(logits, truth, strict=True)])
-        for logits in arithmetic.baseline.logit_draws(sequences, draws(arithmetic.draws))
-    )
+    # `map` lets go of a draw's logits, which are as many as the truth's, before it asks for more.
+    of_draws = map(errors_of, arithmetic.baseline.logit_draws(sequences, draws(arithmetic.draws)))
     names = [*scenarios, *(f"{scenarios[index]}, in a batch" for index in again)]
     stages = [f"{x}: decoder{arithmetic.name}" for x in names]
     rows = [sequences[index].logits_indices for index in (*range(len(calls)), *again)]

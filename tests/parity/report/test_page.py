@@ -183,6 +183,20 @@ def test_nothing_in_a_document_is_markup() -> None:
     assert not {"script", "img"} & structure.tags
 
 
+def test_a_layer_that_is_wrong_is_the_verdict() -> None:
+    by_layer: dict[str, Any] = {
+        "layers": [0],
+        "frames": ["frame 1"],
+        "isolated": [[0.5]],
+        "accumulated": [[0.5]],
+        "culprit": None,
+    }
+    right = "It computes what the PyTorch model computes"
+    assert right in page(by_layer=by_layer)
+    culprit = dict.fromkeys(("words", "node", "tensor", "pattern"), "a norm")
+    assert right not in page(by_layer=by_layer | {"culprit": culprit})
+
+
 @pytest.mark.parametrize("share", ["inf", "nan", None])
 def test_numbers_that_are_none(share: str | None) -> None:
     worst = tensor(share=share or 0.0, engine_error=share or 0.0, passed=False)
