@@ -82,6 +82,21 @@ inline float exp2_approx(float x) { return std::exp2(x); }
 // Each operation rounded by itself, as PyTorch does (the build switches contraction off).
 inline float multiply_rounded(float a, float b) { return a * b; }
 inline float add_rounded(float a, float b) { return a + b; }
+inline float divide_rounded(float a, float b) { return a / b; }
+
+// Ties go to even, which is the mode that a process starts in.
+inline int nearest_integer(float x) { return static_cast<int>(std::nearbyint(x)); }
+
+inline std::uint32_t float_bits(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline float bits_float(std::uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
 
 inline unsigned char* dynamic_shared_memory() { return emulator::current_block().shared; }
 

@@ -26,11 +26,10 @@ namespace tc {
 // The least that an SM offers to one block, over SM 80 to 121 (it is SM 86, 89 and 120).
 constexpr int kSharedBytesLimit = 99 * 1024;
 
+// All but the cache.
 template <class T>
-struct AttentionParams {
+struct QueryParams {
   const T* q;             // [B, H, S, D]
-  const T* keys;          // [B, K, C, D]
-  const T* values;        // [B, K, C, D]
   T* y;                   // [B, H, S, D]
   const int32_t* kv_end;  // [B, S]
   float* partial_sums;    // [B, K, S G, splits, D]; decode only, null for one split
@@ -41,19 +40,28 @@ struct AttentionParams {
   float scale_log2;   // scale times log2(e): softmax in powers of two
 };
 
+// Stored is the type of the cache: T too, or int8_t with scales.
+template <class T, class Stored>
+struct AttentionParams : QueryParams<T> {
+  const Stored* keys;         // [B, K, C, D]
+  const Stored* values;       // [B, K, C, D]
+  const float* key_scales;    // [B, K, C]; null where Stored is T
+  const float* value_scales;  // [B, K, C]; null where Stored is T
+};
+
 // Where a block stands: blockIdx.x counts row blocks (innermost), heads and batches.
 struct Place {
   int batch, kv_head, row_block;
 };
 
 template <class T>
-__device__ __forceinline__ Place locate(const AttentionParams<T>& p, int index) {
+__device__ __forceinline__ Place locate(const QueryParams<T>& p, int index) {
   const int head = index / p.row_blocks;
   return {head / p.kv_heads, head % p.kv_heads, index % p.row_blocks};
 }
 
-template <class T, int D>
-__device__ __forceinline__ int64_t query_offset(const AttentionParams<T>& p, const Place& at,
+template <int D, class T>
+__device__ __forceinline__ int64_t query_offset(const QueryParams<T>& p, const Place& at,
                                                 int packed_row) {
   const int token = packed_row / p.group;
   const int64_t head = int64_t{at.batch * p.kv_heads + at.kv_head} * p.group + packed_row % p.group;
@@ -62,8 +70,7 @@ __device__ __forceinline__ int64_t query_offset(const AttentionParams<T>& p, con
 
 // How many keys a packed row sees; nothing past the last row.
 template <class T>
-__device__ __forceinline__ int row_end(const AttentionParams<T>& p, const Place& at,
-                                       int packed_row) {
+__device__ __forceinline__ int row_end(const QueryParams<T>& p, const Place& at, int packed_row) {
   const int token = packed_row / p.group;
   if (token >= p.tokens) return 0;
   const int end = load_global(p.kv_end + int64_t{at.batch} * p.tokens + token);
@@ -77,7 +84,7 @@ struct KeyRange {
 };
 
 template <int Rows, class T>
-__device__ __forceinline__ KeyRange key_range(const AttentionParams<T>& p, const Place& at,
+__device__ __forceinline__ KeyRange key_range(const QueryParams<T>& p, const Place& at,
                                               int first_row) {
   KeyRange range{0, p.cache_rows};
   for (int row = first_row + threadIdx.x % kWarpSize; row < first_row + Rows; row += kWarpSize) {
@@ -120,27 +127,86 @@ __device__ __forceinline__ void load_rows(T* tile, int valid_rows, RowSource row
   }
 }
 
+// Rows of the cache of one head, from some row on.
+template <class Stored>
+struct CacheRows {
+  const Stored* numbers;  // [rows, D]
+  const float* scales;    // [rows]; null where the numbers are not in int8
+};
+
+template <int D, class Stored>
+__device__ __forceinline__ CacheRows<Stored> rows_from(const Stored* cache, const float* scales,
+                                                       int64_t row) {
+  return {cache + row * D, scales == nullptr ? nullptr : scales + row};
+}
+
+// Rows of the cache into a tile: those in the tile's own type are copied as they are.
+template <int D, int Rows, int Threads, class T>
+__device__ __forceinline__ void load_cache_rows(T* tile, int valid_rows,
+                                                const CacheRows<T>& cache) {
+  load_rows<D, Rows, Threads>(tile, valid_rows,
+                              [&](int row) { return cache.numbers + int64_t{row} * D; });
+}
+
+// Those in int8 pass through registers, where each becomes code times scale, rounded to T once. A
+// thread asks for several pieces before it waits for the first.
+template <int D, int Rows, int Threads, class T>
+__device__ __forceinline__ void load_cache_rows(T* tile, int valid_rows,
+                                                const CacheRows<int8_t>& cache) {
+  using Codes = Vector<int8_t, 8>;
+  using Numbers = Vector<T, 8>;
+  constexpr int kChunks = D / 8, kPieces = Rows * kChunks, kAtOnce = 4;
+#pragma unroll
+  for (int first = 0; first < kPieces; first += Threads * kAtOnce) {
+    Codes codes[kAtOnce];
+    float scales[kAtOnce];
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const int piece = first + n * Threads + static_cast<int>(threadIdx.x);
+      const int row = piece / kChunks;
+      codes[n] = Codes{};
+      scales[n] = 0.0f;
+      if (piece < kPieces && row < valid_rows) {
+        const int8_t* from = cache.numbers + int64_t{row} * D + piece % kChunks * 8;
+        codes[n] = load_global(reinterpret_cast<const Codes*>(from));
+        scales[n] = load_global(cache.scales + row);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const int piece = first + n * Threads + static_cast<int>(threadIdx.x);
+      if (piece >= kPieces) continue;
+      Numbers numbers;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        numbers.values[i] = from_float<T>(static_cast<float>(codes[n].values[i]) * scales[n]);
+      }
+      T* to = chunk_at<D>(tile, piece / kChunks, piece % kChunks);
+      store_shared(reinterpret_cast<Numbers*>(to), numbers);
+    }
+  }
+}
+
 // A ring of tiles that K and V pass through in turn: K0 V0 K1 V1 ... While one is worked on, the
 // next `Stages` - 1 are on their way.
-template <class T, int D, int Keys, int Threads, int Stages>
+template <class T, class Stored, int D, int Keys, int Threads, int Stages>
 struct TileRing {
   static constexpr int kTileSize = Keys * D;
   static constexpr int kElements = Stages * kTileSize;
 
   T* tiles;
-  const T* keys;
-  const T* values;
+  CacheRows<Stored> keys;
+  CacheRows<Stored> values;
   int end;    // keys at and past it are not read
   int count;  // tiles in all, keys and values
   int tile;   // index of the current one
 
   __device__ __forceinline__ void start_load(int index) {
     if (index < count) {
-      const T* source = index % 2 == 0 ? keys : values;
+      const CacheRows<Stored>& source = index % 2 == 0 ? keys : values;
       const int first = index / 2 * Keys;
-      load_rows<D, Keys, Threads>(tiles + index % Stages * kTileSize, end - first, [&](int row) {
-        return source + int64_t{first + row} * D;
-      });
+      load_cache_rows<D, Keys, Threads>(tiles + index % Stages * kTileSize, end - first,
+                                        rows_from<D>(source.numbers, source.scales, first));
     }
     commit_copies();  // an empty group, too: waiting counts groups
   }

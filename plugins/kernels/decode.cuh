@@ -64,7 +64,7 @@ __device__ __forceinline__ void share_sums(float* sums, float* states,
 
 // Add the warps' shares up, and write y, or this split's part of it.
 template <class T, int D>
-__device__ __forceinline__ void write_rows(const AttentionParams<T>& p, const Place& at, int split,
+__device__ __forceinline__ void write_rows(const QueryParams<T>& p, const Place& at, int split,
                                            const float* sums, const float* states) {
   using Shape = DecodeShape<D>;
   const int rows = p.tokens * p.group;
@@ -91,7 +91,7 @@ __device__ __forceinline__ void write_rows(const AttentionParams<T>& p, const Pl
     }
     if (p.splits == 1) {
       const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-      store_pair(p.y + query_offset<T, D>(p, at, packed_row) + channel, first * inverse,
+      store_pair(p.y + query_offset<D>(p, at, packed_row) + channel, first * inverse,
                  second * inverse);
       continue;
     }
@@ -108,9 +108,9 @@ __device__ __forceinline__ void write_rows(const AttentionParams<T>& p, const Pl
 
 // Two blocks an SM is what every SM holds. Said so, ptxas takes the registers that this leaves;
 // left to itself it aims at 128, and spills.
-template <class T, int D>
+template <class T, class Stored, int D>
 __global__ void __launch_bounds__(DecodeShape<D>::kThreads, 2)
-    decode_attention(AttentionParams<T> p) {
+    decode_attention(AttentionParams<T, Stored> p) {
   using Shape = DecodeShape<D>;
   constexpr int kKeys = Shape::kKeys, kKeysPerWarp = Shape::kKeysPerWarp;
   const Place at = locate(p, blockIdx.x / p.splits);
@@ -129,13 +129,13 @@ __global__ void __launch_bounds__(DecodeShape<D>::kThreads, 2)
                                         Shape::kStateBytes);
   load_rows<D, kDecodeRows, Shape::kThreads>(
       queries, p.tokens * p.group - first_row,
-      [&](int row) { return p.q + query_offset<T, D>(p, at, first_row + row); });
+      [&](int row) { return p.q + query_offset<D>(p, at, first_row + row); });
   const int first_key = first_tile * kKeys;
-  const int64_t first_offset =
-      (int64_t{at.batch * p.kv_heads + at.kv_head} * p.cache_rows + first_key) * D;
-  TileRing<T, D, kKeys, Shape::kThreads, Shape::kStages> ring{
-      reinterpret_cast<T*>(sums), p.keys + first_offset, p.values + first_offset,
-      range.most - first_key, 2 * tiles, 0};
+  const int64_t row =
+      int64_t{at.batch * p.kv_heads + at.kv_head} * p.cache_rows + first_key;
+  TileRing<T, Stored, D, kKeys, Shape::kThreads, Shape::kStages> ring{
+      reinterpret_cast<T*>(sums), rows_from<D>(p.keys, p.key_scales, row),
+      rows_from<D>(p.values, p.value_scales, row), range.most - first_key, 2 * tiles, 0};
   ring.start();
 
   const int warp_key = threadIdx.x / kWarpSize * kKeysPerWarp;
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(DecodeShape<D>::kThreads, 2)
 constexpr int kMergeThreads = 64;
 
 template <class T, int D>
-__global__ void __launch_bounds__(kMergeThreads) merge_splits(AttentionParams<T> p) {
+__global__ void __launch_bounds__(kMergeThreads) merge_splits(QueryParams<T> p) {
   const int rows = p.tokens * p.group;
   const int head = blockIdx.x / rows, packed_row = blockIdx.x % rows;
   const int64_t first_part = int64_t{blockIdx.x} * p.splits;
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_splits(AttentionParams<T>
       first += weight * pair.values[0];
       second += weight * pair.values[1];
     }
-    store_pair(p.y + query_offset<T, D>(p, at, packed_row) + channel, first * inverse,
+    store_pair(p.y + query_offset<D>(p, at, packed_row) + channel, first * inverse,
                second * inverse);
   }
 }

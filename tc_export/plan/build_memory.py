@@ -15,7 +15,7 @@ from tc_export.contracts.parts import Part, even_parts
 from tc_export.dtypes import DType
 from tc_export.errors import UnsupportedEnvironment
 from tc_export.plan.host import host_memory
-from tc_export.plan.memory import BYTES
+from tc_export.plan.memory import BYTES, cached_token_bytes
 from tc_export.plan.parameters import head_matrix, layer_weights, vision_count
 from tc_export.plan.units import spell_bytes
 from tc_export.targets import Precision, Precisions
@@ -151,10 +151,9 @@ def _caches_bytes(config: ModelConfig) -> int:
 
 def _part_bytes(config: ModelConfig, precision: Precision, layers: int, max_length: int) -> int:
     """Weights and the cache of so many layers."""
-    text = config.text
     weights = layers * layer_weights(config) + head_matrix(config)
-    cached = layers * 2 * text.num_key_value_heads * text.head_dim * max_length
-    return round(weights * BYTES[precision] * OPENED[precision] + cached * BYTES[precision])
+    cached = layers * max_length * cached_token_bytes(config, precision)
+    return round(weights * BYTES[precision] * OPENED[precision]) + cached
 
 
 def _long_layer_bytes(config: ModelConfig, max_length: int) -> int:

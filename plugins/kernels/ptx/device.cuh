@@ -69,6 +69,13 @@ __device__ __forceinline__ float exp2_approx(float x) {
 // Each operation rounded by itself, as PyTorch does: never contracted to one fused operation.
 __device__ __forceinline__ float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ float add_rounded(float a, float b) { return __fadd_rn(a, b); }
+__device__ __forceinline__ float divide_rounded(float a, float b) { return __fdiv_rn(a, b); }
+
+// Ties go to even.
+__device__ __forceinline__ int nearest_integer(float x) { return __float2int_rn(x); }
+
+__device__ __forceinline__ std::uint32_t float_bits(float x) { return __float_as_uint(x); }
+__device__ __forceinline__ float bits_float(std::uint32_t bits) { return __uint_as_float(bits); }
 
 __device__ __forceinline__ unsigned char* dynamic_shared_memory() {
   extern __shared__ __align__(128) unsigned char memory[];

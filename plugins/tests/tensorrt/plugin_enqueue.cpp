@@ -197,6 +197,58 @@ void TestAttentionScale(const Library& library, DataType type) {
   }
 }
 
+// The mean again, over a cache in int8: old rows are 127 times their scale, which is 10 c + 1, and
+// new ones their token + 1, each in every channel.
+void TestAttentionInt8Mean(const Library& library, DataType type, bool in_place) {
+  const OpUnderTest op = AttentionInt8UnderTest(type);
+  LivePlugin plugin(library.TryCreate(op.name, GoodFields(op.name)));
+  AttentionCase call(AttentionUnderTest(type), type);  // for q, k, v and y
+  call.v.Fill([](int64_t, int64_t, int64_t s, int64_t) { return s + 1.0f; });
+  call.k.Fill([](int64_t, int64_t, int64_t s, int64_t) { return -127.0f * (s + 1); });
+  const size_t rows = kB * kK * kC;
+  std::vector<int8_t> past_key(rows * kD, 5), past_value(rows * kD, 127);
+  std::vector<float> past_key_scale(rows, 2.0f), past_value_scale(rows);
+  for (size_t row = 0; row < rows; ++row) past_value_scale[row] = (10.0f * (row % kC) + 1) / 127;
+  std::vector<int8_t> key(rows * kD), value(rows * kD);
+  std::vector<float> key_scale(rows), value_scale(rows);
+
+  const auto dynamic = DynamicDescs(op);
+  const size_t bytes = plugin.build().getWorkspaceSize(
+      dynamic.data(), static_cast<int32_t>(op.inputs.size()), &dynamic[op.inputs.size()],
+      static_cast<int32_t>(op.outputs.size()));
+  std::vector<uint8_t> workspace(bytes);
+  const void* inputs[] = {call.q.data(),      call.k.data(),          call.v.data(),
+                          call.kv_end.data(), call.slots.data(),      past_key.data(),
+                          past_value.data(),  past_key_scale.data(),  past_value_scale.data()};
+  void* apart[] = {call.y.data(), key.data(), value.data(), key_scale.data(), value_scale.data()};
+  void* inside[] = {call.y.data(), past_key.data(), past_value.data(), past_key_scale.data(),
+                    past_value_scale.data()};
+  CHECK(plugin.runtime().enqueue(Descs(op.inputs).data(), Descs(op.outputs).data(), inputs,
+                                 in_place ? inside : apart, workspace.data(), nullptr) == 0);
+  const auto& codes = in_place ? past_key : key;
+  const auto& scales = in_place ? past_key_scale : key_scale;
+  for (int64_t b = 0; b < kB; ++b) {
+    const auto slots = call.slots.begin() + b * kS;
+    for (int64_t s = 0; s < kS; ++s) {
+      const int32_t end = call.kv_end[b * kS + s];
+      double sum = 0;
+      for (int32_t c = 0; c < end; ++c) {
+        const auto at = std::find(slots, slots + kS, c);
+        sum += at != slots + kS ? at - slots + 1 : 10 * c + 1;
+      }
+      for (int64_t h = 0; h < kH; ++h) {
+        CHECK(Near(call.y.Get(b, h, s, kD - 1), end > 0 ? sum / end : 0, type));
+      }
+    }
+    for (int64_t h = 0; h < kK; ++h) {
+      const int64_t first = (b * kK + h) * kC;
+      CHECK(codes[first * kD] == 5 && scales[first] == 2.0f);  // an old row
+      CHECK(codes[(first + slots[0]) * kD] == -127);           // a new one
+      CHECK(scales[first + slots[0]] == 1.0f);
+    }
+  }
+}
+
 // What a launcher refuses comes back as an error with its sentence.
 void TestRefusal(const Library& library) {
   const OpUnderTest op = AttentionUnderTest(DataType::kHALF);
@@ -226,6 +278,8 @@ int main(int argc, char** argv) {
     TestAttentionMean(library, type, /*in_place=*/false);
     TestAttentionMean(library, type, /*in_place=*/true);
     TestAttentionScale(library, type);
+    TestAttentionInt8Mean(library, type, /*in_place=*/false);
+    TestAttentionInt8Mean(library, type, /*in_place=*/true);
   }
   CHECK(library.logger.Silent());
   TestRefusal(library);
