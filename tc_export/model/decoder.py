@@ -118,12 +118,13 @@ class Attention(nn.Module):
             present = tuple(present_parts)
         else:
             assert key_frame_ids is not None
-            present = tuple(
+            key, value = (
                 write_cache(cache, new, rotary.position_ids)
                 for cache, new in zip(past, (k_BKSD, v_BKSD), strict=True)
             )
             visible_BSC = frame_block_mask(kv_end, rotary.position_ids, key_frame_ids)
-            y_BHSD = attend(q_BHSD, *present, visible_BSC, scale)
+            y_BHSD = attend(q_BHSD, key, value, visible_BSC, scale)
+            present = key, value
         out = self.o_proj(y_BHSD.transpose(1, 2).flatten(2))
         return out, present
 

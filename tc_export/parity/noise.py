@@ -121,11 +121,12 @@ class Shake:
         A code whose place between two ties is as likely anywhere changes with a chance that is the
         distance it is moved by, in codes: half of `reach` on average.
         """
-        rows = x.unflatten(-1, (-1, self._head_dim))
+        rows = torch.unflatten(x, -1, (-1, self._head_dim))
         reach = 2 * self._codes_a_row / self._head_dim
         codes = self._random.uniform(-reach, reach, rows.shape).astype(np.float32)
         step = rows.abs().amax(dim=-1, keepdim=True) / LARGEST_CODE
-        return (rows + torch.from_numpy(codes).to(x.dtype) * step).flatten(-2)
+        moved: Tensor = rows + torch.from_numpy(codes).to(x.dtype) * step
+        return moved.flatten(-2)
 
 
 NUMBERS_WIDENED = 1 << 19
