@@ -116,7 +116,9 @@ namespace {
 // A row's scale and codes.
 void Code(tc_dtype dtype, const uint16_t* row, int64_t channels, int8_t* codes, float* scale) {
   float largest = 0;
-  for (int64_t d = 0; d < channels; ++d) largest = std::max(largest, std::fabs(Load(dtype, row[d])));
+  for (int64_t d = 0; d < channels; ++d) {
+    largest = std::max(largest, std::fabs(Load(dtype, row[d])));
+  }
   *scale = largest / 127;
   for (int64_t d = 0; d < channels; ++d) {
     codes[d] = *scale > 0 ? int8_t(std::nearbyint(Load(dtype, row[d]) / *scale)) : 0;

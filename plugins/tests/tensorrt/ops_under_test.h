@@ -50,10 +50,10 @@ inline OpUnderTest AttentionUnderTest(DataType type, int64_t batch = kB, int64_t
           {-1, 5, 6}};
 }
 
-inline OpUnderTest AttentionInt8UnderTest(DataType type) {
-  OpUnderTest op = AttentionUnderTest(type);
-  const Tensor codes{{kB, kK, kC, kD}, DataType::kINT8};
-  const Tensor scales{{kB, kK, kC}, DataType::kFLOAT};
+inline OpUnderTest AttentionInt8UnderTest(DataType type, int64_t batch = kB, int64_t tokens = kS) {
+  OpUnderTest op = AttentionUnderTest(type, batch, tokens);
+  const Tensor codes{{batch, kK, kC, kD}, DataType::kINT8};
+  const Tensor scales{{batch, kK, kC}, DataType::kFLOAT};
   op.name = "TcBlockCausalAttentionInt8";
   op.inputs.resize(5);
   op.outputs.resize(1);

@@ -111,6 +111,15 @@ void TestSerialisation(const Library& library) {
     CHECK(Serialised(*plugin, "attention_factor") == factor);
     CHECK(plugin->runtime().getFieldsToSerialize()->nbFields == 2);
   }
+
+  for (const char* name : {"TcBlockCausalAttention", "TcBlockCausalAttentionInt8"}) {
+    LivePlugin attention(library.TryCreate(name, {Float("scale", factor)}));
+    LivePlugin again(library.Creator(name).createPlugin(
+        "node", attention.runtime().getFieldsToSerialize(), nvinfer1::TensorRTPhase::kRUNTIME));
+    CHECK(again.core().getPluginName() == std::string(name));
+    CHECK(Serialised(again, "scale") == factor);
+    CHECK(again.runtime().getFieldsToSerialize()->nbFields == 1);
+  }
 }
 
 void TestCapabilities(const Library& library, const OpUnderTest& op) {

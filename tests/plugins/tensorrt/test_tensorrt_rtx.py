@@ -69,10 +69,21 @@ def data_types(layer_line: str, which: str) -> list[str]:
     return re.findall(r"Datatype: (\w+)", tensors[1])
 
 
-@pytest.mark.parametrize("float_type", ["float16", "bfloat16"])
-@pytest.mark.parametrize(
+over_each_cache = pytest.mark.parametrize(
     "attention", [BLOCK_CAUSAL_ATTENTION, BLOCK_CAUSAL_ATTENTION_INT8], ids=lambda op: op.name
 )
+
+
+def types_of_outputs(attention: OpContract, float_type: str) -> list[tuple[str, str]]:
+    """What the network and the builder's log call the type of each output."""
+    return [
+        TYPE_NAMES[float_type if tensor.dtype == "T" else tensor.dtype]
+        for tensor in attention.outputs
+    ]
+
+
+@pytest.mark.parametrize("float_type", ["float16", "bfloat16"])
+@over_each_cache
 def test_ops_become_plugin_layers_and_engines(
     host_plugin: Path, tmp_path: Path, attention: OpContract, float_type: str
 ) -> None:
@@ -82,10 +93,7 @@ def test_ops_become_plugin_layers_and_engines(
     assert report["parsed"], report["errors"]
     assert report["layer_types"] == ["CONSTANT"] + ["PLUGIN_V3"] * 3
 
-    types = [
-        TYPE_NAMES[float_type if tensor.dtype == "T" else tensor.dtype]
-        for tensor in attention.outputs
-    ]
+    types = types_of_outputs(attention, float_type)
     expected = {
         tensor.name: [[-1 if axis == "S" else SIZES[axis] for axis in tensor.axes], in_network]
         for tensor, (in_network, _) in zip(attention.outputs, types, strict=True)
@@ -100,15 +108,17 @@ def test_ops_become_plugin_layers_and_engines(
 
 
 @pytest.mark.slow
+@over_each_cache
 def test_the_library_with_cuda_code_needs_no_gpu_to_build(
-    cuda_plugin: Path, tmp_path: Path
+    cuda_plugin: Path, tmp_path: Path, attention: OpContract
 ) -> None:
     assert not any("cuda" in library for library in needed(cuda_plugin))
-    report = rtx(cuda_plugin, tmp_path, Variant(float_type="float16"))
+    report = rtx(cuda_plugin, tmp_path, Variant(float_type="float16", attention=attention))
     assert report["said"] == ""
     for engine in report["engines"].values():
         assert engine["errors"] == []
-        check_realised_layers(engine["layers"], ["Half"] * 3)
+        in_log = [name for _, name in types_of_outputs(attention, "float16")]
+        check_realised_layers(engine["layers"], in_log)
 
 
 def check_realised_layers(lines: list[str], attention_types: list[str]) -> None:
