@@ -102,14 +102,17 @@ def compile_all(sms: list[int]) -> dict[str, Path]:
     return binaries
 
 
-def read_shapes(folder: Path) -> dict[tuple[str, int], dict[str, int]]:
-    """Threads, shared memory and tiles of each attention kernel, from the kernels' headers."""
+def read_shapes(folder: Path) -> dict[tuple[str, int, bool], dict[str, int]]:
+    """Threads, shared memory and tiles of each attention kernel, from the kernels' headers.
+
+    By name, head size, and whether the cache is in int8.
+    """
     program = folder / "print_shapes"
     includes = (f"-I{KERNELS.parent / 'emulator'}", f"-I{KERNELS}", f"-I{KERNELS.parent}/include")
     run("g++", "-std=c++17", "-w", *includes, KERNELS / "print_shapes.cpp", "-o", program)
     sizes = (str(size) for size in (Q_HEADS, KV_HEADS, TOKENS))
     rows = json.loads(run(program, *sizes).stdout)
-    return {(row.pop("kernel"), row["size"]): row for row in rows}
+    return {(row.pop("kernel"), row["size"], row.pop("in_int8")): row for row in rows}
 
 
 MANGLED = re.compile(
@@ -172,9 +175,9 @@ def make_rows(sms: list[int]) -> list[Row]:
             if name is None:
                 raise TcExportError(f"a kernel of an unknown name: {found['symbol']}")
             sm, size, registers = int(found["sm"]), int(name["size"] or 0), int(found["registers"])
-            shape = shapes.get((name["name"], size))
-            element_bytes = 4 if name["type"] == "f" else 2
             in_int8 = name["int8"] is not None
+            shape = shapes.get((name["name"], size, in_int8))
+            element_bytes = 4 if name["type"] == "f" else 2
             work = work_of(name["name"], size, shape, element_bytes=element_bytes, in_int8=in_int8)
             arguments = [TYPE_NAMES[name["type"]], "int8" if in_int8 else None, name["size"]]
             threads, shared = (shape["threads"], shape["shared_bytes"]) if shape else (256, 0)

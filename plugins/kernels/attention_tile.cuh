@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What prefill and decode share: tiles of rows in shared memory, and one warp's work on a tile
-// (scores, mask, online softmax, weighted sum of values).
+// (scores, mask, online softmax, weighted sum of values). How tiles come from the cache is in
+// tile_ring.cuh.
 //
 // Legend: B batch, H query heads, K key/value heads, G = H / K query heads of one key/value head,
 // S tokens of this call, C cache rows, D channels of a head. A *packed row* is one query of one
@@ -126,107 +127,6 @@ __device__ __forceinline__ void load_rows(T* tile, int valid_rows, RowSource row
     copy_async_16(chunk_at<D>(tile, row, chunk), row_source(valid ? row : 0) + chunk * 8, valid);
   }
 }
-
-// Rows of the cache of one head, from some row on.
-template <class Stored>
-struct CacheRows {
-  const Stored* numbers;  // [rows, D]
-  const float* scales;    // [rows]; null where the numbers are not in int8
-};
-
-template <int D, class Stored>
-__device__ __forceinline__ CacheRows<Stored> rows_from(const Stored* cache, const float* scales,
-                                                       int64_t row) {
-  return {cache + row * D, scales == nullptr ? nullptr : scales + row};
-}
-
-// Rows of the cache into a tile: those in the tile's own type are copied as they are.
-template <int D, int Rows, int Threads, class T>
-__device__ __forceinline__ void load_cache_rows(T* tile, int valid_rows,
-                                                const CacheRows<T>& cache) {
-  load_rows<D, Rows, Threads>(tile, valid_rows,
-                              [&](int row) { return cache.numbers + int64_t{row} * D; });
-}
-
-// Those in int8 pass through registers, where each becomes code times scale, rounded to T once. A
-// thread asks for several pieces before it waits for the first.
-template <int D, int Rows, int Threads, class T>
-__device__ __forceinline__ void load_cache_rows(T* tile, int valid_rows,
-                                                const CacheRows<int8_t>& cache) {
-  using Codes = Vector<int8_t, 8>;
-  using Numbers = Vector<T, 8>;
-  constexpr int kChunks = D / 8, kPieces = Rows * kChunks, kAtOnce = 4;
-#pragma unroll
-  for (int first = 0; first < kPieces; first += Threads * kAtOnce) {
-    Codes codes[kAtOnce];
-    float scales[kAtOnce];
-#pragma unroll
-    for (int n = 0; n < kAtOnce; ++n) {
-      const int piece = first + n * Threads + static_cast<int>(threadIdx.x);
-      const int row = piece / kChunks;
-      codes[n] = Codes{};
-      scales[n] = 0.0f;
-      if (piece < kPieces && row < valid_rows) {
-        const int8_t* from = cache.numbers + int64_t{row} * D + piece % kChunks * 8;
-        codes[n] = load_global(reinterpret_cast<const Codes*>(from));
-        scales[n] = load_global(cache.scales + row);
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < kAtOnce; ++n) {
-      const int piece = first + n * Threads + static_cast<int>(threadIdx.x);
-      if (piece >= kPieces) continue;
-      Numbers numbers;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        numbers.values[i] = from_float<T>(static_cast<float>(codes[n].values[i]) * scales[n]);
-      }
-      T* to = chunk_at<D>(tile, piece / kChunks, piece % kChunks);
-      store_shared(reinterpret_cast<Numbers*>(to), numbers);
-    }
-  }
-}
-
-// A ring of tiles that K and V pass through in turn: K0 V0 K1 V1 ... While one is worked on, the
-// next `Stages` - 1 are on their way.
-template <class T, class Stored, int D, int Keys, int Threads, int Stages>
-struct TileRing {
-  static constexpr int kTileSize = Keys * D;
-  static constexpr int kElements = Stages * kTileSize;
-
-  T* tiles;
-  CacheRows<Stored> keys;
-  CacheRows<Stored> values;
-  int end;    // keys at and past it are not read
-  int count;  // tiles in all, keys and values
-  int tile;   // index of the current one
-
-  __device__ __forceinline__ void start_load(int index) {
-    if (index < count) {
-      const CacheRows<Stored>& source = index % 2 == 0 ? keys : values;
-      const int first = index / 2 * Keys;
-      load_cache_rows<D, Keys, Threads>(tiles + index % Stages * kTileSize, end - first,
-                                        rows_from<D>(source.numbers, source.scales, first));
-    }
-    commit_copies();  // an empty group, too: waiting counts groups
-  }
-
-  // The first `Stages` - 1 loads; what was copied before them lands with the first.
-  __device__ __forceinline__ void start() {
-#pragma unroll
-    for (int i = 0; i < Stages - 1; ++i) start_load(i);
-    tile = 0;
-  }
-
-  // Wait for the next tile. The barrier says two things: all threads' copies of it have landed,
-  // and no thread still reads the tile whose place the load that starts here takes.
-  __device__ __forceinline__ const T* next() {
-    wait_copies<Stages - 2>();
-    __syncthreads();
-    start_load(tile + Stages - 1);
-    return tiles + tile++ % Stages * kTileSize;
-  }
-};
 
 // Of a thread's two rows in each of `RowTiles` blocks of 16: running maximum and sum of softmax.
 // `sum` is this thread's share; the four threads of a row add theirs at the end.

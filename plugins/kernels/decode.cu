@@ -42,7 +42,7 @@ tc_status launch_decode(const tc_attention_args& args, const CacheScales& scales
       const int64_t heads = args.batch * args.kv_heads;
       const tc_status status =
           launch(&decode_attention<T, Stored, D>, heads * p.row_blocks * splits, Shape::kThreads,
-                 Shape::kSharedBytes, stream, p);
+                 kDecodeSharedBytes<T, Stored, D>, stream, p);
       if (status != TC_OK || splits == 1) return status;
       const QueryParams<T>& queries = p;
       return launch(&merge_splits<T, D>, heads * packed_rows(args), kMergeThreads, 0, stream,

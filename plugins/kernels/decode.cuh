@@ -9,7 +9,10 @@
 #ifndef TC_DECODE_CUH
 #define TC_DECODE_CUH
 
+#include <algorithm>
+
 #include "attention_tile.cuh"
+#include "tile_ring.cuh"
 
 namespace tc {
 
@@ -22,15 +25,20 @@ struct DecodeShape {
   static constexpr int kKeys = kWarps * kKeysPerWarp;
   static constexpr int kStages = 2;  // more blocks an SM keep more bytes on their way than stages
   static constexpr int kThreads = kWarps * kWarpSize;
-  static constexpr int kRingBytes = kStages * kKeys * D * 2;
   // A row of float32 sums; eight more put the eight rows of a fragment into different banks.
   static constexpr int kSumStride = D + 8;
   static constexpr int kSumBytes = kWarps * kDecodeRows * kSumStride * 4;
   static constexpr int kStateBytes = kWarps * kDecodeRows * 2 * 4;
-  static constexpr int kSharedBytes =
-      kDecodeRows * D * 2 + kStateBytes + (kRingBytes > kSumBytes ? kRingBytes : kSumBytes);
-  static_assert(kSharedBytes <= kSharedBytesLimit);
 };
+
+template <class T, class Stored, int D, class Shape = DecodeShape<D>>
+using DecodeRing = TileRing<T, Stored, D, Shape::kKeys, Shape::kThreads, Shape::kStages>;
+
+// Sums lie where the ring was.
+template <class T, class Stored, int D>
+constexpr int kDecodeSharedBytes =
+    kDecodeRows * D * static_cast<int>(sizeof(T)) + DecodeShape<D>::kStateBytes +
+    std::max(DecodeRing<T, Stored, D>::kBytes, DecodeShape<D>::kSumBytes);
 
 using FloatPair = Vector<float, 2>;
 
@@ -112,6 +120,7 @@ template <class T, class Stored, int D>
 __global__ void __launch_bounds__(DecodeShape<D>::kThreads, 2)
     decode_attention(AttentionParams<T, Stored> p) {
   using Shape = DecodeShape<D>;
+  static_assert(kDecodeSharedBytes<T, Stored, D> <= kSharedBytesLimit);
   constexpr int kKeys = Shape::kKeys, kKeysPerWarp = Shape::kKeysPerWarp;
   const Place at = locate(p, blockIdx.x / p.splits);
   const int split = blockIdx.x % p.splits;
@@ -131,11 +140,9 @@ __global__ void __launch_bounds__(DecodeShape<D>::kThreads, 2)
       queries, p.tokens * p.group - first_row,
       [&](int row) { return p.q + query_offset<D>(p, at, first_row + row); });
   const int first_key = first_tile * kKeys;
-  const int64_t row =
-      int64_t{at.batch * p.kv_heads + at.kv_head} * p.cache_rows + first_key;
-  TileRing<T, Stored, D, kKeys, Shape::kThreads, Shape::kStages> ring{
-      reinterpret_cast<T*>(sums), rows_from<D>(p.keys, p.key_scales, row),
-      rows_from<D>(p.values, p.value_scales, row), range.most - first_key, 2 * tiles, 0};
+  const int64_t head_row = int64_t{at.batch * p.kv_heads + at.kv_head} * p.cache_rows;
+  DecodeRing<T, Stored, D> ring(reinterpret_cast<T*>(sums), p, head_row + first_key,
+                                range.most - first_key, 2 * tiles);
   ring.start();
 
   const int warp_key = threadIdx.x / kWarpSize * kKeysPerWarp;

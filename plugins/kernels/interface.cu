@@ -7,7 +7,6 @@
 // write out of bounds.
 
 #include <cmath>
-#include <initializer_list>
 
 #include "attention_dispatch.cuh"
 #include "launchers.h"
@@ -80,8 +79,8 @@ struct CachePart {
 };
 
 // The cache before the call becomes the cache after it; nothing to do in place.
-tc_status copy_cache(const tc_attention_args& args, std::initializer_list<CachePart> parts,
-                     void* stream) {
+template <int Count>
+tc_status copy_cache(const tc_attention_args& args, const CachePart (&parts)[Count], void* stream) {
   const int64_t rows = args.batch * args.kv_heads * args.cache_rows;
   for (const CachePart& part : parts) {
     if (part.to == part.from) continue;

@@ -17,7 +17,7 @@ tc_status launch_prefill(const tc_attention_args& args, const CacheScales& scale
       const auto p = make_params<T, Stored>(args, scales, Shape::kRows);
       const int64_t blocks = args.batch * args.kv_heads * p.row_blocks;
       return launch(&prefill_attention<T, Stored, D>, blocks, Shape::kThreads,
-                    Shape::kSharedBytes, stream, p);
+                    kPrefillSharedBytes<T, Stored, D>, stream, p);
     });
   });
 }

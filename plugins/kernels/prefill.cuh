@@ -9,6 +9,7 @@
 #define TC_PREFILL_CUH
 
 #include "attention_tile.cuh"
+#include "tile_ring.cuh"
 
 namespace tc {
 
@@ -23,14 +24,20 @@ struct PrefillShape {
   static constexpr int kStages = D == 64 || D == 96 ? 4 : 2;
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kRows = kWarps * kRowTiles * 16;
-  static constexpr int kSharedBytes = (kRows + kStages * kKeys) * D * 2;
-  static_assert(kSharedBytes <= kSharedBytesLimit);
 };
+
+template <class T, class Stored, int D, class Shape = PrefillShape<D>>
+using PrefillRing = TileRing<T, Stored, D, Shape::kKeys, Shape::kThreads, Shape::kStages>;
+
+template <class T, class Stored, int D>
+constexpr int kPrefillSharedBytes =
+    PrefillShape<D>::kRows * D * static_cast<int>(sizeof(T)) + PrefillRing<T, Stored, D>::kBytes;
 
 template <class T, class Stored, int D>
 __global__ void __launch_bounds__(PrefillShape<D>::kThreads)
     prefill_attention(AttentionParams<T, Stored> p) {
   using Shape = PrefillShape<D>;
+  static_assert(kPrefillSharedBytes<T, Stored, D> <= kSharedBytesLimit);
   constexpr int kRowTiles = Shape::kRowTiles, kKeys = Shape::kKeys;
   // The last tiles of rows see the most keys: they start first.
   const Place at = locate(p, gridDim.x - 1 - blockIdx.x);
@@ -43,9 +50,7 @@ __global__ void __launch_bounds__(PrefillShape<D>::kThreads)
       queries, p.tokens * p.group - first_row,
       [&](int row) { return p.q + query_offset<D>(p, at, first_row + row); });
   const int64_t head_row = int64_t{at.batch * p.kv_heads + at.kv_head} * p.cache_rows;
-  TileRing<T, Stored, D, kKeys, Shape::kThreads, Shape::kStages> ring{
-      queries + Shape::kRows * D, rows_from<D>(p.keys, p.key_scales, head_row),
-      rows_from<D>(p.values, p.value_scales, head_row), range.most, 2 * tiles, 0};
+  PrefillRing<T, Stored, D> ring(queries + Shape::kRows * D, p, head_row, range.most, 2 * tiles);
   ring.start();
 
   const int warp_row = threadIdx.x / kWarpSize * kRowTiles * 16;

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// New keys and values are rounded to int8 and put into the cache. A warp has a row: it looks for the
-// largest absolute number, whose share of 127 is the scale, and then writes the codes.
+// New keys and values are rounded to int8 and put into the cache. A warp has a row: it looks for
+// the largest absolute number, over 127 the scale, and then writes the codes.
 //
 // Legend: B batch, K key/value heads, S tokens, C cache rows, D channels of a head.
 
 #ifndef TC_STORE_INT8_CUH
 #define TC_STORE_INT8_CUH
-
-#include <cmath>
 
 #include "device.cuh"
 
@@ -27,7 +25,7 @@ struct StoreInt8Params {
 };
 
 constexpr int kStoreWarps = 8;
-constexpr float kLargestCode = 127.0f;
+constexpr int kLargestCode = 127;
 
 // The largest absolute number of a row, which all lanes get. The bits of numbers without a sign are
 // in the order of the numbers, and what is not finite comes last: so it is not lost.
@@ -62,10 +60,9 @@ __global__ void __launch_bounds__(kStoreWarps* kWarpSize) store_int8(StoreInt8Pa
   const float divisor = scale > 0.0f ? scale : 1.0f;
   const int lane = threadIdx.x % kWarpSize;
   for (int c = lane; c < p.channels; c += kWarpSize) {
-    // Beside a scale that lost its digits (a subnormal number) a quotient may be larger than 127.
-    const float code = divide_rounded(to_float(load_global(row + c)), divisor);
-    const float kept = fmaxf(-kLargestCode, fminf(code, kLargestCode));
-    store_global(codes + c, static_cast<int8_t>(nearest_integer(kept)));
+    // Beside a scale that is no number, or has lost its digits, a quotient may be larger than 127.
+    const int code = nearest_integer(divide_rounded(to_float(load_global(row + c)), divisor));
+    store_global(codes + c, static_cast<int8_t>(max(-kLargestCode, min(code, kLargestCode))));
   }
   if (lane == 0) store_global((is_key ? p.key_scales : p.value_scales) + place, scale);
 }
