@@ -54,21 +54,32 @@ tc_attention_args common(const tc_attention_int8_args& a) {
           a.past_value, a.y, a.present_key, a.present_value};
 }
 
-tc_status attend(const tc_attention_args& args, const CacheScales& scales, void* workspace,
-                 size_t workspace_bytes, void* stream) {
-  if (!goes_to_decode(args)) return launch_prefill(args, scales, stream);
-  const int splits = decode_splits(args);
-  const size_t needed = decode_workspace_bytes(args, splits);
-  if (needed > workspace_bytes || (needed > 0 && workspace == nullptr)) return TC_INVALID_ARGUMENT;
-  return launch_decode(args, scales, splits, workspace, stream);
+size_t workspace_bytes_of(const tc_attention_args& args) {
+  return goes_to_decode(args) ? decode_workspace_bytes(args, decode_splits(args)) : 0;
 }
 
-tc_status check_attend(const tc_attention_args& args) {
+struct Workspace {
+  void* memory;
+  size_t bytes;
+};
+
+// All that is refused is refused before anything is written.
+tc_status check_attend(const tc_attention_args& args, const Workspace& workspace) {
   if (any_null(args.q, args.kv_end, args.present_key, args.present_value, args.y) ||
       !all_aligned(args.q, args.present_key, args.present_value, args.y)) {
     return TC_INVALID_ARGUMENT;
   }
-  return check_sizes(args);
+  const tc_status status = check_sizes(args);
+  if (status != TC_OK) return status;
+  const size_t needed = workspace_bytes_of(args);
+  const bool has_room = needed == 0 || (workspace.memory != nullptr && needed <= workspace.bytes);
+  return has_room ? TC_OK : TC_INVALID_ARGUMENT;
+}
+
+tc_status attend(const tc_attention_args& args, const CacheScales& scales, void* workspace,
+                 void* stream) {
+  if (!goes_to_decode(args)) return launch_prefill(args, scales, stream);
+  return launch_decode(args, scales, decode_splits(args), workspace, stream);
 }
 
 // A part of the cache, before and after the call.
@@ -122,15 +133,15 @@ tc_status check_rotation(const tc_rope_and_store_args& args, int64_t heads) {
 extern "C" {
 
 size_t tc_cuda_block_causal_attention_workspace(const tc_attention_args* args) {
-  if (args == nullptr || tc::check_sizes(*args) != TC_OK || !tc::goes_to_decode(*args)) return 0;
-  return tc::decode_workspace_bytes(*args, tc::decode_splits(*args));
+  if (args == nullptr || tc::check_sizes(*args) != TC_OK) return 0;
+  return tc::workspace_bytes_of(*args);
 }
 
 tc_status tc_cuda_attend_cached(const tc_attention_args* args, void* workspace,
                                 size_t workspace_bytes, void* stream) {
   if (args == nullptr) return TC_INVALID_ARGUMENT;
-  const tc_status status = tc::check_attend(*args);
-  return status == TC_OK ? tc::attend(*args, {}, workspace, workspace_bytes, stream) : status;
+  const tc_status status = tc::check_attend(*args, {workspace, workspace_bytes});
+  return status == TC_OK ? tc::attend(*args, {}, workspace, stream) : status;
 }
 
 tc_status tc_cuda_block_causal_attention(const tc_attention_args* args, void* workspace,
@@ -140,7 +151,7 @@ tc_status tc_cuda_block_causal_attention(const tc_attention_args* args, void* wo
     return TC_INVALID_ARGUMENT;
   }
   const int64_t row_bytes = args->head_dim * 2;
-  tc_status status = tc::check_attend(*args);
+  tc_status status = tc::check_attend(*args, {workspace, workspace_bytes});
   if (status == TC_OK) {
     status = tc::copy_cache(*args,
                             {{args->present_key, args->past_key, row_bytes},
@@ -148,7 +159,7 @@ tc_status tc_cuda_block_causal_attention(const tc_attention_args* args, void* wo
                             stream);
   }
   if (status == TC_OK) status = tc::write_cache(*args, stream);
-  return status == TC_OK ? tc::attend(*args, {}, workspace, workspace_bytes, stream) : status;
+  return status == TC_OK ? tc::attend(*args, {}, workspace, stream) : status;
 }
 
 size_t tc_cuda_block_causal_attention_int8_workspace(const tc_attention_int8_args* args) {
@@ -167,7 +178,7 @@ tc_status tc_cuda_block_causal_attention_int8(const tc_attention_int8_args* args
   }
   const tc_attention_args plain = tc::common(*args);
   const int64_t scale_bytes = sizeof(float);
-  tc_status status = tc::check_attend(plain);
+  tc_status status = tc::check_attend(plain, {workspace, workspace_bytes});
   if (status == TC_OK) {
     status = tc::copy_cache(plain,
                             {{args->present_key, args->past_key, args->head_dim},
@@ -179,7 +190,7 @@ tc_status tc_cuda_block_causal_attention_int8(const tc_attention_int8_args* args
   if (status == TC_OK) status = tc::launch_store_int8(*args, stream);
   if (status != TC_OK) return status;
   const tc::CacheScales scales{args->present_key_scale, args->present_value_scale};
-  return tc::attend(plain, scales, workspace, workspace_bytes, stream);
+  return tc::attend(plain, scales, workspace, stream);
 }
 
 tc_status tc_cuda_dual_rope(const tc_dual_rope_args* args, void* stream) {

@@ -2,8 +2,7 @@
 //
 // How the cache comes to the warps: as tiles of `Keys` rows that keys and values pass through in
 // turn, K0 V0 K1 V1 ... While one is worked on, those after it are on their way. There is a ring
-// for a cache in the type of q, and one for a cache in int8; both give tiles of numbers in the type
-// of q.
+// for a cache in the type of q, and one for a cache in int8; the tiles of both are in that type.
 //
 // A ring begins at row `first_row` of the cache, counted over all heads and batches, and ends
 // before key `end` from there; `count` tiles come in all, keys and values.
@@ -71,8 +70,8 @@ __device__ __forceinline__ float code_at(std::uint32_t word, int i) {
   return bits_float(0x4b000000u | shifted) - 8388736.0f;
 }
 
-// The ring for a cache in int8: one tile of numbers, `Stages` tiles of codes, and their scales. When
-// a tile is due, the threads make numbers of its codes: each is code times scale, rounded to T once.
+// The ring for a cache in int8: one tile of numbers, `Stages` tiles of codes, and their scales.
+// When a tile is due, the threads make numbers of its codes: code times scale, rounded to T once.
 template <class T, int D, int Keys, int Threads, int Stages>
 struct TileRing<T, int8_t, D, Keys, Threads, Stages> {
   using Words = Vector<std::uint32_t, 4>;  // 16 codes, or 8 numbers

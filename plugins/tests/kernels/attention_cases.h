@@ -5,7 +5,7 @@
 //
 // `run` and `attend` take the kind of cache as a template argument. It has keys() and values(),
 // whose get(i) is a number of it; write(c, call), which writes the rows of a call by the
-// definition; spoil() and same_bits(other); and launch(c, call, before, after, y) calls the kernels.
+// definition; spoil() and same_bits(other). launch(c, call, before, after, y) calls the kernels.
 
 #ifndef TC_TESTS_ATTENTION_CASES_H
 #define TC_TESTS_ATTENTION_CASES_H

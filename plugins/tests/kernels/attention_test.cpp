@@ -81,12 +81,16 @@ void run_out_of_range() {
 void expect_status(const char* what, tc_status expected,
                    const std::function<void(tc_attention_args&)>& spoil) {
   alignas(16) static unsigned char memory[4096];
-  tc_attention_args args{TC_FLOAT16, 1, 2, 1, 1, 4, 64, 1.0f, memory, memory, memory,
+  static const std::vector<std::uint16_t> ones(2048, 0x3c00);  // rows of k and v
+  tc_attention_args args{TC_FLOAT16, 1, 2, 1, 1, 4, 64, 1.0f, memory, ones.data(), ones.data(),
                          reinterpret_cast<int32_t*>(memory), reinterpret_cast<int64_t*>(memory),
                          memory, memory, memory, memory, memory};
   spoil(args);
   const tc_status status = tc_cuda_block_causal_attention(&args, nullptr, 0, nullptr);
   if (status != expected) fail("%s: status %d, expected %d", what, status, expected);
+  if (std::any_of(memory, std::end(memory), [](unsigned char byte) { return byte != 0; })) {
+    fail("%s: refused, and yet something was written", what);
+  }
 }
 
 void run_bad_arguments() {
