@@ -37,7 +37,7 @@ from tc_export.errors import TcExportError, UnsupportedEnvironment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 KERNELS = REPOSITORY / "plugins" / "kernels"
-SOURCES = ("prefill.cu", "decode.cu", "rotate_and_store.cu")
+SOURCES = ("prefill.cu", "decode.cu", "rotate_and_store.cu", "store_int8.cu")
 DISASSEMBLER = ("nvidia-cuda-cuobjdump==13.5.37", "nvidia-cuda-nvdisasm==13.5.37")
 KINDS = ("prefill_attention", "decode_attention")
 PAGE = REPOSITORY / "docs" / "kernels.md"
@@ -102,18 +102,22 @@ def compile_all(sms: list[int]) -> dict[str, Path]:
     return binaries
 
 
-def read_shapes(folder: Path) -> dict[tuple[str, int], dict[str, int]]:
-    """Threads, shared memory and tiles of each attention kernel, from the kernels' headers."""
+def read_shapes(folder: Path) -> dict[tuple[str, int, bool], dict[str, int]]:
+    """Threads, shared memory and tiles of each attention kernel, from the kernels' headers.
+
+    By name, head size, and whether the cache is in int8.
+    """
     program = folder / "print_shapes"
     includes = (f"-I{KERNELS.parent / 'emulator'}", f"-I{KERNELS}", f"-I{KERNELS.parent}/include")
     run("g++", "-std=c++17", "-w", *includes, KERNELS / "print_shapes.cpp", "-o", program)
     sizes = (str(size) for size in (Q_HEADS, KV_HEADS, TOKENS))
     rows = json.loads(run(program, *sizes).stdout)
-    return {(row.pop("kernel"), row["size"]): row for row in rows}
+    return {(row.pop("kernel"), row["size"], row.pop("in_int8")): row for row in rows}
 
 
 MANGLED = re.compile(
-    r"_ZN2tc\d+(?P<name>[a-z_]+)I(?:NS_\d+)?(?P<type>Half|BFloat16|f)E?Li(?P<size>\d+)E"
+    r"_ZN2tc\d+(?P<name>[a-z_]+?(?:_int8)?)I(?:NS_\d+)?(?P<type>Half|BFloat16|f)E?"
+    r"(?:S\d_|(?P<int8>a))?(?:Li(?P<size>\d+))?E"
 )
 TYPE_NAMES = {"Half": "float16", "BFloat16": "bfloat16", "f": "float32"}
 PTXAS = re.compile(
@@ -170,14 +174,16 @@ def make_rows(sms: list[int]) -> list[Row]:
             name = MANGLED.match(found["symbol"])
             if name is None:
                 raise TcExportError(f"a kernel of an unknown name: {found['symbol']}")
-            sm, size, registers = int(found["sm"]), int(name["size"]), int(found["registers"])
-            shape = shapes.get((name["name"], size))
+            sm, size, registers = int(found["sm"]), int(name["size"] or 0), int(found["registers"])
+            in_int8 = name["int8"] is not None
+            shape = shapes.get((name["name"], size, in_int8))
             element_bytes = 4 if name["type"] == "f" else 2
-            work = work_of(name["name"], size, shape, element_bytes=element_bytes)
+            work = work_of(name["name"], size, shape, element_bytes=element_bytes, in_int8=in_int8)
+            arguments = [TYPE_NAMES[name["type"]], "int8" if in_int8 else None, name["size"]]
             threads, shared = (shape["threads"], shape["shared_bytes"]) if shape else (256, 0)
             rows.append(
                 Row(
-                    kernel=f"{name['name']}<{TYPE_NAMES[name['type']]}, {size}>",
+                    kernel=f"{name['name']}<{', '.join(filter(None, arguments))}>",
                     sm=sm,
                     registers=registers,
                     spill_bytes=int(found["stores"]) + int(found["loads"]),

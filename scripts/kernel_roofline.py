@@ -53,6 +53,7 @@ def is_doubtful(target: Target) -> bool:
 TEXT, FRAMES, FRAME_TOKENS = 32, 16, 144
 TOKENS = 2 * TEXT + FRAMES * FRAME_TOKENS
 Q_HEADS, KV_HEADS = 32, 8
+SCALE_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,20 @@ def prefix_lengths() -> list[int]:
 
 
 def work_of(
-    kernel: str, size: int, shape: dict[str, int] | None, *, element_bytes: int = 2
+    kernel: str,
+    size: int,
+    shape: dict[str, int] | None,
+    *,
+    element_bytes: int = 2,
+    in_int8: bool = False,
 ) -> Work:
     """What a kernel does for the workload, masked parts of its tiles included.
 
-    `size` is the head size. `rotate_and_store` has no shape: it is taken with heads of 128.
+    `size` is the head size. What stores has no shape: it is taken with heads of 128. `in_int8` says
+    that the cache is.
     """
+    if kernel == "store_int8":  # k and v are read, codes and scales are written
+        return Work(0.0, 2.0 * TOKENS * KV_HEADS * (128 * (element_bytes + 1) + SCALE_BYTES))
     if shape is None:  # q, k and v are read and written once
         return Work(0.0, 2.0 * TOKENS * (Q_HEADS + 2 * KV_HEADS) * 128 * element_bytes)
     if kernel == "merge_splits":
@@ -86,7 +95,8 @@ def work_of(
     blocks = [rows[i : i + shape["rows"]] for i in range(0, len(rows), shape["rows"])]
     tiles = sum(-(-max(block) // shape["keys"]) for block in blocks)
     operations = 4.0 * size * KV_HEADS * tiles * shape["keys"] * shape["rows"]
-    moved = 2.0 * size * (2 * Q_HEADS * len(ends) + 2 * KV_HEADS * TOKENS)
+    cached = size + SCALE_BYTES if in_int8 else 2 * size
+    moved = 2.0 * size * 2 * Q_HEADS * len(ends) + 2.0 * KV_HEADS * TOKENS * cached
     return Work(operations, moved)
 
 

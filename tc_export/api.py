@@ -196,12 +196,12 @@ def make_plan(
     """
     from tc_export.checkpoint.hf_config import read_config
     from tc_export.plan import planner
-    from tc_export.recipes import choose_recipe
+    from tc_export.recipes import choose_recipe, settings_with_recipe
     from tc_export.targets import load_target, read_precisions
 
     device = load_target(target)
     asked = ModelSettings.read(settings or {}, where="settings")
-    read = read_config(Path(checkpoint), asked)
+    read = read_config(Path(checkpoint), settings_with_recipe(asked, quantize))
     recipe = choose_recipe(quantize, read.recipe, device, None)
     return planner.make_plan(
         read.model,

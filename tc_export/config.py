@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tc_export.dtypes import DType
 from tc_export.errors import UsageError
 
 
@@ -79,6 +80,33 @@ class TemporalConfig(Config):
     def is_stock(self) -> bool:
         """True where this is LLaVA as it was before the method."""
         return self.gamma == 0 and self.mask is AttentionMask.CAUSAL
+
+
+class KvFormat(StrEnum):
+    """What the key/value cache is stored in."""
+
+    OWN = "16"  # the decoder's own format
+    INT8 = "int8"  # with a scale for each row of each key/value head
+
+    @property
+    def dtype(self) -> DType | None:
+        """The format of the stored numbers; None for the decoder's own."""
+        return None if self is KvFormat.OWN else DType(self)
+
+
+class CacheConfig(Config):
+    """The key/value cache."""
+
+    kv: KvFormat = KvFormat.OWN
+
+    def check(self, mask: AttentionMask) -> None:
+        """See that there is such a cache with the mask.
+
+        Raises:
+            ValueError: saying why there is not.
+        """
+        if self.kv is not KvFormat.OWN and not mask.is_prefix:
+            raise ValueError(f"a cache in {self.kv} has no mask {mask}, which is no prefix of it")
 
 
 class VisionFeatures(StrEnum):
@@ -168,6 +196,7 @@ class ModelSettings(Config):
     temporal: TemporalConfig = TemporalConfig()
     pooling: PoolingConfig = PoolingConfig()
     vision: VisionSettings = VisionSettings()
+    cache: CacheConfig = CacheConfig()
 
 
 class RopeConfig(Config):
@@ -225,10 +254,12 @@ class ModelConfig(Config):
     pooling: PoolingConfig = PoolingConfig()
     text: TextConfig
     temporal: TemporalConfig = TemporalConfig()
+    cache: CacheConfig = CacheConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         self.pooling.check(self.vision)
+        self.cache.check(self.temporal.mask)
         return self
 
     @property
@@ -238,6 +269,7 @@ class ModelConfig(Config):
             temporal=TemporalConfig(**self.temporal.model_dump()),
             pooling=PoolingConfig(**self.pooling.model_dump()),
             vision=VisionSettings(features=self.vision.features),
+            cache=CacheConfig(**self.cache.model_dump()),
         )
 
     @property

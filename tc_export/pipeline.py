@@ -22,7 +22,7 @@ from tc_export.contracts.graph_io import GRAPHS
 from tc_export.errors import UsageError
 from tc_export.plan.build_memory import memory_limits
 from tc_export.plan.parts import choose_parts
-from tc_export.recipes import Recipe, choose_recipe
+from tc_export.recipes import Recipe, choose_recipe, settings_with_recipe
 from tc_export.runner import Reporter, Stage, run_stages
 from tc_export.stages import (
     answering,
@@ -203,7 +203,8 @@ def _checked(request: BuildRequest) -> tuple[Target, Precisions, Release | None,
     target = load_target(request.target)
     precisions = read_precisions(request.precision, target)
     release = choose_release(target, request.release)
-    read = read_config(request.checkpoint, request.settings)
+    asked = settings_with_recipe(request.settings, request.quantize)
+    read = read_config(request.checkpoint, asked)
     config = read.model
     recipe = choose_recipe(request.quantize, read.recipe, target, request.release)
     check_tokenizer_is_there(request.checkpoint)

@@ -69,11 +69,13 @@ def export_small(
     precision: DType = DType.FLOAT32,
     temporal: dict[str, Any] | None = None,
     text: dict[str, Any] | None = None,
+    kv: str = "16",
 ) -> Exported:
     """Save a small checkpoint of `family`, and export it."""
     source = save_small(folder / "checkpoint", family, dtype=stored, text=text)
     settings = {"gamma": 0.5, **(temporal or {})}
-    edit_config(source, lambda document: document.update(temporal=settings))
+    cache = {} if kv == "16" else {"cache": {"kv": kv}}
+    edit_config(source, lambda document: document.update(temporal=settings, **cache))
     checkpoint = open_checkpoint(source)
     reports = [export_graph(name, checkpoint, precision, folder) for name in GRAPHS]
     return Exported(checkpoint, folder, *reports)

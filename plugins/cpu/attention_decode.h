@@ -29,17 +29,18 @@ inline void prefetch(const T*, int64_t) {}
 
 // S[row][key] = scale * Q[row] . K[key], in units where weights are powers of two. The block's
 // values, which come next, are fetched on the way: a memory that waits is time lost.
-template <int R, class T>
-inline void score_rows(float* scores, const float* queries, const T* keys, const T* values,
+template <int R, class Rows>
+inline void score_rows(float* scores, const float* queries, const Rows& keys, const Rows& values,
                        int64_t n, int64_t D, float scale) {
   for (int64_t i = 0; i < n; ++i) {
-    prefetch(values + i * D, D);
+    prefetch(stored(values) + i * D, D);
     Vec sums[R] = {};
     for (int64_t d = 0; d < D; d += kLanes) {
-      const Vec key = load(keys + i * D + d);
+      const Vec key = load(stored(keys) + i * D + d);
       for (int r = 0; r < R; ++r) sums[r] += load(queries + r * D + d) * key;
     }
-    for (int r = 0; r < R; ++r) scores[r * kScoreStride + i] = sum_of_lanes(sums[r]) * scale;
+    const float factor = scale * scale_of(keys, i);
+    for (int r = 0; r < R; ++r) scores[r * kScoreStride + i] = sum_of_lanes(sums[r]) * factor;
   }
 }
 
@@ -86,8 +87,8 @@ inline void softmax_row(RowState& state, float* scores, float* out_D, int64_t n,
 }
 
 // R rows, of which the last ones may be there only to fill up.
-template <int R, class T>
-bool attend_decode_rows(const Task<T>& task) {
+template <int R, class T, class Rows>
+bool attend_decode_rows(const Task<T, Rows>& task) {
   const tc_cpu::AttentionPlan& plan = task.plan;
   const int64_t D = plan.args.head_dim;
   Scratch scratch(2 * R * D + R * kScoreStride);
@@ -102,13 +103,14 @@ bool attend_decode_rows(const Task<T>& task) {
 
   for (int64_t first = task.key_begin; first < task.key_end; first += kKeyBlock) {
     const int64_t n = smaller(kKeyBlock, task.key_end - first);
-    score_rows<R>(scores, queries, task.key + first * D, task.value + first * D, n, D,
-                  plan.args.scale * kLog2E);
+    const Rows keys = rows_from(task.key, first, D), values = rows_from(task.value, first, D);
+    score_rows<R>(scores, queries, keys, values, n, D, plan.args.scale * kLog2E);
     for (int64_t r = 0; r < task.rows; ++r) {
       const int64_t visible = larger(0, smaller(n, task.ends[r] - first));
       softmax_row(states[r], scores + r * kScoreStride, out + r * D, visible, D);
+      multiply_by_scales(scores + r * kScoreStride, values, visible);
     }
-    value_rows<R, kAccumulators / R>(out, scores, task.value + first * D, n, D, 0);
+    value_rows<R, kAccumulators / R>(out, scores, stored(values), n, D, 0);
   }
   for (int64_t r = 0; r < task.rows; ++r) {
     task.finish(r, out + r * D, states[r].maximum, states[r].weight);
@@ -117,9 +119,9 @@ bool attend_decode_rows(const Task<T>& task) {
 }
 
 // At most kMostDecodeRows rows; D is a multiple of kLanes.
-template <class T>
+template <class T, class Rows = const T*>
 bool attend_decode(const tc_cpu::AttentionPlan& plan, int64_t task_index) {
-  const Task<T> task(plan, task_index);
+  const Task<T, Rows> task(plan, task_index);
   if (task.rows == 1) return attend_decode_rows<1>(task);
   if (task.rows == 2) return attend_decode_rows<2>(task);
   return task.rows <= 4 ? attend_decode_rows<4>(task) : attend_decode_rows<kMostDecodeRows>(task);

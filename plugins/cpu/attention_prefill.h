@@ -40,6 +40,21 @@ inline const float* prepare_values(const T* value, int64_t keys, int64_t D, floa
   return prepare_keys(value, keys, D, scratch);
 }
 
+inline const float* prepare_keys(const Int8Rows& key, int64_t keys, int64_t D, float* scratch) {
+  for (int64_t i = 0; i < keys; ++i) {
+    const int8_t* codes = key.codes + i * D;
+    float* to = scratch + i * D;
+    int64_t d = 0;
+    for (; d + kLanes <= D; d += kLanes) store(to + d, load(codes + d) * key.scales[i]);
+    for (; d < D; ++d) to[d] = codes[d] * key.scales[i];
+  }
+  return scratch;
+}
+inline const float* prepare_values(const Int8Rows& value, int64_t keys, int64_t D,
+                                   float* scratch) {
+  return prepare_keys(value, keys, D, scratch);
+}
+
 template <class T>
 inline void pack_query(float* to, const T* query, int64_t D) {
   for (int64_t d = 0; d < D; ++d) to[d * kPanel] = load_one(query + d);
@@ -174,8 +189,8 @@ inline void softmax_block(PanelState& state, Vec (&correction)[V], float* scores
   }
 }
 
-template <class T>
-inline PanelState start_panel(const Task<T>& task, int64_t first) {
+template <class T, class Rows>
+inline PanelState start_panel(const Task<T, Rows>& task, int64_t first) {
   PanelState state;
   const int64_t rows = smaller(kPanel, task.rows - first);
   state.vectors = ceil_divide(rows, kLanes);
@@ -197,8 +212,8 @@ inline PanelState start_panel(const Task<T>& task, int64_t first) {
 }
 
 // Rows come out of the panels one at a time: transposed, divided by their weight, rounded.
-template <class T>
-inline void finish_panels(const Task<T>& task, const PanelState* states, const float* out,
+template <class T, class Rows>
+inline void finish_panels(const Task<T, Rows>& task, const PanelState* states, const float* out,
                           float* row_D) {
   const int64_t D = task.plan.args.head_dim;
   for (int64_t row = 0; row < task.rows; ++row) {
@@ -212,9 +227,9 @@ inline void finish_panels(const Task<T>& task, const PanelState* states, const f
 }
 
 // E: the Element in which the products are taken; D is a multiple of its depth.
-template <class T, class E>
+template <class T, class E, class Rows = const T*>
 bool attend_prefill(const tc_cpu::AttentionPlan& plan, int64_t task_index) {
-  const Task<T> task(plan, task_index);
+  const Task<T, Rows> task(plan, task_index);
   const int64_t D = plan.args.head_dim;
   const int64_t steps = D / depth(static_cast<E*>(nullptr));
   const int64_t panels = ceil_divide(task.rows, kPanel);
@@ -238,12 +253,12 @@ bool attend_prefill(const tc_cpu::AttentionPlan& plan, int64_t task_index) {
 
   for (int64_t first = task.key_begin; first < task.key_end; first += kKeyBlock) {
     const int64_t block = smaller(kKeyBlock, task.key_end - first);
-    const E* keys = prepare_keys(task.key + first * D, block, D, key_scratch);
-    const E* values = prepare_values(task.value + first * D, block, D, value_scratch);
+    const E* keys = prepare_keys(rows_from(task.key, first, D), block, D, key_scratch);
+    const E* values = prepare_values(rows_from(task.value, first, D), block, D, value_scratch);
     // While the panels go over this block, a little at a time is asked for of the next one.
     const int64_t next = first + block, after = smaller(next + kKeyBlock, task.key_end);
-    const Prefetch next_keys(task.key + next * D, task.key + after * D);
-    const Prefetch next_values(task.value + next * D, task.value + after * D);
+    const Prefetch next_keys(stored(task.key) + next * D, stored(task.key) + after * D);
+    const Prefetch next_values(stored(task.value) + next * D, stored(task.value) + after * D);
     for (int64_t p = 0; p < panels; ++p) {
       PanelState& state = states[p];
       const int64_t n = smaller(block, state.longest - first);

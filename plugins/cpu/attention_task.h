@@ -5,6 +5,7 @@
 #ifndef TC_CPU_ATTENTION_TASK_H
 #define TC_CPU_ATTENTION_TASK_H
 
+#include "cache_rows.h"
 #include "isa_kernels.h"
 #include "simd.h"
 
@@ -14,15 +15,32 @@ constexpr int64_t kKeyBlock = tc_cpu::AttentionPlan::kKeyBlock;
 constexpr int64_t kMostTileRows = tc_cpu::AttentionPlan::kMostTileRows;
 constexpr float kLog2E = 1.44269504f;
 
-// One tile of query rows of one K/V head against one part of the keys. T is the stored type.
+// The cache of one head.
 template <class T>
+inline void open_cache(const tc_cpu::AttentionPlan& p, int64_t head, const T*& key,
+                       const T*& value) {
+  const int64_t offset = head * p.args.cache_rows * p.args.head_dim;
+  key = static_cast<const T*>(p.args.present_key) + offset;
+  value = static_cast<const T*>(p.args.present_value) + offset;
+}
+inline void open_cache(const tc_cpu::AttentionPlan& p, int64_t head, Int8Rows& key,
+                       Int8Rows& value) {
+  const int64_t rows = head * p.args.cache_rows;
+  open_cache(p, head, key.codes, value.codes);
+  key.scales = p.key_scales + rows;
+  value.scales = p.value_scales + rows;
+}
+
+// One tile of query rows of one K/V head against one part of the keys. T is the type of q and y,
+// Rows that of the cache (cache_rows.h).
+template <class T, class Rows = const T*>
 struct Task {
   const tc_cpu::AttentionPlan& plan;
   int64_t tile;  // of all tiles of all heads
   int64_t batch, kv_head, first_row, rows;
   int64_t key_begin, key_end;   // key_end: also at most the largest kv_end of the rows
-  const T* key;                 // [C, D]
-  const T* value;               // [C, D]
+  Rows key;                     // [C, D]
+  Rows value;                   // [C, D]
   float* partial;               // null when this task has all the keys of its rows
   int32_t ends[kMostTileRows];  // kv_end of each row, within [0, C]
 
@@ -32,9 +50,7 @@ struct Task {
     const int64_t heads = p.args.batch * p.args.kv_heads;
     const int64_t head = task / p.splits % heads;
     locate(head * p.tiles + (p.tiles - 1 - task / p.splits / heads));
-    const int64_t cache_offset = head * p.args.cache_rows * p.args.head_dim;
-    key = static_cast<const T*>(p.args.present_key) + cache_offset;
-    value = static_cast<const T*>(p.args.present_value) + cache_offset;
+    open_cache(p, head, key, value);
     int64_t longest = 0;
     for (int64_t row = 0; row < rows; ++row) {
       ends[row] = row_end(row);

@@ -16,6 +16,9 @@ namespace tc_cpu {
 // the number of threads, so the result does not either.
 struct AttentionPlan {
   tc_attention_args args;
+  // Of a cache in int8, the scales of its rows [B, K, C]; null of one in the type of q.
+  const float* key_scales;
+  const float* value_scales;
   int64_t group;         // query heads that share a K/V head
   int64_t rows;          // tokens * group
   int64_t tile_rows;     // rows of a tile, a multiple of kRowStep
@@ -44,6 +47,8 @@ struct IsaKernels {
   bool (*attend)(const AttentionPlan& plan, int64_t task);
   bool (*combine)(const AttentionPlan& plan, int64_t tile);  // of all tiles of all heads
   bool (*rotate)(const RopePlan& plan, int64_t task);
+  // One row of D numbers in int8, with its scale.
+  void (*quantize)(tc_dtype dtype, const void* row_D, int64_t D, int8_t* codes_D, float* scale);
 };
 
 extern const IsaKernels kPortable;

@@ -40,14 +40,22 @@ bool attend_stored<Bf16>(const tc_cpu::AttentionPlan& plan, int64_t task) {
 }
 #endif
 
+// Over a cache in int8, all is computed in float32.
+template <class T>
+bool attend_int8(const tc_cpu::AttentionPlan& plan, int64_t task) {
+  if (is_decode(plan)) return attend_decode<T, Int8Rows>(plan, task);
+  return attend_prefill<T, float, Int8Rows>(plan, task);
+}
+
 static bool attend(const tc_cpu::AttentionPlan& plan, int64_t task) {
+  const bool is_int8 = plan.key_scales != nullptr;
   switch (plan.args.dtype) {
     case TC_FLOAT16:
-      return attend_stored<Half>(plan, task);
+      return is_int8 ? attend_int8<Half>(plan, task) : attend_stored<Half>(plan, task);
     case TC_BFLOAT16:
-      return attend_stored<Bf16>(plan, task);
+      return is_int8 ? attend_int8<Bf16>(plan, task) : attend_stored<Bf16>(plan, task);
     default:
-      return attend_stored<float>(plan, task);
+      return is_int8 ? attend_int8<float>(plan, task) : attend_stored<float>(plan, task);
   }
 }
 
@@ -105,7 +113,19 @@ static bool rotate_any(const tc_cpu::RopePlan& plan, int64_t task) {
   }
 }
 
+static void quantize_any(tc_dtype dtype, const void* row_D, int64_t D, int8_t* codes_D,
+                         float* scale) {
+  switch (dtype) {
+    case TC_FLOAT16:
+      return quantize_row(static_cast<const Half*>(row_D), D, codes_D, scale);
+    case TC_BFLOAT16:
+      return quantize_row(static_cast<const Bf16*>(row_D), D, codes_D, scale);
+    default:
+      return quantize_row(static_cast<const float*>(row_D), D, codes_D, scale);
+  }
+}
+
 }  // namespace TC_ISA
 
 const tc_cpu::IsaKernels tc_cpu::TC_ISA_TABLE = {TC_ISA::attend, TC_ISA::combine,
-                                                 TC_ISA::rotate_any};
+                                                 TC_ISA::rotate_any, TC_ISA::quantize_any};

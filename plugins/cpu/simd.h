@@ -21,6 +21,7 @@ typedef float Vec __attribute__((vector_size(TC_VECTOR_BYTES)));
 typedef int32_t IntVec __attribute__((vector_size(TC_VECTOR_BYTES)));
 typedef uint32_t BitVec __attribute__((vector_size(TC_VECTOR_BYTES)));
 typedef uint16_t ShortVec __attribute__((vector_size(TC_VECTOR_BYTES / 2)));
+typedef int8_t ByteVec __attribute__((vector_size(TC_VECTOR_BYTES / 4)));
 
 // 16-bit floating-point numbers as they lie in memory.
 struct Half {
@@ -99,6 +100,9 @@ inline void store_shorts(void* to, BitVec bits) {
 
 inline Vec load(const float* from) { return load_bits<Vec>(from); }
 inline Vec load(const Bf16* from) { return widen_bf16(load_shorts(from)); }
+inline Vec load(const int8_t* from) {
+  return __builtin_convertvector(load_bits<ByteVec>(from), Vec);
+}
 inline Vec load(const Half* from) { return widen_half(load_shorts(from)); }
 
 inline void store(float* to, Vec x) { store_bits(to, x); }
@@ -107,6 +111,7 @@ inline void store(Half* to, Vec x) { store_shorts(to, narrow_half(x)); }
 
 // One number at a time, for tails.
 inline float load_one(const float* from) { return *from; }
+inline float load_one(const int8_t* from) { return *from; }
 inline float load_one(const Bf16* from) { return widen_bf16(BitVec{} + from->bits)[0]; }
 inline float load_one(const Half* from) { return widen_half(BitVec{} + from->bits)[0]; }
 

@@ -102,9 +102,7 @@ bool none_null(std::initializer_list<const void*> pointers) {
   return std::find(pointers.begin(), pointers.end(), nullptr) == pointers.end();
 }
 
-tc_status check(const tc_attention_args* args) {
-  if (args == nullptr) return TC_INVALID_ARGUMENT;
-  const tc_attention_args& a = *args;
+tc_status check(const tc_attention_args& a) {
   if (!none_null({a.q, a.k, a.v, a.kv_end, a.slots, a.past_key, a.past_value, a.y, a.present_key,
                   a.present_value}) ||
       !countable({a.batch, a.q_heads, a.tokens, a.head_dim}) ||
@@ -123,6 +121,13 @@ tc_status check(const tc_attention_args* args) {
   if (std::any_of(a.kv_end, a.kv_end + a.batch * a.tokens, beyond)) return TC_KV_END_OUT_OF_RANGE;
 #endif
   return TC_OK;
+}
+
+// The part of the arguments that both kinds of cache have; pointers to a cache in int8 among them.
+tc_attention_args common(const tc_attention_int8_args& a) {
+  return {a.dtype,  a.batch, a.q_heads, a.kv_heads,  a.tokens,      a.cache_rows, a.head_dim,
+          a.scale,  a.q,     a.k,       a.v,         a.kv_end,      a.slots,      a.past_key,
+          a.past_value, a.y, a.present_key, a.present_value};
 }
 
 tc_status check(const tc_dual_rope_args* args) {
@@ -163,36 +168,74 @@ void on_this_thread(void*, size_t n, void (*task)(void* data, size_t i), void* d
 
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Brings the cache from past to present, a chunk of rows of one head a task: copied unless it is
-// the same buffer, then overwritten with the rows of this call. Slot -1 is left unwritten.
-bool write_cache(const tc_attention_args& a, tc_parallel_for parallel_for, void* context) {
+// Rows of a cache, of all heads, before and after the call.
+struct CachePart {
+  const void* past;
+  void* present;
+  int64_t row_bytes;
+
+  char* row(int64_t index) const { return static_cast<char*>(present) + index * row_bytes; }
+
+  // Unless both are the same buffer.
+  void copy(int64_t first, int64_t rows) const {
+    if (past == present) return;
+    std::memcpy(row(first), static_cast<const char*>(past) + first * row_bytes, rows * row_bytes);
+  }
+};
+
+// Brings the cache from past to present, a chunk of rows of one head a task: its parts are copied
+// unless they are in place, then write(head, token, row) overwrites the rows of this call, counted
+// over all heads. Slot -1 is left unwritten.
+template <class Write>
+bool write_cache(const tc_attention_args& a, std::initializer_list<CachePart> parts,
+                 tc_parallel_for parallel_for, void* context, const Write& write) {
   constexpr int64_t kChunkRows = 4096;
   constexpr int64_t kFewTokens = 64;
-  const bool copied = a.past_key != a.present_key || a.past_value != a.present_value;
+  const bool copied = std::any_of(parts.begin(), parts.end(), [](const CachePart& part) {
+    return part.past != part.present;
+  });
   if (!copied && a.tokens <= kFewTokens) parallel_for = on_this_thread;
-  const int64_t row_bytes = a.head_dim * bytes(a.dtype);
   const int64_t chunks = ceil_divide(a.cache_rows, kChunkRows);
-  const auto write = [&](int64_t head, int64_t begin, int64_t end, const void* from,
-                         const void* past, void* present) {
-    char* rows = static_cast<char*>(present) + head * a.cache_rows * row_bytes;
-    if (past != present) {
-      const char* source = static_cast<const char*>(past) + head * a.cache_rows * row_bytes;
-      std::memcpy(rows + begin * row_bytes, source + begin * row_bytes, (end - begin) * row_bytes);
-    }
-    const int64_t* slots = a.slots + head / a.kv_heads * a.tokens;
-    const char* news = static_cast<const char*>(from) + head * a.tokens * row_bytes;
-    for (int64_t token = 0; token < a.tokens; ++token) {
-      if (slots[token] < begin || slots[token] >= end) continue;
-      std::memcpy(rows + slots[token] * row_bytes, news + token * row_bytes, row_bytes);
-    }
-  };
   return run(parallel_for, context, a.batch * a.kv_heads * chunks, [&](int64_t i) {
+    const int64_t head = i / chunks, first_row = head * a.cache_rows;
     const int64_t begin = i % chunks * kChunkRows;
     const int64_t end = std::min(begin + kChunkRows, a.cache_rows);
-    write(i / chunks, begin, end, a.k, a.past_key, a.present_key);
-    write(i / chunks, begin, end, a.v, a.past_value, a.present_value);
+    for (const CachePart& part : parts) part.copy(first_row + begin, end - begin);
+    const int64_t* slots = a.slots + head / a.kv_heads * a.tokens;
+    for (int64_t token = 0; token < a.tokens; ++token) {
+      if (slots[token] < begin || slots[token] >= end) continue;
+      write(head * a.tokens + token, first_row + slots[token]);
+    }
     return true;
   });
+}
+
+bool write_plain_cache(const tc_attention_args& a, tc_parallel_for parallel_for, void* context) {
+  const int64_t row_bytes = a.head_dim * bytes(a.dtype);
+  const CachePart keys{a.past_key, a.present_key, row_bytes};
+  const CachePart values{a.past_value, a.present_value, row_bytes};
+  const auto write = [&](int64_t from, int64_t row) {
+    std::memcpy(keys.row(row), static_cast<const char*>(a.k) + from * row_bytes, row_bytes);
+    std::memcpy(values.row(row), static_cast<const char*>(a.v) + from * row_bytes, row_bytes);
+  };
+  return write_cache(a, {keys, values}, parallel_for, context, write);
+}
+
+bool write_int8_cache(const tc_attention_int8_args& a, const IsaKernels& kernels,
+                      tc_parallel_for parallel_for, void* context) {
+  const int64_t row_bytes = a.head_dim * bytes(a.dtype);
+  const auto write = [&](int64_t from, int64_t row) {
+    kernels.quantize(a.dtype, static_cast<const char*>(a.k) + from * row_bytes, a.head_dim,
+                     a.present_key + row * a.head_dim, a.present_key_scale + row);
+    kernels.quantize(a.dtype, static_cast<const char*>(a.v) + from * row_bytes, a.head_dim,
+                     a.present_value + row * a.head_dim, a.present_value_scale + row);
+  };
+  return write_cache(common(a),
+                     {{a.past_key, a.present_key, a.head_dim},
+                      {a.past_value, a.present_value, a.head_dim},
+                      {a.past_key_scale, a.present_key_scale, sizeof(float)},
+                      {a.past_value_scale, a.present_value_scale, sizeof(float)}},
+                     parallel_for, context, write);
 }
 
 AttentionPlan make_plan(const tc_attention_args& a) {
@@ -225,6 +268,27 @@ AttentionPlan make_plan(const tc_attention_args& a) {
   return plan;
 }
 
+// Attends to a cache; write() writes it first, once there is memory for the rest.
+template <class Write>
+tc_status attend(AttentionPlan plan, const IsaKernels& kernels, tc_parallel_for parallel_for,
+                 void* context, const Write& write) {
+  const int64_t tiles = plan.args.batch * plan.args.kv_heads * plan.tiles;
+  std::unique_ptr<float[]> partials;
+  if (plan.splits > 1) {
+    partials.reset(new (std::nothrow) float[tiles * plan.splits * plan.partial_floats()]);
+    if (!partials) return TC_OUT_OF_MEMORY;
+    plan.partials = partials.get();
+  }
+  write();
+  bool done = run(parallel_for, context, tiles * plan.splits,
+                  [&](int64_t task) { return kernels.attend(plan, task); });
+  if (done && plan.splits > 1) {
+    done = run(on_this_thread, nullptr, tiles,
+               [&](int64_t tile) { return kernels.combine(plan, tile); });
+  }
+  return done ? TC_OK : TC_OUT_OF_MEMORY;
+}
+
 }  // namespace
 
 extern "C" {
@@ -238,28 +302,32 @@ const char* tc_ops_version(void) { return TC_OPS_VERSION; }
 
 tc_status tc_cpu_block_causal_attention_on(tc_cpu_isa isa, const tc_attention_args* args,
                                            tc_parallel_for parallel_for, void* context) {
-  const tc_status status = check(args);
+  if (args == nullptr) return TC_INVALID_ARGUMENT;
+  const tc_status status = check(*args);
   if (status != TC_OK) return status;
   if (parallel_for == nullptr) return TC_INVALID_ARGUMENT;
   const Isa* found = find_isa(isa);
   if (found == nullptr) return TC_UNSUPPORTED;
+  return attend(make_plan(*args), *found->kernels, parallel_for, context,
+                [&] { write_plain_cache(*args, parallel_for, context); });
+}
 
-  AttentionPlan plan = make_plan(*args);
-  const int64_t tiles = args->batch * args->kv_heads * plan.tiles;
-  std::unique_ptr<float[]> partials;
-  if (plan.splits > 1) {
-    partials.reset(new (std::nothrow) float[tiles * plan.splits * plan.partial_floats()]);
-    if (!partials) return TC_OUT_OF_MEMORY;
-    plan.partials = partials.get();
+tc_status tc_cpu_block_causal_attention_int8_on(tc_cpu_isa isa, const tc_attention_int8_args* args,
+                                                tc_parallel_for parallel_for, void* context) {
+  if (args == nullptr || !none_null({args->past_key_scale, args->past_value_scale,
+                                     args->present_key_scale, args->present_value_scale})) {
+    return TC_INVALID_ARGUMENT;
   }
-  write_cache(*args, parallel_for, context);
-  bool done = run(parallel_for, context, tiles * plan.splits,
-                  [&](int64_t task) { return found->kernels->attend(plan, task); });
-  if (done && plan.splits > 1) {
-    done = run(on_this_thread, nullptr, tiles,
-               [&](int64_t tile) { return found->kernels->combine(plan, tile); });
-  }
-  return done ? TC_OK : TC_OUT_OF_MEMORY;
+  const tc_status status = check(common(*args));
+  if (status != TC_OK) return status;
+  if (parallel_for == nullptr) return TC_INVALID_ARGUMENT;
+  const Isa* found = find_isa(isa);
+  if (found == nullptr) return TC_UNSUPPORTED;
+  AttentionPlan plan = make_plan(common(*args));
+  plan.key_scales = args->present_key_scale;
+  plan.value_scales = args->present_value_scale;
+  return attend(plan, *found->kernels, parallel_for, context,
+                [&] { write_int8_cache(*args, *found->kernels, parallel_for, context); });
 }
 
 tc_status tc_cpu_dual_rope_on(tc_cpu_isa isa, const tc_dual_rope_args* args,
@@ -280,6 +348,11 @@ tc_status tc_cpu_dual_rope_on(tc_cpu_isa isa, const tc_dual_rope_args* args,
 tc_status tc_cpu_block_causal_attention(const tc_attention_args* args, tc_parallel_for parallel_for,
                                         void* context) {
   return tc_cpu_block_causal_attention_on(TC_ISA_BEST, args, parallel_for, context);
+}
+
+tc_status tc_cpu_block_causal_attention_int8(const tc_attention_int8_args* args,
+                                             tc_parallel_for parallel_for, void* context) {
+  return tc_cpu_block_causal_attention_int8_on(TC_ISA_BEST, args, parallel_for, context);
 }
 
 tc_status tc_cpu_dual_rope(const tc_dual_rope_args* args, tc_parallel_for parallel_for,

@@ -27,6 +27,10 @@ TC_API const char* tc_cpu_isa_name(tc_cpu_isa isa);
 /* The ops on an instruction set of the caller's choice; TC_UNSUPPORTED when it is not there. */
 TC_API tc_status tc_cpu_block_causal_attention_on(tc_cpu_isa isa, const tc_attention_args* args,
                                                   tc_parallel_for parallel_for, void* context);
+TC_API tc_status tc_cpu_block_causal_attention_int8_on(tc_cpu_isa isa,
+                                                       const tc_attention_int8_args* args,
+                                                       tc_parallel_for parallel_for,
+                                                       void* context);
 TC_API tc_status tc_cpu_dual_rope_on(tc_cpu_isa isa, const tc_dual_rope_args* args,
                                      tc_parallel_for parallel_for, void* context);
 

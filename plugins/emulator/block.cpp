@@ -279,21 +279,21 @@ void Block::write_shared(const void* address, std::size_t bytes) {
   for (std::size_t i = 0; i < bytes / kWordBytes; ++i) mark_written(words[i]);
 }
 
-void Block::begin_copy(void* destination, const void* source, bool fill) {
-  Word* words = words_at(destination, kCopyBytes);
-  for (int i = 0; i < kCopyBytes / kWordBytes; ++i) {
+void Block::begin_copy(void* destination, const void* source, std::size_t bytes, bool fill) {
+  Word* words = words_at(destination, bytes);
+  for (std::size_t i = 0; i < bytes / kWordBytes; ++i) {
     mark_written(words[i]);
     words[i].copies_in_flight++;
   }
   if (!fill) {
-    if (reinterpret_cast<std::uintptr_t>(source) % kCopyBytes != 0) {
-      violate("misaligned: cp.async from %p", source);
+    if (reinterpret_cast<std::uintptr_t>(source) % bytes != 0) {
+      violate("misaligned: cp.async of %zu bytes from %p", bytes, source);
     }
-    check_global(source, kCopyBytes, false);
+    check_global(source, bytes, false);
   }
-  std::memset(destination, kPoison, kCopyBytes);
-  thread->copies.push_back(
-      {static_cast<unsigned char*>(destination), fill ? nullptr : source, thread->open_group});
+  std::memset(destination, kPoison, bytes);
+  thread->copies.push_back({static_cast<unsigned char*>(destination), fill ? nullptr : source,
+                            bytes, thread->open_group});
 }
 
 // Copies land as late as they may: when they are waited for.
@@ -301,15 +301,15 @@ void Block::wait_copies(int groups_left) {
   const int last = thread->open_group - groups_left;
   auto landed = [&](const PendingCopy& copy) {
     if (copy.group >= last) return false;
-    Word* words = words_at(copy.destination, kCopyBytes);
-    for (int i = 0; i < kCopyBytes / kWordBytes; ++i) {
+    Word* words = words_at(copy.destination, copy.bytes);
+    for (std::size_t i = 0; i < copy.bytes / kWordBytes; ++i) {
       words[i].copies_in_flight--;
       mark_written(words[i]);
     }
     if (copy.source != nullptr) {
-      std::memcpy(copy.destination, copy.source, kCopyBytes);
+      std::memcpy(copy.destination, copy.source, copy.bytes);
     } else {
-      std::memset(copy.destination, 0, kCopyBytes);
+      std::memset(copy.destination, 0, copy.bytes);
     }
     return true;
   };

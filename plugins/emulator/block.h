@@ -25,7 +25,6 @@ namespace emulator {
 
 constexpr int kWarpSize = 32;
 constexpr int kWordBytes = 4;
-constexpr int kCopyBytes = 16;  // of one cp.async
 
 struct Index {
   unsigned x = 0;
@@ -35,6 +34,7 @@ struct Index {
 struct PendingCopy {
   unsigned char* destination;
   const void* source;
+  std::size_t bytes;
   int group;
 };
 
@@ -91,7 +91,7 @@ class Block {
   void collective(const char* name, void* argument, void (*complete)(void** arguments));
   void read_shared(const void* address, std::size_t bytes);
   void write_shared(const void* address, std::size_t bytes);
-  void begin_copy(void* destination, const void* source, bool fill);
+  void begin_copy(void* destination, const void* source, std::size_t bytes, bool fill);
   void wait_copies(int groups_left);
   // Does not return. Not declared so: before such a call AddressSanitizer cleans up the stack of
   // the OS thread, which is not the one that a fiber runs on.

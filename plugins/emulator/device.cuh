@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "block.h"
@@ -82,6 +83,25 @@ inline float exp2_approx(float x) { return std::exp2(x); }
 // Each operation rounded by itself, as PyTorch does (the build switches contraction off).
 inline float multiply_rounded(float a, float b) { return a * b; }
 inline float add_rounded(float a, float b) { return a + b; }
+inline float divide_rounded(float a, float b) { return a / b; }
+
+// Ties go to even, which is the mode that a process starts in.
+inline int nearest_integer(float x) {
+  if (std::isnan(x)) return 0;
+  using Int = std::numeric_limits<int>;
+  return static_cast<int>(std::clamp<double>(std::nearbyint(x), Int::min(), Int::max()));
+}
+
+inline std::uint32_t float_bits(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline float bits_float(std::uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
 
 inline unsigned char* dynamic_shared_memory() { return emulator::current_block().shared; }
 
@@ -107,7 +127,10 @@ inline void store_shared(V* address, V value) {
 }
 
 inline void copy_async_16(void* shared, const void* global, bool valid) {
-  emulator::current_block().begin_copy(shared, global, !valid);
+  emulator::current_block().begin_copy(shared, global, 16, !valid);
+}
+inline void copy_async_4(void* shared, const void* global, bool valid) {
+  emulator::current_block().begin_copy(shared, global, 4, !valid);
 }
 inline void commit_copies() { emulator::current_block().thread->open_group++; }
 template <int GroupsLeft>

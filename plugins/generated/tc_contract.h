@@ -21,7 +21,7 @@ inline constexpr int64_t kPadding = -1;  // the n, the T and the slot of a paddi
 // The types that T may be: an op's floating-point type, which is that of its input 0.
 inline constexpr std::array kFloatTypes = {TC_FLOAT32, TC_FLOAT16, TC_BFLOAT16};
 
-enum class Type { kT, kFloat32, kInt32, kInt64 };
+enum class Type { kT, kFloat32, kInt32, kInt64, kInt8 };
 
 // `axes` has a letter for each dimension; the same letter is the same length everywhere in an op.
 struct Input {
@@ -97,7 +97,39 @@ struct TcBlockCausalAttention {
   }};
 };
 
-inline constexpr int kOpCount = 2;
+// TcBlockCausalAttention over a cache in int8, with a scale for each row of each head.
+struct TcBlockCausalAttentionInt8 {
+  static constexpr const char* kName = "TcBlockCausalAttentionInt8";
+
+  enum { kQ, kK, kV, kKvEnd, kSlots, kPastKey, kPastValue, kPastKeyScale, kPastValueScale };
+  static constexpr std::array<Input, 9> kInputs = {{
+      {"q", "BHSD", Type::kT},
+      {"k", "BKSD", Type::kT},
+      {"v", "BKSD", Type::kT},
+      {"kv_end", "BS", Type::kInt32},
+      {"slots", "BS", Type::kInt64},
+      {"past_key", "BKCD", Type::kInt8},
+      {"past_value", "BKCD", Type::kInt8},
+      {"past_key_scale", "BKC", Type::kFloat32},
+      {"past_value_scale", "BKC", Type::kFloat32},
+  }};
+
+  enum { kY, kPresentKey, kPresentValue, kPresentKeyScale, kPresentValueScale };
+  static constexpr std::array<Output, 5> kOutputs = {{
+      {"y", kQ, false},
+      {"present_key", kPastKey, true},
+      {"present_value", kPastValue, true},
+      {"present_key_scale", kPastKeyScale, true},
+      {"present_value_scale", kPastValueScale, true},
+  }};
+
+  enum { kScale };
+  static constexpr std::array<Attribute, 1> kAttributes = {{
+      {"scale", true, 0.0f, true},
+  }};
+};
+
+inline constexpr int kOpCount = 3;
 
 }  // namespace tc::contract
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The C interface of the two native ops: what every binding (TensorRT, ONNX Runtime, PyTorch)
+ * The C interface of the native ops: what every binding (TensorRT, ONNX Runtime, PyTorch)
  * calls. Raw pointers, a stream or a thread pool, an error code; no framework. The meaning of each
  * argument is the contract in tc_export/contracts/ops.py; a test holds the structs to it.
  *
@@ -61,6 +61,30 @@ typedef struct {
   void* present_value;    /* [B, K, C, D] */
 } tc_attention_args;
 
+/* The same over a cache in int8: a number of it is its code times the scale of its row. The scale of a
+ * new row is its largest absolute number over 127, in float32, and its codes are its numbers over
+ * that, rounded to the nearest, ties to even; a row of zeros has the scale 0. Each
+ * part of the cache may be updated in place, as above. */
+typedef struct {
+  tc_dtype dtype; /* of q, k, v and y */
+  int64_t batch, q_heads, kv_heads, tokens, cache_rows, head_dim;
+  float scale;
+  const void* q;                 /* [B, H, S, D] */
+  const void* k;                 /* [B, K, S, D] */
+  const void* v;                 /* [B, K, S, D] */
+  const int32_t* kv_end;         /* [B, S] */
+  const int64_t* slots;          /* [B, S] */
+  const int8_t* past_key;        /* [B, K, C, D] */
+  const int8_t* past_value;      /* [B, K, C, D] */
+  const float* past_key_scale;   /* [B, K, C] */
+  const float* past_value_scale; /* [B, K, C] */
+  void* y;                       /* [B, H, S, D] */
+  int8_t* present_key;           /* [B, K, C, D] */
+  int8_t* present_value;         /* [B, K, C, D] */
+  float* present_key_scale;      /* [B, K, C] */
+  float* present_value_scale;    /* [B, K, C] */
+} tc_attention_int8_args;
+
 /* y = x with channel pairs (k, k + R) rotated by (n + gamma T) inv_freq[k]; angles in float32.
  * y may equal x. */
 typedef struct {
@@ -81,6 +105,8 @@ typedef void (*tc_parallel_for)(void* context, size_t n, void (*task)(void* data
 
 TC_API tc_status tc_cpu_block_causal_attention(const tc_attention_args* args,
                                                tc_parallel_for parallel_for, void* context);
+TC_API tc_status tc_cpu_block_causal_attention_int8(const tc_attention_int8_args* args,
+                                                    tc_parallel_for parallel_for, void* context);
 TC_API tc_status tc_cpu_dual_rope(const tc_dual_rope_args* args, tc_parallel_for parallel_for,
                                   void* context);
 
@@ -88,6 +114,10 @@ TC_API tc_status tc_cpu_dual_rope(const tc_dual_rope_args* args, tc_parallel_for
 TC_API size_t tc_cuda_block_causal_attention_workspace(const tc_attention_args* args);
 TC_API tc_status tc_cuda_block_causal_attention(const tc_attention_args* args, void* workspace,
                                                 size_t workspace_bytes, void* stream);
+TC_API size_t tc_cuda_block_causal_attention_int8_workspace(const tc_attention_int8_args* args);
+TC_API tc_status tc_cuda_block_causal_attention_int8(const tc_attention_int8_args* args,
+                                                     void* workspace, size_t workspace_bytes,
+                                                     void* stream);
 TC_API tc_status tc_cuda_dual_rope(const tc_dual_rope_args* args, void* stream);
 
 #ifdef __cplusplus

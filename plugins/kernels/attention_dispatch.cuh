@@ -9,13 +9,14 @@
 #include <type_traits>
 
 #include "attention_tile.cuh"
+#include "launchers.h"
 
 namespace tc {
 
 template <int D>
 using HeadSize = std::integral_constant<int, D>;
 
-// Calls `function(T{}, HeadSize<D>{})` with the type and head size of the arguments.
+// Calls `function(T{}, HeadSize<D>{})` with the type of q and the head size of the arguments.
 template <class Function>
 tc_status dispatch(const tc_attention_args& args, Function function) {
   auto of_type = [&](auto type) {
@@ -33,6 +34,12 @@ tc_status dispatch(const tc_attention_args& args, Function function) {
     case TC_BFLOAT16: return of_type(BFloat16{});
     default: return TC_UNSUPPORTED;
   }
+}
+
+// Calls `function(Stored{})` with the type of the cache, that of q or int8_t.
+template <class T, class Function>
+tc_status dispatch_cache(const CacheScales& scales, Function function) {
+  return scales.keys == nullptr ? function(T{}) : function(int8_t{});
 }
 
 inline int64_t packed_rows(const tc_attention_args& args) {
@@ -55,13 +62,16 @@ inline int decode_splits(const tc_attention_args& args) {
   return static_cast<int>(std::max<int64_t>(1, splits));
 }
 
-template <class T>
-AttentionParams<T> make_params(const tc_attention_args& args, int rows_per_block) {
+template <class T, class Stored>
+AttentionParams<T, Stored> make_params(const tc_attention_args& args, const CacheScales& scales,
+                                       int rows_per_block) {
   constexpr float kLog2E = 1.4426950408889634f;
-  AttentionParams<T> p{};
+  AttentionParams<T, Stored> p{};
   p.q = static_cast<const T*>(args.q);
-  p.keys = static_cast<const T*>(args.present_key);
-  p.values = static_cast<const T*>(args.present_value);
+  p.keys = static_cast<const Stored*>(args.present_key);
+  p.values = static_cast<const Stored*>(args.present_value);
+  p.key_scales = scales.keys;
+  p.value_scales = scales.values;
   p.y = static_cast<T*>(args.y);
   p.kv_end = args.kv_end;
   p.kv_heads = static_cast<int>(args.kv_heads);

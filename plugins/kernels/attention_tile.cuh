@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What prefill and decode share: tiles of rows in shared memory, and one warp's work on a tile
-// (scores, mask, online softmax, weighted sum of values).
+// (scores, mask, online softmax, weighted sum of values). How tiles come from the cache is in
+// tile_ring.cuh.
 //
 // Legend: B batch, H query heads, K key/value heads, G = H / K query heads of one key/value head,
 // S tokens of this call, C cache rows, D channels of a head. A *packed row* is one query of one
@@ -26,11 +27,10 @@ namespace tc {
 // The least that an SM offers to one block, over SM 80 to 121 (it is SM 86, 89 and 120).
 constexpr int kSharedBytesLimit = 99 * 1024;
 
+// All but the cache.
 template <class T>
-struct AttentionParams {
+struct QueryParams {
   const T* q;             // [B, H, S, D]
-  const T* keys;          // [B, K, C, D]
-  const T* values;        // [B, K, C, D]
   T* y;                   // [B, H, S, D]
   const int32_t* kv_end;  // [B, S]
   float* partial_sums;    // [B, K, S G, splits, D]; decode only, null for one split
@@ -41,19 +41,28 @@ struct AttentionParams {
   float scale_log2;   // scale times log2(e): softmax in powers of two
 };
 
+// Stored is the type of the cache: T too, or int8_t with scales.
+template <class T, class Stored>
+struct AttentionParams : QueryParams<T> {
+  const Stored* keys;         // [B, K, C, D]
+  const Stored* values;       // [B, K, C, D]
+  const float* key_scales;    // [B, K, C]; null where Stored is T
+  const float* value_scales;  // [B, K, C]; null where Stored is T
+};
+
 // Where a block stands: blockIdx.x counts row blocks (innermost), heads and batches.
 struct Place {
   int batch, kv_head, row_block;
 };
 
 template <class T>
-__device__ __forceinline__ Place locate(const AttentionParams<T>& p, int index) {
+__device__ __forceinline__ Place locate(const QueryParams<T>& p, int index) {
   const int head = index / p.row_blocks;
   return {head / p.kv_heads, head % p.kv_heads, index % p.row_blocks};
 }
 
-template <class T, int D>
-__device__ __forceinline__ int64_t query_offset(const AttentionParams<T>& p, const Place& at,
+template <int D, class T>
+__device__ __forceinline__ int64_t query_offset(const QueryParams<T>& p, const Place& at,
                                                 int packed_row) {
   const int token = packed_row / p.group;
   const int64_t head = int64_t{at.batch * p.kv_heads + at.kv_head} * p.group + packed_row % p.group;
@@ -62,8 +71,7 @@ __device__ __forceinline__ int64_t query_offset(const AttentionParams<T>& p, con
 
 // How many keys a packed row sees; nothing past the last row.
 template <class T>
-__device__ __forceinline__ int row_end(const AttentionParams<T>& p, const Place& at,
-                                       int packed_row) {
+__device__ __forceinline__ int row_end(const QueryParams<T>& p, const Place& at, int packed_row) {
   const int token = packed_row / p.group;
   if (token >= p.tokens) return 0;
   const int end = load_global(p.kv_end + int64_t{at.batch} * p.tokens + token);
@@ -77,7 +85,7 @@ struct KeyRange {
 };
 
 template <int Rows, class T>
-__device__ __forceinline__ KeyRange key_range(const AttentionParams<T>& p, const Place& at,
+__device__ __forceinline__ KeyRange key_range(const QueryParams<T>& p, const Place& at,
                                               int first_row) {
   KeyRange range{0, p.cache_rows};
   for (int row = first_row + threadIdx.x % kWarpSize; row < first_row + Rows; row += kWarpSize) {
@@ -119,48 +127,6 @@ __device__ __forceinline__ void load_rows(T* tile, int valid_rows, RowSource row
     copy_async_16(chunk_at<D>(tile, row, chunk), row_source(valid ? row : 0) + chunk * 8, valid);
   }
 }
-
-// A ring of tiles that K and V pass through in turn: K0 V0 K1 V1 ... While one is worked on, the
-// next `Stages` - 1 are on their way.
-template <class T, int D, int Keys, int Threads, int Stages>
-struct TileRing {
-  static constexpr int kTileSize = Keys * D;
-  static constexpr int kElements = Stages * kTileSize;
-
-  T* tiles;
-  const T* keys;
-  const T* values;
-  int end;    // keys at and past it are not read
-  int count;  // tiles in all, keys and values
-  int tile;   // index of the current one
-
-  __device__ __forceinline__ void start_load(int index) {
-    if (index < count) {
-      const T* source = index % 2 == 0 ? keys : values;
-      const int first = index / 2 * Keys;
-      load_rows<D, Keys, Threads>(tiles + index % Stages * kTileSize, end - first, [&](int row) {
-        return source + int64_t{first + row} * D;
-      });
-    }
-    commit_copies();  // an empty group, too: waiting counts groups
-  }
-
-  // The first `Stages` - 1 loads; what was copied before them lands with the first.
-  __device__ __forceinline__ void start() {
-#pragma unroll
-    for (int i = 0; i < Stages - 1; ++i) start_load(i);
-    tile = 0;
-  }
-
-  // Wait for the next tile. The barrier says two things: all threads' copies of it have landed,
-  // and no thread still reads the tile whose place the load that starts here takes.
-  __device__ __forceinline__ const T* next() {
-    wait_copies<Stages - 2>();
-    __syncthreads();
-    start_load(tile + Stages - 1);
-    return tiles + tile++ % Stages * kTileSize;
-  }
-};
 
 // Of a thread's two rows in each of `RowTiles` blocks of 16: running maximum and sum of softmax.
 // `sum` is this thread's share; the four threads of a row add theirs at the end.

@@ -25,22 +25,29 @@ std::size_t decode_workspace_bytes(const tc_attention_args& args, int splits) {
   return splits == 1 ? 0 : (needed.sums + needed.states) * sizeof(float);
 }
 
-tc_status launch_decode(const tc_attention_args& args, int splits, void* workspace, void* stream) {
+tc_status launch_decode(const tc_attention_args& args, const CacheScales& scales, int splits,
+                        void* workspace, void* stream) {
   return dispatch(args, [&](auto type, auto head_size) {
     using T = decltype(type);
     constexpr int D = decltype(head_size)::value;
     using Shape = DecodeShape<D>;
-    auto p = make_params<T>(args, kDecodeRows);
-    p.splits = splits;
-    if (splits > 1) {
-      p.partial_sums = static_cast<float*>(workspace);
-      p.partial_states = p.partial_sums + workspace_of(args, splits).sums;
-    }
-    const int64_t heads = args.batch * args.kv_heads;
-    const tc_status status = launch(&decode_attention<T, D>, heads * p.row_blocks * splits,
-                                    Shape::kThreads, Shape::kSharedBytes, stream, p);
-    if (status != TC_OK || splits == 1) return status;
-    return launch(&merge_splits<T, D>, heads * packed_rows(args), kMergeThreads, 0, stream, p);
+    return dispatch_cache<T>(scales, [&](auto stored) {
+      using Stored = decltype(stored);
+      auto p = make_params<T, Stored>(args, scales, kDecodeRows);
+      p.splits = splits;
+      if (splits > 1) {
+        p.partial_sums = static_cast<float*>(workspace);
+        p.partial_states = p.partial_sums + workspace_of(args, splits).sums;
+      }
+      const int64_t heads = args.batch * args.kv_heads;
+      const tc_status status =
+          launch(&decode_attention<T, Stored, D>, heads * p.row_blocks * splits, Shape::kThreads,
+                 kDecodeSharedBytes<T, Stored, D>, stream, p);
+      if (status != TC_OK || splits == 1) return status;
+      const QueryParams<T>& queries = p;
+      return launch(&merge_splits<T, D>, heads * packed_rows(args), kMergeThreads, 0, stream,
+                    queries);
+    });
   });
 }
 

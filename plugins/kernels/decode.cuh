@@ -9,7 +9,10 @@
 #ifndef TC_DECODE_CUH
 #define TC_DECODE_CUH
 
+#include <algorithm>
+
 #include "attention_tile.cuh"
+#include "tile_ring.cuh"
 
 namespace tc {
 
@@ -22,15 +25,20 @@ struct DecodeShape {
   static constexpr int kKeys = kWarps * kKeysPerWarp;
   static constexpr int kStages = 2;  // more blocks an SM keep more bytes on their way than stages
   static constexpr int kThreads = kWarps * kWarpSize;
-  static constexpr int kRingBytes = kStages * kKeys * D * 2;
   // A row of float32 sums; eight more put the eight rows of a fragment into different banks.
   static constexpr int kSumStride = D + 8;
   static constexpr int kSumBytes = kWarps * kDecodeRows * kSumStride * 4;
   static constexpr int kStateBytes = kWarps * kDecodeRows * 2 * 4;
-  static constexpr int kSharedBytes =
-      kDecodeRows * D * 2 + kStateBytes + (kRingBytes > kSumBytes ? kRingBytes : kSumBytes);
-  static_assert(kSharedBytes <= kSharedBytesLimit);
 };
+
+template <class T, class Stored, int D, class Shape = DecodeShape<D>>
+using DecodeRing = TileRing<T, Stored, D, Shape::kKeys, Shape::kThreads, Shape::kStages>;
+
+// Sums lie where the ring was.
+template <class T, class Stored, int D>
+constexpr int kDecodeSharedBytes =
+    kDecodeRows * D * static_cast<int>(sizeof(T)) + DecodeShape<D>::kStateBytes +
+    std::max(DecodeRing<T, Stored, D>::kBytes, DecodeShape<D>::kSumBytes);
 
 using FloatPair = Vector<float, 2>;
 
@@ -64,7 +72,7 @@ __device__ __forceinline__ void share_sums(float* sums, float* states,
 
 // Add the warps' shares up, and write y, or this split's part of it.
 template <class T, int D>
-__device__ __forceinline__ void write_rows(const AttentionParams<T>& p, const Place& at, int split,
+__device__ __forceinline__ void write_rows(const QueryParams<T>& p, const Place& at, int split,
                                            const float* sums, const float* states) {
   using Shape = DecodeShape<D>;
   const int rows = p.tokens * p.group;
@@ -91,7 +99,7 @@ __device__ __forceinline__ void write_rows(const AttentionParams<T>& p, const Pl
     }
     if (p.splits == 1) {
       const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-      store_pair(p.y + query_offset<T, D>(p, at, packed_row) + channel, first * inverse,
+      store_pair(p.y + query_offset<D>(p, at, packed_row) + channel, first * inverse,
                  second * inverse);
       continue;
     }
@@ -108,10 +116,11 @@ __device__ __forceinline__ void write_rows(const AttentionParams<T>& p, const Pl
 
 // Two blocks an SM is what every SM holds. Said so, ptxas takes the registers that this leaves;
 // left to itself it aims at 128, and spills.
-template <class T, int D>
+template <class T, class Stored, int D>
 __global__ void __launch_bounds__(DecodeShape<D>::kThreads, 2)
-    decode_attention(AttentionParams<T> p) {
+    decode_attention(AttentionParams<T, Stored> p) {
   using Shape = DecodeShape<D>;
+  static_assert(kDecodeSharedBytes<T, Stored, D> <= kSharedBytesLimit);
   constexpr int kKeys = Shape::kKeys, kKeysPerWarp = Shape::kKeysPerWarp;
   const Place at = locate(p, blockIdx.x / p.splits);
   const int split = blockIdx.x % p.splits;
@@ -129,13 +138,11 @@ __global__ void __launch_bounds__(DecodeShape<D>::kThreads, 2)
                                         Shape::kStateBytes);
   load_rows<D, kDecodeRows, Shape::kThreads>(
       queries, p.tokens * p.group - first_row,
-      [&](int row) { return p.q + query_offset<T, D>(p, at, first_row + row); });
+      [&](int row) { return p.q + query_offset<D>(p, at, first_row + row); });
   const int first_key = first_tile * kKeys;
-  const int64_t first_offset =
-      (int64_t{at.batch * p.kv_heads + at.kv_head} * p.cache_rows + first_key) * D;
-  TileRing<T, D, kKeys, Shape::kThreads, Shape::kStages> ring{
-      reinterpret_cast<T*>(sums), p.keys + first_offset, p.values + first_offset,
-      range.most - first_key, 2 * tiles, 0};
+  const int64_t head_row = int64_t{at.batch * p.kv_heads + at.kv_head} * p.cache_rows;
+  DecodeRing<T, Stored, D> ring(reinterpret_cast<T*>(sums), p, head_row + first_key,
+                                range.most - first_key, 2 * tiles);
   ring.start();
 
   const int warp_key = threadIdx.x / kWarpSize * kKeysPerWarp;
@@ -166,7 +173,7 @@ __global__ void __launch_bounds__(DecodeShape<D>::kThreads, 2)
 constexpr int kMergeThreads = 64;
 
 template <class T, int D>
-__global__ void __launch_bounds__(kMergeThreads) merge_splits(AttentionParams<T> p) {
+__global__ void __launch_bounds__(kMergeThreads) merge_splits(QueryParams<T> p) {
   const int rows = p.tokens * p.group;
   const int head = blockIdx.x / rows, packed_row = blockIdx.x % rows;
   const int64_t first_part = int64_t{blockIdx.x} * p.splits;
@@ -191,7 +198,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_splits(AttentionParams<T>
       first += weight * pair.values[0];
       second += weight * pair.values[1];
     }
-    store_pair(p.y + query_offset<T, D>(p, at, packed_row) + channel, first * inverse,
+    store_pair(p.y + query_offset<D>(p, at, packed_row) + channel, first * inverse,
                second * inverse);
   }
 }

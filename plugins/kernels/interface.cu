@@ -47,33 +47,55 @@ tc_status check_sizes(const tc_attention_args& args) {
   return dispatch(args, [](auto, auto) { return TC_OK; });
 }
 
-tc_status attend(const tc_attention_args& args, void* workspace, size_t workspace_bytes,
-                 void* stream) {
-  if (!goes_to_decode(args)) return launch_prefill(args, stream);
-  const int splits = decode_splits(args);
-  const size_t needed = decode_workspace_bytes(args, splits);
-  if (needed > workspace_bytes || (needed > 0 && workspace == nullptr)) return TC_INVALID_ARGUMENT;
-  return launch_decode(args, splits, workspace, stream);
+// What both kinds of cache have in common; pointers to a cache in int8 among them.
+tc_attention_args common(const tc_attention_int8_args& a) {
+  return {a.dtype,  a.batch, a.q_heads, a.kv_heads,  a.tokens,      a.cache_rows, a.head_dim,
+          a.scale,  a.q,     a.k,       a.v,         a.kv_end,      a.slots,      a.past_key,
+          a.past_value, a.y, a.present_key, a.present_value};
 }
 
-tc_status check_attend(const tc_attention_args& args) {
+size_t workspace_bytes_of(const tc_attention_args& args) {
+  return goes_to_decode(args) ? decode_workspace_bytes(args, decode_splits(args)) : 0;
+}
+
+struct Workspace {
+  void* memory;
+  size_t bytes;
+};
+
+// All that is refused is refused before anything is written.
+tc_status check_attend(const tc_attention_args& args, const Workspace& workspace) {
   if (any_null(args.q, args.kv_end, args.present_key, args.present_value, args.y) ||
       !all_aligned(args.q, args.present_key, args.present_value, args.y)) {
     return TC_INVALID_ARGUMENT;
   }
-  return check_sizes(args);
+  const tc_status status = check_sizes(args);
+  if (status != TC_OK) return status;
+  const size_t needed = workspace_bytes_of(args);
+  const bool has_room = needed == 0 || (workspace.memory != nullptr && needed <= workspace.bytes);
+  return has_room ? TC_OK : TC_INVALID_ARGUMENT;
 }
 
+tc_status attend(const tc_attention_args& args, const CacheScales& scales, void* workspace,
+                 void* stream) {
+  if (!goes_to_decode(args)) return launch_prefill(args, scales, stream);
+  return launch_decode(args, scales, decode_splits(args), workspace, stream);
+}
+
+// A part of the cache, before and after the call.
+struct CachePart {
+  void* to;
+  const void* from;
+  int64_t row_bytes;
+};
+
 // The cache before the call becomes the cache after it; nothing to do in place.
-tc_status copy_cache(const tc_attention_args& args, void* stream) {
-  const size_t bytes = args.batch * args.kv_heads * args.cache_rows * args.head_dim * 2;
-  const struct {
-    void* to;
-    const void* from;
-  } copies[] = {{args.present_key, args.past_key}, {args.present_value, args.past_value}};
-  for (const auto& copy : copies) {
-    if (copy.to == copy.from) continue;
-    const tc_status status = copy_on_device(copy.to, copy.from, bytes, stream);
+template <int Count>
+tc_status copy_cache(const tc_attention_args& args, const CachePart (&parts)[Count], void* stream) {
+  const int64_t rows = args.batch * args.kv_heads * args.cache_rows;
+  for (const CachePart& part : parts) {
+    if (part.to == part.from) continue;
+    const tc_status status = copy_on_device(part.to, part.from, rows * part.row_bytes, stream);
     if (status != TC_OK) return status;
   }
   return TC_OK;
@@ -111,15 +133,15 @@ tc_status check_rotation(const tc_rope_and_store_args& args, int64_t heads) {
 extern "C" {
 
 size_t tc_cuda_block_causal_attention_workspace(const tc_attention_args* args) {
-  if (args == nullptr || tc::check_sizes(*args) != TC_OK || !tc::goes_to_decode(*args)) return 0;
-  return tc::decode_workspace_bytes(*args, tc::decode_splits(*args));
+  if (args == nullptr || tc::check_sizes(*args) != TC_OK) return 0;
+  return tc::workspace_bytes_of(*args);
 }
 
 tc_status tc_cuda_attend_cached(const tc_attention_args* args, void* workspace,
                                 size_t workspace_bytes, void* stream) {
   if (args == nullptr) return TC_INVALID_ARGUMENT;
-  const tc_status status = tc::check_attend(*args);
-  return status == TC_OK ? tc::attend(*args, workspace, workspace_bytes, stream) : status;
+  const tc_status status = tc::check_attend(*args, {workspace, workspace_bytes});
+  return status == TC_OK ? tc::attend(*args, {}, workspace, stream) : status;
 }
 
 tc_status tc_cuda_block_causal_attention(const tc_attention_args* args, void* workspace,
@@ -128,10 +150,47 @@ tc_status tc_cuda_block_causal_attention(const tc_attention_args* args, void* wo
       tc::any_null(args->k, args->v, args->slots, args->past_key, args->past_value)) {
     return TC_INVALID_ARGUMENT;
   }
-  tc_status status = tc::check_attend(*args);
-  if (status == TC_OK) status = tc::copy_cache(*args, stream);
+  const int64_t row_bytes = args->head_dim * 2;
+  tc_status status = tc::check_attend(*args, {workspace, workspace_bytes});
+  if (status == TC_OK) {
+    status = tc::copy_cache(*args,
+                            {{args->present_key, args->past_key, row_bytes},
+                             {args->present_value, args->past_value, row_bytes}},
+                            stream);
+  }
   if (status == TC_OK) status = tc::write_cache(*args, stream);
-  return status == TC_OK ? tc::attend(*args, workspace, workspace_bytes, stream) : status;
+  return status == TC_OK ? tc::attend(*args, {}, workspace, stream) : status;
+}
+
+size_t tc_cuda_block_causal_attention_int8_workspace(const tc_attention_int8_args* args) {
+  if (args == nullptr) return 0;
+  const tc_attention_args plain = tc::common(*args);
+  return tc_cuda_block_causal_attention_workspace(&plain);
+}
+
+tc_status tc_cuda_block_causal_attention_int8(const tc_attention_int8_args* args, void* workspace,
+                                              size_t workspace_bytes, void* stream) {
+  if (args == nullptr ||
+      tc::any_null(args->k, args->v, args->slots, args->past_key, args->past_value,
+                   args->past_key_scale, args->past_value_scale, args->present_key_scale,
+                   args->present_value_scale)) {
+    return TC_INVALID_ARGUMENT;
+  }
+  const tc_attention_args plain = tc::common(*args);
+  const int64_t scale_bytes = sizeof(float);
+  tc_status status = tc::check_attend(plain, {workspace, workspace_bytes});
+  if (status == TC_OK) {
+    status = tc::copy_cache(plain,
+                            {{args->present_key, args->past_key, args->head_dim},
+                             {args->present_value, args->past_value, args->head_dim},
+                             {args->present_key_scale, args->past_key_scale, scale_bytes},
+                             {args->present_value_scale, args->past_value_scale, scale_bytes}},
+                            stream);
+  }
+  if (status == TC_OK) status = tc::launch_store_int8(*args, stream);
+  if (status != TC_OK) return status;
+  const tc::CacheScales scales{args->present_key_scale, args->present_value_scale};
+  return tc::attend(plain, scales, workspace, stream);
 }
 
 tc_status tc_cuda_dual_rope(const tc_dual_rope_args* args, void* stream) {

@@ -7,15 +7,18 @@
 
 namespace tc {
 
-tc_status launch_prefill(const tc_attention_args& args, void* stream) {
+tc_status launch_prefill(const tc_attention_args& args, const CacheScales& scales, void* stream) {
   return dispatch(args, [&](auto type, auto head_size) {
     using T = decltype(type);
     constexpr int D = decltype(head_size)::value;
     using Shape = PrefillShape<D>;
-    const auto p = make_params<T>(args, Shape::kRows);
-    const int64_t blocks = args.batch * args.kv_heads * p.row_blocks;
-    return launch(&prefill_attention<T, D>, blocks, Shape::kThreads, Shape::kSharedBytes, stream,
-                  p);
+    return dispatch_cache<T>(scales, [&](auto stored) {
+      using Stored = decltype(stored);
+      const auto p = make_params<T, Stored>(args, scales, Shape::kRows);
+      const int64_t blocks = args.batch * args.kv_heads * p.row_blocks;
+      return launch(&prefill_attention<T, Stored, D>, blocks, Shape::kThreads,
+                    kPrefillSharedBytes<T, Stored, D>, stream, p);
+    });
   });
 }
 

@@ -9,6 +9,7 @@
 #define TC_PREFILL_CUH
 
 #include "attention_tile.cuh"
+#include "tile_ring.cuh"
 
 namespace tc {
 
@@ -23,14 +24,20 @@ struct PrefillShape {
   static constexpr int kStages = D == 64 || D == 96 ? 4 : 2;
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kRows = kWarps * kRowTiles * 16;
-  static constexpr int kSharedBytes = (kRows + kStages * kKeys) * D * 2;
-  static_assert(kSharedBytes <= kSharedBytesLimit);
 };
 
-template <class T, int D>
+template <class T, class Stored, int D, class Shape = PrefillShape<D>>
+using PrefillRing = TileRing<T, Stored, D, Shape::kKeys, Shape::kThreads, Shape::kStages>;
+
+template <class T, class Stored, int D>
+constexpr int kPrefillSharedBytes =
+    PrefillShape<D>::kRows * D * static_cast<int>(sizeof(T)) + PrefillRing<T, Stored, D>::kBytes;
+
+template <class T, class Stored, int D>
 __global__ void __launch_bounds__(PrefillShape<D>::kThreads)
-    prefill_attention(AttentionParams<T> p) {
+    prefill_attention(AttentionParams<T, Stored> p) {
   using Shape = PrefillShape<D>;
+  static_assert(kPrefillSharedBytes<T, Stored, D> <= kSharedBytesLimit);
   constexpr int kRowTiles = Shape::kRowTiles, kKeys = Shape::kKeys;
   // The last tiles of rows see the most keys: they start first.
   const Place at = locate(p, gridDim.x - 1 - blockIdx.x);
@@ -41,11 +48,9 @@ __global__ void __launch_bounds__(PrefillShape<D>::kThreads)
   T* queries = reinterpret_cast<T*>(dynamic_shared_memory());
   load_rows<D, Shape::kRows, Shape::kThreads>(
       queries, p.tokens * p.group - first_row,
-      [&](int row) { return p.q + query_offset<T, D>(p, at, first_row + row); });
-  const int64_t head_offset = int64_t{at.batch * p.kv_heads + at.kv_head} * p.cache_rows * D;
-  TileRing<T, D, kKeys, Shape::kThreads, Shape::kStages> ring{
-      queries + Shape::kRows * D, p.keys + head_offset, p.values + head_offset,
-      range.most, 2 * tiles, 0};
+      [&](int row) { return p.q + query_offset<D>(p, at, first_row + row); });
+  const int64_t head_row = int64_t{at.batch * p.kv_heads + at.kv_head} * p.cache_rows;
+  PrefillRing<T, Stored, D> ring(queries + Shape::kRows * D, p, head_row, range.most, 2 * tiles);
   ring.start();
 
   const int warp_row = threadIdx.x / kWarpSize * kRowTiles * 16;
@@ -76,7 +81,7 @@ __global__ void __launch_bounds__(PrefillShape<D>::kThreads)
     if (row >= p.tokens * p.group) continue;
     const float sum = state.sum[i / 2][i % 2];
     const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-    T* y = p.y + query_offset<T, D>(p, at, row) + threadIdx.x % 4 * 2;
+    T* y = p.y + query_offset<D>(p, at, row) + threadIdx.x % 4 * 2;
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
       const float* pair = &output[i / 2][n][i % 2 * 2];

@@ -17,23 +17,37 @@ namespace {
 const char* separator = "";
 int splits = 1;
 
-void print(const char* kernel, int head_dim, int threads, int shared_bytes, int rows, int keys) {
+struct Shape {
+  int head_dim, threads, shared_bytes, rows, keys;
+};
+
+void print(const char* kernel, bool in_int8, const Shape& shape) {
   std::printf(
-      "%s\n  {\"kernel\": \"%s\", \"size\": %d, \"threads\": %d, \"shared_bytes\": %d, "
-      "\"rows\": %d, \"keys\": %d, \"splits\": %d}",
-      separator, kernel, head_dim, threads, shared_bytes, rows, keys, splits);
+      "%s\n  {\"kernel\": \"%s\", \"in_int8\": %s, \"size\": %d, \"threads\": %d, "
+      "\"shared_bytes\": %d, \"rows\": %d, \"keys\": %d, \"splits\": %d}",
+      separator, kernel, in_int8 ? "true" : "false", shape.head_dim, shape.threads,
+      shape.shared_bytes, shape.rows, shape.keys, splits);
   separator = ",";
+}
+
+template <class Stored, int D>
+void print_attention() {
+  using Prefill = tc::PrefillShape<D>;
+  using Decode = tc::DecodeShape<D>;
+  constexpr bool kInInt8 = std::is_same_v<Stored, std::int8_t>;
+  constexpr int kPrefillBytes = tc::kPrefillSharedBytes<tc::Half, Stored, D>;
+  constexpr int kDecodeBytes = tc::kDecodeSharedBytes<tc::Half, Stored, D>;
+  print("prefill_attention", kInInt8,
+        {D, Prefill::kThreads, kPrefillBytes, Prefill::kRows, Prefill::kKeys});
+  print("decode_attention", kInInt8,
+        {D, Decode::kThreads, kDecodeBytes, tc::kDecodeRows, Decode::kKeys});
 }
 
 template <int D>
 void print_shapes() {
-  using Prefill = tc::PrefillShape<D>;
-  using Decode = tc::DecodeShape<D>;
-  print("prefill_attention", D, Prefill::kThreads, Prefill::kSharedBytes, Prefill::kRows,
-        Prefill::kKeys);
-  print("decode_attention", D, Decode::kThreads, Decode::kSharedBytes, tc::kDecodeRows,
-        Decode::kKeys);
-  print("merge_splits", D, tc::kMergeThreads, 0, 1, 0);
+  print_attention<tc::Half, D>();
+  print_attention<std::int8_t, D>();
+  print("merge_splits", false, {D, tc::kMergeThreads, 0, 1, 0});
 }
 
 }  // namespace

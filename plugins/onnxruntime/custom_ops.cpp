@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// tc::TcDualRope and tc::TcBlockCausalAttention as custom ops of ONNX Runtime. Names, order, axes,
+// The ops of domain tc as custom ops of ONNX Runtime. Names, order, axes,
 // types and attributes are those of tc_contract.h. The work is done on ONNX Runtime's own threads
 // (or, in a CUDA build, stream).
 //
@@ -70,6 +70,8 @@ ONNXTensorElementDataType onnx_type(contract::Type type, tc_dtype float_type) {
   switch (type) {
     case contract::Type::kFloat32:
       return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    case contract::Type::kInt8:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
     case contract::Type::kInt32:
       return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
     case contract::Type::kInt64:
@@ -84,18 +86,63 @@ void parallel_for(void* context, size_t n, void (*task)(void*, size_t), void* da
   static_cast<Ort::KernelContext*>(context)->ParallelFor(task, n, /*num_batch=*/0, data);
 }
 
-// --- TcBlockCausalAttention --------------------------------------------------------------------
+// --- TcBlockCausalAttention, and the same over a cache in int8 -----------------------------------
 
-using Attention = contract::TcBlockCausalAttention;
+// What differs between the two: the C functions of each, and where the cache's pointers go.
+struct Attention {
+  using Contract = contract::TcBlockCausalAttention;
+  using Args = tc_attention_args;
+  static constexpr auto* kOnCpu = tc_cpu_block_causal_attention;
+#if defined(TC_WITH_CUDA)
+  static constexpr auto* kWorkspace = tc_cuda_block_causal_attention_workspace;
+  static constexpr auto* kOnCuda = tc_cuda_block_causal_attention;
+#endif
 
-void run_attention(Provider provider, const tc_attention_args& args, Ort::KernelContext& context) {
+  static void take_cache(Args& args, Ort::KernelContext& context, const Inputs<Contract>& in) {
+    args.past_key = in.data(Contract::kPastKey);
+    args.past_value = in.data(Contract::kPastValue);
+    args.present_key = output(context, in, Contract::kPresentKey);
+    args.present_value = output(context, in, Contract::kPresentValue);
+  }
+};
+
+struct AttentionInt8 {
+  using Contract = contract::TcBlockCausalAttentionInt8;
+  using Args = tc_attention_int8_args;
+  static constexpr auto* kOnCpu = tc_cpu_block_causal_attention_int8;
+#if defined(TC_WITH_CUDA)
+  static constexpr auto* kWorkspace = tc_cuda_block_causal_attention_int8_workspace;
+  static constexpr auto* kOnCuda = tc_cuda_block_causal_attention_int8;
+#endif
+
+  static void take_cache(Args& args, Ort::KernelContext& context, const Inputs<Contract>& in) {
+    const auto codes = [&](size_t index) {
+      return static_cast<int8_t*>(output(context, in, index));
+    };
+    const auto scales = [&](size_t index) {
+      return static_cast<float*>(output(context, in, index));
+    };
+    args.past_key = in.template data<int8_t>(Contract::kPastKey);
+    args.past_value = in.template data<int8_t>(Contract::kPastValue);
+    args.past_key_scale = in.template data<float>(Contract::kPastKeyScale);
+    args.past_value_scale = in.template data<float>(Contract::kPastValueScale);
+    args.present_key = codes(Contract::kPresentKey);
+    args.present_value = codes(Contract::kPresentValue);
+    args.present_key_scale = scales(Contract::kPresentKeyScale);
+    args.present_value_scale = scales(Contract::kPresentValueScale);
+  }
+};
+
+template <class Kind>
+void run_attention(Provider provider, const typename Kind::Args& args,
+                   Ort::KernelContext& context) {
   if (provider == Provider::kCpu) {
-    check(Attention::kName, tc_cpu_block_causal_attention(&args, parallel_for, &context));
+    check(Kind::Contract::kName, Kind::kOnCpu(&args, parallel_for, &context));
     return;
   }
 #if defined(TC_WITH_CUDA)
   const OrtApi& api = Ort::GetApi();
-  const size_t bytes = tc_cuda_block_causal_attention_workspace(&args);
+  const size_t bytes = Kind::kWorkspace(&args);
   const Ort::ConstMemoryInfo memory = context.GetInput(0).GetTensorMemoryInfo();
   const std::unique_ptr<OrtAllocator, decltype(api.ReleaseAllocator)> ours(
       context.GetAllocator(*memory), api.ReleaseAllocator);
@@ -103,14 +150,15 @@ void run_attention(Provider provider, const tc_attention_args& args, Ort::Kernel
   const auto release = [&](void* block) { allocator.Free(block); };
   const std::unique_ptr<void, decltype(release)> workspace(
       bytes > 0 ? allocator.Alloc(bytes) : nullptr, release);
-  check(Attention::kName, tc_cuda_block_causal_attention(&args, workspace.get(), bytes,
-                                                   context.GetGPUComputeStream()));
+  check(Kind::Contract::kName,
+        Kind::kOnCuda(&args, workspace.get(), bytes, context.GetGPUComputeStream()));
 #endif
 }
 
+template <class Kind>
 class AttentionKernel {
  public:
-  using Contract = Attention;
+  using Contract = typename Kind::Contract;
 
   AttentionKernel(tc_dtype dtype, Provider provider, Ort::ConstKernelInfo info)
       : dtype_(dtype), provider_(provider), scale_(attribute<Contract>(info, Contract::kScale)) {}
@@ -119,7 +167,7 @@ class AttentionKernel {
     return as_status([&] {
       Ort::KernelContext context(ort_context);
       const Inputs<Contract> in(context, {Contract::kQ, Contract::kPastKey});
-      tc_attention_args args{};
+      typename Kind::Args args{};
       args.dtype = dtype_;
       args.batch = in['B'], args.q_heads = in['H'], args.kv_heads = in['K'];
       args.tokens = in['S'], args.cache_rows = in['C'], args.head_dim = in['D'];
@@ -127,14 +175,11 @@ class AttentionKernel {
       args.q = in.data(Contract::kQ);
       args.k = in.data(Contract::kK);
       args.v = in.data(Contract::kV);
-      args.kv_end = in.data<int32_t>(Contract::kKvEnd);
-      args.slots = in.data<int64_t>(Contract::kSlots);
-      args.past_key = in.data(Contract::kPastKey);
-      args.past_value = in.data(Contract::kPastValue);
+      args.kv_end = in.template data<int32_t>(Contract::kKvEnd);
+      args.slots = in.template data<int64_t>(Contract::kSlots);
       args.y = output(context, in, Contract::kY);
-      args.present_key = output(context, in, Contract::kPresentKey);
-      args.present_value = output(context, in, Contract::kPresentValue);
-      run_attention(provider_, args, context);
+      Kind::take_cache(args, context, in);
+      run_attention<Kind>(provider_, args, context);
     });
   }
 
@@ -279,9 +324,11 @@ void add_all(Ort::CustomOpDomain& domain, Provider provider) {
 const Ort::CustomOpDomain& domain() {
   static const Ort::CustomOpDomain the_domain = [] {
     Ort::CustomOpDomain result(contract::kDomain);
-    add_all<AttentionKernel, DualRopeKernel>(result, Provider::kCpu);
+    using Plain = AttentionKernel<Attention>;
+    using Int8 = AttentionKernel<AttentionInt8>;
+    add_all<Plain, Int8, DualRopeKernel>(result, Provider::kCpu);
 #if defined(TC_WITH_CUDA)
-    add_all<AttentionKernel, DualRopeKernel>(result, Provider::kCuda);
+    add_all<Plain, Int8, DualRopeKernel>(result, Provider::kCuda);
 #endif
     return result;
   }();

@@ -63,8 +63,9 @@ extern "C" {
 TC_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& creator_count) {
   static tc::Creator dual_rope(tc::DualRope());
   static tc::Creator block_causal_attention(tc::BlockCausalAttention());
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&dual_rope,
-                                                                &block_causal_attention};
+  static tc::Creator block_causal_attention_int8(tc::BlockCausalAttentionInt8());
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {
+      &dual_rope, &block_causal_attention, &block_causal_attention_int8};
   static_assert(std::size(creators) == tc::contract::kOpCount, "every op has a plugin");
   creator_count = tc::contract::kOpCount;
   return creators;

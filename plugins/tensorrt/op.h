@@ -76,6 +76,7 @@ Op MakeOp(decltype(Op::check) check, decltype(Op::workspace_bytes) workspace_byt
 
 const Op& DualRope();
 const Op& BlockCausalAttention();
+const Op& BlockCausalAttentionInt8();
 
 }  // namespace tc
 

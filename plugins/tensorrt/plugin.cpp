@@ -32,6 +32,8 @@ bool Matches(DataType type, contract::Type expected, DataType float_type) {
       return type == DataType::kINT32;
     case contract::Type::kInt64:
       return type == DataType::kINT64;
+    case contract::Type::kInt8:
+      return type == DataType::kINT8;
   }
   return false;
 }
@@ -46,6 +48,8 @@ const char* Expected(contract::Type type) {
       return "int32";
     case contract::Type::kInt64:
       return "int64";
+    case contract::Type::kInt8:
+      return "int8";
   }
   return "";
 }
@@ -62,6 +66,8 @@ std::string TypeName(DataType type) {
       return "int32";
     case DataType::kINT64:
       return "int64";
+    case DataType::kINT8:
+      return "int8";
     default:
       return "of type " + std::to_string(static_cast<int32_t>(type)) + " (DataType)";
   }

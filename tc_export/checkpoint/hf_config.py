@@ -20,6 +20,7 @@ from tc_export.checkpoint.hf_schema import TEXT_SCHEMAS, HfLlama, HfLlava
 from tc_export.checkpoint.names import Family
 from tc_export.checkpoint.shards import read_json_object
 from tc_export.config import (
+    CacheConfig,
     Config,
     ModelConfig,
     ModelSettings,
@@ -111,6 +112,7 @@ def read_config(folder: Path, asked: ModelSettings | None = None) -> CheckpointC
     if problems:
         raise CheckpointError(f"{file} asks for what is not supported:\n" + "\n".join(problems))
     settings, origins = _settle(_stated(source, family, file), asked or ModelSettings(), file)
+    _check_cache(settings, origins, file)
     values = {
         "vision": _vision(source, settings.vision.features),
         "projector_act": source.projector_hidden_act,
@@ -118,6 +120,7 @@ def read_config(folder: Path, asked: ModelSettings | None = None) -> CheckpointC
         "pooling": PoolingConfig(stride=1),
         "text": _text(source),
         "temporal": settings.temporal,
+        "cache": settings.cache,
     }
     unpooled = _checked(ModelConfig, values, where=str(file))
     return CheckpointConfig(
@@ -264,6 +267,7 @@ def _stated(source: HfLlava, family: Family, file: Path) -> ModelSettings:
         temporal=_checked(TemporalConfig, source.temporal, where=f"`temporal` in {file}"),
         pooling=_checked(PoolingConfig, pooling | source.pooling, where=f"`pooling` in {file}"),
         vision=VisionSettings(**vision),
+        cache=_checked(CacheConfig, source.cache, where=f"`cache` in {file}"),
     )
 
 
@@ -319,6 +323,17 @@ def _pooled(
             else "--pooling-stride 1 leaves pooling out",
         ) from error
     return model.model_copy(update={"pooling": pooling})
+
+
+def _check_cache(settings: ModelSettings, origins: Mapping[str, Origin], file: Path) -> None:
+    """See that there is such a cache with the mask: where not, the fault may be the user's."""
+    try:
+        settings.cache.check(settings.temporal.mask)
+    except ValueError as error:
+        asked = Origin.USER in (origins["cache.kv"], origins["temporal.mask"])
+        raise (UsageError if asked else CheckpointError)(
+            f"{file}: {error}", hint="--kv 16 is a cache in the decoder's own format"
+        ) from error
 
 
 def _eos_token_ids(folder: Path, text: HfLlama) -> tuple[int, ...]:

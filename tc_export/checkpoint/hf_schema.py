@@ -100,7 +100,7 @@ TEXT_SCHEMAS: dict[str, type[HfLlama]] = {"llama": HfLlama, "mistral": HfMistral
 
 
 class HfLlava(HfConfig):
-    """LlavaConfig, LlavaNextConfig and LlavaNextVideoConfig, and our own two keys."""
+    """LlavaConfig, LlavaNextConfig and LlavaNextVideoConfig, and our own three keys."""
 
     model_type: str | None = None
     architectures: list[str] | None = None
@@ -121,12 +121,13 @@ class HfLlava(HfConfig):
     spatial_pool_stride: int = 2
     temporal: dict[str, Any] = {}
     pooling: dict[str, Any] = {}
+    cache: dict[str, Any] = {}
 
     @model_validator(mode="before")
     @classmethod
     def _without_null_parts(cls, values: Any) -> Any:
         """A part that is null is a part that is absent."""
-        parts = ("vision_config", "text_config", "temporal", "pooling")
+        parts = ("vision_config", "text_config", "temporal", "pooling", "cache")
         return {k: v for k, v in values.items() if k not in parts or v is not None}
 
     @field_validator("text_config", mode="before")

@@ -10,7 +10,7 @@ import typer
 
 from tc_export.bundle.placement import Placement
 from tc_export.cli.settings.schema import option_help
-from tc_export.config import AfterClip, AttentionMask, PoolingMode, VisionFeatures
+from tc_export.config import AfterClip, AttentionMask, KvFormat, PoolingMode, VisionFeatures
 
 
 def complete_target(incomplete: str) -> list[str]:
@@ -63,6 +63,7 @@ PoolingModeOption = Annotated[PoolingMode | None, _setting("pooling.mode", "--po
 VisionFeaturesOption = Annotated[
     VisionFeatures | None, _setting("vision.features", "--vision-features")
 ]
+KvOption = Annotated[KvFormat | None, _setting("cache.kv", "--kv")]
 WeightsOption = Annotated[Placement | None, _setting("build.weights", "--weights")]
 ParityOption = Annotated[bool | None, _setting("build.parity", "--parity/--no-parity")]
 MemoryOption = Annotated[float | None, _setting("build.memory", "--memory", min=0)]

@@ -13,6 +13,7 @@ from tc_export.cli.options import (
     ConfigOption,
     FramesOption,
     JsonOption,
+    KvOption,
     MaxLengthOption,
     MemoryOption,
     OneTargetOption,
@@ -49,6 +50,7 @@ def plan(
     answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 128,
     pooling_stride: PoolingStrideOption = None,
     vision_features: VisionFeaturesOption = None,
+    kv: KvOption = None,
     memory: MemoryOption = None,
     parts: PartsOption = None,
     chart: Annotated[
@@ -72,6 +74,7 @@ def plan(
         "profile.max_length": max_length,
         "pooling.stride": pooling_stride,
         "vision.features": vision_features,
+        "cache.kv": kv,
         "build.memory": memory,
         "build.parts": parts,
     }
@@ -95,7 +98,7 @@ def plan(
 def _make_plan(chosen: ChosenSettings, text_tokens: int) -> Plan:
     from tc_export.checkpoint.hf_config import CONFIG, read_config
     from tc_export.plan.planner import make_plan
-    from tc_export.recipes import choose_recipe
+    from tc_export.recipes import choose_recipe, settings_with_recipe
     from tc_export.targets import load_target, read_precisions
 
     values = chosen.values
@@ -107,7 +110,8 @@ def _make_plan(chosen: ChosenSettings, text_tokens: int) -> Plan:
     device = load_target(values.target[0])
     precisions = read_precisions(values.precision, device)
     place = chosen.checkpoint
-    read = read_config(place.parent if place.name == CONFIG else place, chosen.model)
+    asked = settings_with_recipe(chosen.model, values.quantize)
+    read = read_config(place.parent if place.name == CONFIG else place, asked)
     recipe = choose_recipe(values.quantize, read.recipe, device, values.release)
     profile, build = values.profile, values.build
     return make_plan(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from tc_export.config import AttentionMask, ModelConfig
+from tc_export.config import AttentionMask, KvFormat, ModelConfig
 from tc_export.dtypes import DType
 
 VISION = "vision"
@@ -29,7 +29,9 @@ LOGITS_INDICES = "logits_indices"
 KEY_FRAME_IDS = "key_frame_ids"
 LOGITS = "logits"
 
-CACHE_PARTS = ("key", "value")
+KEY, VALUE = "key", "value"
+SCALE = "_scale"
+"""What the name of a part's scales ends in, where the cache is in eight bits."""
 PAST, PRESENT = "past_key_values", "present"
 HIDDEN = "hidden_states"
 
@@ -67,13 +69,21 @@ class GraphTensor:
 
 
 def past_name(layer: int, part: str) -> str:
-    """The input that takes a layer's cache as it was before the call; part is `key` or `value`."""
+    """The input that takes a layer's cache as it was before the call; one of `cache_parts`."""
     return f"{PAST}.{layer}.{part}"
 
 
 def present_name(layer: int, part: str) -> str:
     """The output that gives a layer's cache as it is after the call."""
     return f"{PRESENT}.{layer}.{part}"
+
+
+def cache_parts(config: ModelConfig) -> tuple[str, ...]:
+    """What a layer's cache is made of, in order: keys, values, and perhaps the scales of both."""
+    plain = (KEY, VALUE)
+    if config.cache.kv is KvFormat.OWN:
+        return plain
+    return (*plain, *(f"{part}{SCALE}" for part in plain))
 
 
 def is_past(name: str) -> bool:
@@ -154,11 +164,16 @@ def _all_layers(config: ModelConfig) -> range:
 
 
 def _cache(config: ModelConfig, prefix: str, layers: range, meaning: str) -> Iterable[GraphTensor]:
-    text = config.text
-    axes = ("batch", text.num_key_value_heads, "cache_rows", text.head_dim)
+    per_row = ("batch", config.text.num_key_value_heads, "cache_rows")
+    numbers = config.cache.kv.dtype or WEIGHTS_TYPE
     for layer in layers:
-        for part in CACHE_PARTS:
-            yield GraphTensor(f"{prefix}.{layer}.{part}", axes, WEIGHTS_TYPE, meaning)
+        for part in cache_parts(config):
+            name = f"{prefix}.{layer}.{part}"
+            if part.endswith(SCALE):
+                of = f"what the row's numbers in {name.removesuffix(SCALE)} are multiplied by"
+                yield GraphTensor(name, per_row, DType.FLOAT32, of)
+            else:
+                yield GraphTensor(name, (*per_row, config.text.head_dim), numbers, meaning)
 
 
 def names(tensors: Iterable[GraphTensor]) -> list[str]:

@@ -8,7 +8,8 @@ read the same contract, so that none can drift from the others. The bindings are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from tc_export.dtypes import DType
 
@@ -18,6 +19,9 @@ PLUGIN_NAMESPACE = "tc"
 PLUGIN_VERSION = "1"
 
 FLOAT_TYPES = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
+
+LARGEST_CODE = 127
+"""What the largest number of a row becomes in int8: the row's scale is that number over this."""
 
 PADDING = -1
 """The n, the T and the slot of a token that is padding."""
@@ -143,4 +147,34 @@ BLOCK_CAUSAL_ATTENTION = OpContract(
     positive=("scale",),
 )
 
-CONTRACTS = (DUAL_ROPE, BLOCK_CAUSAL_ATTENTION)
+
+def _in_int8(tensors: Sequence[TensorContract]) -> tuple[TensorContract, ...]:
+    """The same with a cache in int8: codes in its place, and their scales after all else."""
+    codes = [
+        replace(tensor, dtype="int8", meaning=f"codes of the {tensor.meaning}")
+        for tensor in tensors
+        if "C" in tensor.axes
+    ]
+    scales = [
+        TensorContract(
+            name=f"{tensor.name}_scale",
+            axes=tensor.axes[:-1],
+            dtype="float32",
+            meaning=f"what the codes of a row of {tensor.name} are multiplied by",
+            aliases=tensor.aliases and f"{tensor.aliases}_scale",
+        )
+        for tensor in codes
+    ]
+    return (*(tensor for tensor in tensors if "C" not in tensor.axes), *codes, *scales)
+
+
+BLOCK_CAUSAL_ATTENTION_INT8 = OpContract(
+    name="TcBlockCausalAttentionInt8",
+    summary="TcBlockCausalAttention over a cache in int8, with a scale for each row of each head.",
+    inputs=_in_int8(BLOCK_CAUSAL_ATTENTION.inputs),
+    outputs=_in_int8(BLOCK_CAUSAL_ATTENTION.outputs),
+    attributes=BLOCK_CAUSAL_ATTENTION.attributes,
+    positive=BLOCK_CAUSAL_ATTENTION.positive,
+)
+
+CONTRACTS = (DUAL_ROPE, BLOCK_CAUSAL_ATTENTION, BLOCK_CAUSAL_ATTENTION_INT8)

@@ -30,7 +30,7 @@ TENSORRT_MODULES = (
     "tensorrt_rtx_bindings",
     "tensorrt_lean",
 )
-OP_NAMES = ("TcDualRope", "TcBlockCausalAttention")
+OP_NAMES = ("TcDualRope", "TcBlockCausalAttention", "TcBlockCausalAttentionInt8")
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _CUDA_FOLDER = Path("/usr/local/cuda/bin")

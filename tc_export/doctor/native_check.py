@@ -21,6 +21,7 @@ _OPSET, _IR_VERSION = 23, 10
 _TYPES = {
     "T": onnx.TensorProto.FLOAT,
     "float32": onnx.TensorProto.FLOAT,
+    "int8": onnx.TensorProto.INT8,
     "int32": onnx.TensorProto.INT32,
     "int64": onnx.TensorProto.INT64,
 }

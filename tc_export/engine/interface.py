@@ -79,8 +79,8 @@ class Engine(ABC):
         buffers = {}
         for name, info in self.inputs.items():
             if is_past(name):
-                _, heads, built, head_size = info.shape
-                shape = (batch, int(heads), _rows(built, rows), int(head_size))
+                _, heads, built, *row = info.shape
+                shape = (batch, int(heads), _rows(built, rows), *map(int, row))
                 buffers[name.removeprefix(f"{PAST}.")] = self.allocate(name, shape)
         if not buffers:
             raise UsageError(f"{self.backend}: this engine takes no cache")

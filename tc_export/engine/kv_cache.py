@@ -25,7 +25,8 @@ class KvCache:
 
     Attributes:
         engine: whose it is.
-        buffers: [batch, key/value heads, C, head size] of each layer and part, by `0.key`.
+        buffers: [batch, key/value heads, C, head size] of each layer and part, by `0.key`; of a
+            cache in eight bits also the scales [batch, key/value heads, C], by `0.key_scale`.
         rows: most tokens that it takes; an engine that was built for one size may have more, C.
     """
 
@@ -88,7 +89,7 @@ class KvCache:
         self._length = length
 
     def write(self, name: str, values: np.ndarray) -> None:
-        """Put `values` [batch, heads, rows, head size] into the first rows of one buffer.
+        """Put `values` [batch, heads, rows, …] into the first rows of one buffer.
 
         `name` is as in `buffers`. The rows behind them become zero; `length` stays what it is.
         """
@@ -110,8 +111,8 @@ class KvCache:
         buffers = {}
         for name, buffer in self.buffers.items():
             held = buffer.numpy()[:, :, : self._length]
-            _, heads, _, head_size = held.shape
-            copies = np.zeros((count, heads, self.rows + 1, head_size), held.dtype)
+            _, heads, _, *row = held.shape
+            copies = np.zeros((count, heads, self.rows + 1, *row), held.dtype)
             copies[:, :, : self._length] = held
             buffers[name] = self.engine.allocate(f"{PAST}.{name}", copies.shape)
             buffers[name].write(copies)

@@ -23,7 +23,7 @@ from polygraphy.constants import TYPE_MARKER
 from polygraphy.json import to_json
 
 from tc_export.bundle.layout import golden_folder
-from tc_export.contracts.graph_io import GraphTensor, is_past
+from tc_export.contracts.graph_io import WEIGHTS_TYPE, GraphTensor, is_past
 from tc_export.dtypes import DType, widen
 from tc_export.golden.make import Golden
 
@@ -47,7 +47,7 @@ def write_for_polygraphy(
         graph: the graph's name.
         golden: a call of it.
         inputs: all that the graph takes.
-        precision: the format of its weights, and so of its cache.
+        precision: the format of its weights, and of its cache where that has none of its own.
         cache_rows: rows of the cache, as engines are built for.
     """
     feed: dict[str, Any] = {name: widen(values) for name, values in golden.inputs.items()}
@@ -55,7 +55,8 @@ def write_for_polygraphy(
     for tensor in inputs:
         if is_past(tensor.name):
             shape = tensor.shape({"batch": 1, "cache_rows": cache_rows})
-            feed[tensor.name] = _packed_zeros(shape, str(cache_type))
+            stored = cache_type if tensor.dtype == WEIGHTS_TYPE else DType(tensor.dtype).numpy
+            feed[tensor.name] = _packed_zeros(shape, str(stored))
     results = RunResults()
     outputs = {name: values for name, (values, _) in golden.outputs.items()}
     result = IterationResult(outputs=outputs, runtime=0.0, runner_name=REFERENCE)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch.export import ExportedProgram
 
 from tc_export.checkpoint.reader import Checkpoint
-from tc_export.config import ModelConfig
+from tc_export.config import KvFormat, ModelConfig
 from tc_export.contracts.graph_io import (
     DECODER,
     VISION,
@@ -33,6 +33,12 @@ from tc_export.contracts.graph_io import (
     names,
     vision_inputs,
     vision_outputs,
+)
+from tc_export.contracts.ops import (
+    BLOCK_CAUSAL_ATTENTION,
+    BLOCK_CAUSAL_ATTENTION_INT8,
+    DUAL_ROPE,
+    OpContract,
 )
 from tc_export.dtypes import DType
 from tc_export.errors import TcExportError
@@ -118,10 +124,17 @@ def export_embedding(checkpoint: Checkpoint, dtype: DType, path: Path) -> int:
 def expected_custom_nodes(config: ModelConfig, part: range | None = None) -> dict[str, int]:
     """Of the decoder, or of a part: each layer rotates query and key, and attends once."""
     layers = config.text.num_hidden_layers if part is None else len(part)
-    expected = {"TcDualRope": 2 * layers}
+    expected = {DUAL_ROPE.name: 2 * layers}
     if config.temporal.mask.is_prefix:
-        expected["TcBlockCausalAttention"] = layers
+        expected[attention_op(config).name] = layers
     return expected
+
+
+def attention_op(config: ModelConfig) -> OpContract:
+    """The op by which a decoder whose mask is a prefix attends."""
+    if config.cache.kv is KvFormat.OWN:
+        return BLOCK_CAUSAL_ATTENTION
+    return BLOCK_CAUSAL_ATTENTION_INT8
 
 
 def _to_onnx(

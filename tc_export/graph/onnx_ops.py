@@ -24,9 +24,10 @@ from tc_export.contracts.ops import (
 from tc_export.dtypes import DType
 from tc_export.graph.tensorrt_operators import PLUGIN_ATTRIBUTES
 from tc_export.ops.block_causal_attention_function import TcBlockCausalAttention
+from tc_export.ops.block_causal_attention_int8_function import TcBlockCausalAttentionInt8
 from tc_export.ops.dual_rope_function import TcDualRope
 
-_FUNCTIONS = (TcDualRope, TcBlockCausalAttention)
+_FUNCTIONS = (TcDualRope, TcBlockCausalAttention, TcBlockCausalAttentionInt8)
 
 
 @cache
@@ -67,10 +68,9 @@ def _attributes(contract: OpContract) -> list[OpSchema.Attribute]:
 
 
 def _shape_inference(contract: OpContract) -> Callable[[Any], None]:
-    """Each output has the type and shape of the input whose axes are the same."""
+    """Each output has the type and shape of the input that it is like."""
     source_of_output = [
-        next(i for i, source in enumerate(contract.inputs) if source.axes == output.axes)
-        for output in contract.outputs
+        contract.inputs.index(contract.input_like(output)) for output in contract.outputs
     ]
 
     def infer(context: Any) -> None:
@@ -104,9 +104,36 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
             q, k, v, kv_end, slots, past_key, past_value, scale=scale, **PLUGIN_ATTRIBUTES
         )
 
+    def block_causal_attention_int8(  # type: ignore[no-untyped-def]
+        q,
+        k,
+        v,
+        kv_end,
+        slots,
+        past_key,
+        past_value,
+        past_key_scale,
+        past_value_scale,
+        scale: float,
+    ):
+        return tc.TcBlockCausalAttentionInt8(
+            q,
+            k,
+            v,
+            kv_end,
+            slots,
+            past_key,
+            past_value,
+            past_key_scale,
+            past_value_scale,
+            scale=scale,
+            **PLUGIN_ATTRIBUTES,
+        )
+
     return {
         torch.ops.tc.dual_rope.default: dual_rope,
         torch.ops.tc.block_causal_attention.default: block_causal_attention,
+        torch.ops.tc.block_causal_attention_int8.default: block_causal_attention_int8,
     }
 
 

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram, export
 
 from tc_export.config import AttentionMask, ModelConfig
+from tc_export.contracts.graph_io import cache_parts
 from tc_export.model.decoder import Cache, Decoder
 from tc_export.model.tc_llava import TcLlava
 from tc_export.model.vision import VisionModel
@@ -109,7 +110,7 @@ def trace_decoder(config: ModelConfig, dtype: torch.dtype) -> ExportedProgram:
         dynamic: list[object] = [
             *([per_token] * 4),
             {0: batch, 1: logits},
-            [(per_cache, per_cache)] * layers,
+            [(per_cache,) * len(cache_parts(config))] * layers,
         ]
         if config.temporal.mask is AttentionMask.FRAME_BLOCK:
             arguments.append(torch.zeros(EXAMPLE_BATCH, EXAMPLE_ROWS, dtype=torch.int64))

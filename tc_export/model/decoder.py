@@ -19,12 +19,41 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tc_export import ops
-from tc_export.config import AttentionMask, ModelConfig, TextConfig
+from tc_export.config import AttentionMask, KvFormat, ModelConfig, TextConfig
 from tc_export.model.rope import inverse_frequencies
 from tc_export.ops.block_causal_attention import attend, write_cache
+from tc_export.ops.quantized_rows import dequantize_rows
 
-Cache = list[tuple[Tensor, Tensor]]
-"""A key and a value [B, K, C, D] for each layer."""
+LayerCache = tuple[Tensor, ...]
+"""A key and a value [B, K, C, D]; in eight bits also the scales [B, K, C] of both."""
+
+Cache = list[LayerCache]
+"""The cache of each layer."""
+
+
+def new_layer_cache(config: ModelConfig, batch: int, rows: int, dtype: torch.dtype) -> LayerCache:
+    """An empty cache of a layer of a decoder in `dtype`."""
+    text, kv = config.text, config.cache.kv.dtype
+    per_row = (batch, text.num_key_value_heads, rows)
+    numbers = dtype if kv is None else kv.torch
+    key, value = (torch.zeros(*per_row, text.head_dim, dtype=numbers) for _ in range(2))
+    if kv is None:
+        return key, value
+    # Scales are float32, and float64 where everything is.
+    scale_type = torch.promote_types(dtype, torch.float32)
+    return key, value, *(torch.zeros(per_row, dtype=scale_type) for _ in range(2))
+
+
+def plain_cache(cache: LayerCache) -> tuple[Tensor, Tensor]:
+    """The key and the value [B, K, C, D] that a cache stands for, in floating point."""
+    key, value, *scales = cache
+    if not scales:
+        return key, value
+    key_scale, value_scale = scales
+    return (
+        dequantize_rows(key, key_scale, key_scale.dtype),
+        dequantize_rows(value, value_scale, value_scale.dtype),
+    )
 
 
 class RmsNorm(nn.Module):
@@ -44,7 +73,7 @@ class RmsNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention over the cache, through the two custom ops."""
+    """Grouped-query attention over the cache, through the custom ops."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -52,6 +81,7 @@ class Attention(nn.Module):
         self.head_dim = text.head_dim
         self.gamma = config.temporal.gamma
         self.mask = config.temporal.mask
+        self.kv = config.cache.kv
         hidden, bias = text.hidden_size, text.attention_bias
         self.q_proj = nn.Linear(hidden, text.num_attention_heads * text.head_dim, bias=bias)
         self.k_proj = nn.Linear(hidden, text.num_key_value_heads * text.head_dim, bias=bias)
@@ -63,9 +93,9 @@ class Attention(nn.Module):
         x_BSE: Tensor,
         rotary: Rotary,
         kv_end: Tensor,
-        past: tuple[Tensor, Tensor],
+        past: LayerCache,
         key_frame_ids: Tensor | None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor, LayerCache]:
         """Return the attended x [B, S, E] and the layer's cache after the call."""
 
         def heads(linear: nn.Linear) -> Tensor:
@@ -75,10 +105,17 @@ class Attention(nn.Module):
         k_BKSD = rotary(heads(self.k_proj))
         v_BKSD = heads(self.v_proj)
         scale = self.head_dim**-0.5
+        present: LayerCache
         if self.mask.is_prefix:
-            y_BHSD, key, value = ops.block_causal_attention(
+            attention = (
+                ops.block_causal_attention
+                if self.kv is KvFormat.OWN
+                else ops.block_causal_attention_int8
+            )
+            y_BHSD, *present_parts = attention(
                 q_BHSD, k_BKSD, v_BKSD, kv_end, rotary.position_ids, *past, scale
             )
+            present = tuple(present_parts)
         else:
             assert key_frame_ids is not None
             key, value = (
@@ -87,8 +124,9 @@ class Attention(nn.Module):
             )
             visible_BSC = frame_block_mask(kv_end, rotary.position_ids, key_frame_ids)
             y_BHSD = attend(q_BHSD, key, value, visible_BSC, scale)
+            present = key, value
         out = self.o_proj(y_BHSD.transpose(1, 2).flatten(2))
-        return out, (key, value)
+        return out, present
 
 
 class Rotary:
@@ -167,9 +205,9 @@ class DecoderLayer(nn.Module):
         x: Tensor,
         rotary: Rotary,
         kv_end: Tensor,
-        past: tuple[Tensor, Tensor],
+        past: LayerCache,
         key_frame_ids: Tensor | None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor, LayerCache]:
         """Return x after the layer, and the layer's cache after the call."""
         attended, present = self.self_attn(
             self.input_layernorm(x), rotary, kv_end, past, key_frame_ids

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tc_export.config import ModelConfig
 from tc_export.errors import UsageError
-from tc_export.model.decoder import Cache, Decoder
+from tc_export.model.decoder import Cache, Decoder, new_layer_cache
 from tc_export.model.vision import VisionModel
 
 
@@ -25,10 +25,11 @@ class TcLlava(nn.Module):
 
     def new_cache(self, batch: int, rows: int) -> Cache:
         """An empty cache: `rows` is the most positions, and one more where a batch is padded."""
-        text = self.config.text
-        shape = (batch, text.num_key_value_heads, rows, text.head_dim)
         like = self.embed_tokens.weight
-        return [(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.decoder.layers]
+        with like.device:
+            return [
+                new_layer_cache(self.config, batch, rows, like.dtype) for _ in self.decoder.layers
+            ]
 
     def embed(self, token_ids: Tensor, pixel_values: Tensor, visual_token: int) -> Tensor:
         """Embed a prompt [B, S] whose visual places hold `visual_token`.

@@ -22,18 +22,22 @@ import torch
 from torch import Tensor, nn
 
 from tc_export.checkpoint.reader import Checkpoint
-from tc_export.contracts.graph_io import CACHE_PARTS, FRAMES_A_CALL
+from tc_export.config import KvFormat
+from tc_export.contracts.graph_io import FRAMES_A_CALL, cache_parts
 from tc_export.dtypes import DType
-from tc_export.model.decoder import Rotary
+from tc_export.model.decoder import LayerCache, Rotary, new_layer_cache, plain_cache
 from tc_export.model.positions import TEXT, Cursor, Layout, Segment, Text, frame_chunks, lay_out
 from tc_export.model.rope import inverse_frequencies
-from tc_export.parity.noise import PLAIN, Draw
+from tc_export.parity.noise import CODES_A_ROW, PLAIN, Draw
 from tc_export.parity.part_loader import PartLoader
 from tc_export.parity.random_cache import RandomCache
 from tc_export.targets import Precisions
 
 QUERIES_A_CALL = 512
 """Tokens whose attention is computed at once: bounds the scores in memory, not what they are."""
+
+CODES_A_ROW_ALONE = 1.0
+"""As `CODES_A_ROW`, of a layer by itself, whose rows are judged one by one."""
 
 Advance = Callable[[int, int], None]
 """Called after each layer: with those that are done, and how many there are in the pass."""
@@ -86,7 +90,7 @@ class _Running:
     layout: Layout
     frame_ids: Tensor | None  # [1, C], of each cache row: only for the mask `frame_block`
     rows: int  # C
-    kept: list[tuple[Tensor, Tensor]] | None  # each layer's cache, where decoding shall go on
+    kept: list[LayerCache] | None  # each layer's cache, where decoding shall go on
     draw: Draw
     before: RandomCache | None = None  # what the first rows hold
 
@@ -198,19 +202,22 @@ class LayerwiseModel:
         index: int,
         sequences: Sequence[TokenSequence],
         watch: Watch = lambda name, module: None,
+        draw: Draw = PLAIN[0],
     ) -> list[LayerOutput]:
         """What one layer makes of each sequence, which holds what enters it.
 
-        `watch` gets the layer before it is run, to hang hooks on it.
+        `watch` gets the layer before it is run, to hang hooks on it. Of `draw` only the codes of a
+        cache in eight bits are taken.
         """
         layer = self._parts.load(f"decoder.layers.{index}")
+        self._shake(layer, draw, CODES_A_ROW_ALONE)
         watch(f"decoder.layers.{index}", layer)
         outputs = []
         for sequence in sequences:
             x = self._start(sequence.embeds, sequence.layout, sequence.layout.length, keep=True)
             self._through_layer(layer, index, x)
             assert x.kept is not None
-            keys, values = (_array(part[0].transpose(0, 1)) for part in x.kept[-1])
+            keys, values = (_array(part[0].transpose(0, 1)) for part in plain_cache(x.kept[-1]))
             outputs.append(LayerOutput(hidden=_array(x.x[0]), keys=keys, values=values))
         return outputs
 
@@ -316,13 +323,14 @@ class LayerwiseModel:
         layout, _ = lay_out([Text(len(embeds))], self.config.temporal)
         running = self._start(embeds, layout, layout.length, keep=True)
         self._through_layers([running])
-        return [(_array(key[0]), _array(value[0])) for key, value in running.kept or ()]
+        plain = map(plain_cache, running.kept or ())
+        return [(_array(key[0]), _array(value[0])) for key, value in plain]
 
     def cache_bytes(self, rows: int) -> int:
         """What `logits_and_answers` keeps in memory for a sequence of so many rows."""
-        text = self.config.text
-        a_row = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-        return rows * a_row * self._dtype.itemsize
+        with torch.device("meta"):
+            layer = new_layer_cache(self.config, 1, rows, self._dtype)
+        return self.config.text.num_hidden_layers * sum(part.nbytes for part in layer)
 
     def _next_token(self, cursor: Cursor) -> tuple[Layout, Cursor]:
         return lay_out([Text(1)], self.config.temporal, cursor)
@@ -369,10 +377,16 @@ class LayerwiseModel:
             layer = self._parts.load(f"decoder.layers.{index}", few_tokens=few_tokens)
             for x in running:
                 x.draw.order_sums(layer)
+                self._shake(layer, x.draw)
                 x.x = x.draw.move(x.x)
                 self._through_layer(layer, index, x)
             del layer
             self._advance(index + 1 - layers.start, len(layers))
+
+    def _shake(self, layer: nn.Module, draw: Draw, codes_a_row: float = CODES_A_ROW) -> None:
+        """Let the codes of a cache in eight bits fall as they do in a draw."""
+        if self.config.cache.kv is not KvFormat.OWN:
+            draw.shake_cache(layer, self.config.text.head_dim, codes_a_row)
 
     def _through_layer(self, layer: nn.Module, index: int, running: _Running) -> None:
         """Take one sequence through one layer, so many queries at a time."""
@@ -396,18 +410,16 @@ class LayerwiseModel:
         if running.kept is not None:
             running.kept[index : index + 1] = [past]
 
-    def _past(self, index: int, running: _Running) -> tuple[Tensor, Tensor]:
-        """A layer's key and value before the pass."""
+    def _past(self, index: int, running: _Running) -> LayerCache:
+        """A layer's cache before the pass."""
         if running.kept is not None and index < len(running.kept):
             return running.kept[index]
-        text = self.config.text
-        shape = (1, text.num_key_value_heads, running.rows, text.head_dim)
-        key, value = running.x.new_zeros(shape), running.x.new_zeros(shape)
+        past = new_layer_cache(self.config, 1, running.rows, self._dtype)
         if running.before is not None:
-            for tensor, part in zip((key, value), CACHE_PARTS, strict=True):
+            for tensor, part in zip(past, cache_parts(self.config), strict=True):
                 drawn = torch.from_numpy(running.before.draw(index, part))
                 tensor[0, :, : running.before.rows] = drawn
-        return key, value
+        return past
 
     def _spans(self, layout: Layout) -> list[tuple[int, int]]:
         mask = self.config.temporal.mask

@@ -6,7 +6,8 @@ attends to the same numbers, and what they were made of does not matter: but tha
 the model makes. Normal noise, of whatever size, is not. It drowns what real heads attend to (the
 first token, mostly), and the model answers with chaos, in which float16 errs by as much as a fault
 does. So a few tokens are computed, and each further row is one of theirs at random: its key is
-turned on to the row's position, and noise is added, so that no two rows are alike.
+turned on to the row's position, and noise is added, so that no two rows are alike. A cache in eight
+bits is given the codes and scales of these rows.
 
 Axes: K key/value heads, R rows, D head size.
 """
@@ -20,10 +21,11 @@ import numpy as np
 import torch
 
 from tc_export import ops
-from tc_export.config import ModelConfig
-from tc_export.contracts.graph_io import CACHE_PARTS
+from tc_export.config import KvFormat, ModelConfig
+from tc_export.contracts.graph_io import KEY, SCALE, VALUE
 from tc_export.dtypes import DType, round_to
 from tc_export.model.rope import inverse_frequencies
+from tc_export.ops.quantized_rows import quantize_rows
 
 COMPUTED_TOKENS = 16
 """Tokens whose keys and values are computed: text, from the first row on."""
@@ -39,7 +41,7 @@ class RandomCache:
     Attributes:
         config: the model's.
         computed: each layer's key and value [K, R, D] of the first rows, whose T is n: text.
-        dtype: the format that the numbers are rounded to.
+        dtype: the decoder's format, which the numbers are rounded to.
         rows: how many rows there are.
         seed: the same seed gives the same numbers.
     """
@@ -54,18 +56,26 @@ class RandomCache:
     )
 
     def draw(self, layer: int, part: str) -> np.ndarray:
-        """The `key` or `value` rows [K, rows, D] of a layer, in float32.
+        """A part of a layer's cache: `key` or `value` rows [K, rows, D] in float32.
 
+        Of a cache in eight bits these are codes, and their scales [K, rows] are parts too.
         Those of the last layer asked for are kept: several draws of a format's noise start there.
         """
         last, values = self._last.get(part, (None, None))
         if values is None or last != layer:
-            values = self._draw(layer, part)
-            self._last[part] = (layer, values)
+            of = part.removesuffix(SCALE)
+            rows = self._draw(layer, of)
+            if self.config.cache.kv is KvFormat.OWN:
+                self._last[of] = (layer, rows)
+            else:
+                codes, scale = quantize_rows(torch.from_numpy(rows))
+                self._last[of] = (layer, codes.numpy())
+                self._last[of + SCALE] = (layer, scale.numpy())
+            values = self._last[part][1]
         return values
 
     def _draw(self, layer: int, part: str) -> np.ndarray:
-        kind = CACHE_PARTS.index(part)
+        kind = (KEY, VALUE).index(part)
         first_KRD = self.computed[layer][kind][:, : self.rows].astype(np.float32)
         further = self.rows - first_KRD.shape[1]
         if not further:
@@ -77,7 +87,7 @@ class RandomCache:
         drawn = first_KRD[:, sources]
         spread = NOISE * first_KRD[:, 1:].std(axis=1, keepdims=True) if count > 1 else 0
         drawn += spread * random.standard_normal(drawn.shape, dtype=np.float32)
-        if part == "key":
+        if part == KEY:
             drawn = self._turned(drawn, np.arange(count, self.rows) - sources)
         return round_to(np.concatenate([first_KRD, drawn], axis=1), self.dtype)
 

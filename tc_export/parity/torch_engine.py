@@ -17,7 +17,9 @@ from tc_export.contracts.graph_io import (
     POSITION_IDS,
     TEMPORAL_IDS,
     VISUAL_FEATURES,
+    WEIGHTS_TYPE,
     GraphTensor,
+    cache_parts,
     decoder_inputs,
     decoder_outputs,
     past_name,
@@ -39,7 +41,8 @@ class TorchBuffer(Buffer):
 
     def numpy(self) -> np.ndarray:
         """See `Buffer.numpy`."""
-        return self.tensor.to(torch.float32).numpy().copy()
+        wide = self.tensor.to(torch.float32) if self.tensor.is_floating_point() else self.tensor
+        return wide.numpy().copy()
 
     def write(self, values: np.ndarray) -> None:
         """See `Buffer.write`."""
@@ -61,14 +64,29 @@ class _TorchEngine(Engine):
         # Results in a type that NumPy lacks (bfloat16) are handed out in float32, without loss.
         result = (DType.FLOAT32 if dtype is DType.BFLOAT16 else dtype).numpy
         self.backend = f"PyTorch {torch.__version__}, {dtype}"
-        self.inputs = {x.name: TensorInfo(x.name, result, x.axes) for x in inputs}
-        self.outputs = {x.name: TensorInfo(x.name, result, x.axes) for x in outputs}
+        self.inputs, self.outputs = (
+            {
+                x.name: TensorInfo(
+                    x.name, result if x.dtype == WEIGHTS_TYPE else DType(x.dtype).numpy, x.axes
+                )
+                for x in tensors
+            }
+            for tensors in (inputs, outputs)
+        )
+        self._types = {x.name: self._type_of(x) for x in (*inputs, *outputs)}
         self.native_nodes = {}
         self._bound: dict[str, TorchBuffer] = {}
 
     def allocate(self, name: str, shape: Sequence[int]) -> TorchBuffer:
         """See `Engine.allocate`."""
-        return TorchBuffer(torch.zeros(*shape, dtype=self._dtype))
+        return TorchBuffer(torch.zeros(*shape, dtype=self._types[name]))
+
+    def _type_of(self, tensor: GraphTensor) -> torch.dtype:
+        """What a tensor of the graph is here: in float64 what is float32 elsewhere is wide too."""
+        if tensor.dtype == WEIGHTS_TYPE:
+            return self._dtype
+        dtype = DType(tensor.dtype)
+        return torch.promote_types(dtype.torch, self._dtype) if dtype.is_float else dtype.torch
 
     def _bind(self, name: str, buffer: Buffer) -> None:
         assert isinstance(buffer, TorchBuffer)
@@ -78,7 +96,7 @@ class _TorchEngine(Engine):
         if name in self._bound:
             return self._bound[name].tensor
         tensor = torch.from_numpy(np.ascontiguousarray(feeds[name]))
-        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+        return tensor.to(self._types[name]) if tensor.is_floating_point() else tensor
 
     @staticmethod
     def _array(tensor: torch.Tensor) -> np.ndarray:
@@ -113,17 +131,18 @@ class TorchDecoderEngine(_TorchEngine):
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         tensors = {name: self._tensor(name, feeds) for name in self.inputs}
         layers = range(self._model.config.text.num_hidden_layers)
+        parts = cache_parts(self._model.config)
         logits, present = self._model.decoder(
             tensors[INPUTS_EMBEDS],
             tensors[POSITION_IDS],
             tensors[TEMPORAL_IDS],
             tensors[KV_END],
             tensors[LOGITS_INDICES],
-            [(tensors[past_name(i, "key")], tensors[past_name(i, "value")]) for i in layers],
+            [tuple(tensors[past_name(i, part)] for part in parts) for i in layers],
             tensors.get(KEY_FRAME_IDS),
         )
-        parts = [part for layer in present for part in layer]
-        results = dict(zip(self.outputs, [logits, *parts], strict=True))
+        written = [tensor for layer in present for tensor in layer]
+        results = dict(zip(self.outputs, [logits, *written], strict=True))
         for name, buffer in self._bound.items():
             if name in results:
                 buffer.tensor.copy_(results.pop(name))

@@ -15,7 +15,7 @@ from tc_export.contracts.parts import Part, even_parts
 from tc_export.dtypes import DType
 from tc_export.errors import UnsupportedEnvironment
 from tc_export.plan.host import host_memory
-from tc_export.plan.memory import BYTES
+from tc_export.plan.memory import BYTES, cached_token_bytes
 from tc_export.plan.parameters import (
     PACKED_BY_ONNX_RUNTIME,
     few_bits,
@@ -171,13 +171,12 @@ def _part_bytes(
     recipe: Recipe | None,
 ) -> int:
     """Weights and the cache of so many layers."""
-    text = config.text
     few = few_bits(config, DECODER, recipe, scales=DType.FLOAT32, formats=PACKED_BY_ONNX_RUNTIME)
-    share = layers / text.num_hidden_layers
+    share = layers / config.text.num_hidden_layers
     whole = layers * layer_weights(config) - share * few.numbers + head_matrix(config)
-    cached = layers * 2 * text.num_key_value_heads * text.head_dim * max_length
-    floats = (whole * OPENED[precision] + cached) * BYTES[precision]
-    return round(floats + share * few.nbytes * OPENED_FEW_BITS)
+    cached = layers * max_length * cached_token_bytes(config, precision)
+    floats = whole * OPENED[precision] * BYTES[precision]
+    return round(floats + share * few.nbytes * OPENED_FEW_BITS) + cached
 
 
 def _long_layer_bytes(config: ModelConfig, max_length: int) -> int:

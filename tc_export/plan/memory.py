@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tc_export.config import ModelConfig
+from tc_export.config import KvFormat, ModelConfig
 from tc_export.contracts.graph_io import DECODER, FRAMES_A_CALL, PREFILL_TOKENS, VISION
 from tc_export.dtypes import DType
 from tc_export.plan.parameters import Count, FewBits, decoder_count, few_bits, vision_count
@@ -113,10 +113,17 @@ def _weights(count: Count, precision: Precision, few: FewBits, *, on_cpu: bool) 
 
 def kv_cache_bytes(config: ModelConfig, workload: Workload) -> int:
     """Keys and values of every layer, for all rows of the profile: allocated at once."""
-    text = config.text
-    number = BYTES[workload.precisions.decoder]
-    per_row = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-    return round(per_row * workload.length * number)
+    layers = config.text.num_hidden_layers
+    return layers * workload.length * cached_token_bytes(config, workload.precisions.decoder)
+
+
+def cached_token_bytes(config: ModelConfig, precision: Precision) -> int:
+    """A token's key and value in one layer's cache; in eight bits each head's row has a scale."""
+    text, kv = config.text, config.cache.kv.dtype
+    rows = 2 * text.num_key_value_heads
+    if kv is None:
+        return round(rows * text.head_dim * BYTES[precision])
+    return rows * (text.head_dim * kv.bits // 8 + DType.FLOAT32.bits // 8)
 
 
 def vision_activations(config: ModelConfig, workload: Workload, *, on_cpu: bool) -> int:
@@ -153,6 +160,8 @@ def _decoder_call(config: ModelConfig, S: int, L: int, *, on_cpu: bool) -> float
     if on_cpu:
         # Scores and probabilities, the mask as numbers and as truths, and the rows that are seen.
         attention += int(2 * H * S * L + 1.5 * S * L) + 2 * K * L * D
+        # In eight bits those are codes, which are widened, and multiplied by their scales.
+        attention += 0 if config.cache.kv is KvFormat.OWN else 2 * 2 * K * L * D
     return max(attention, S * (3 * wide + 2 * T))
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from tc_export.config import ModelConfig
+from tc_export.config import CacheConfig, KvFormat, ModelConfig
 from tc_export.errors import UnsupportedEnvironment, UsageError
 from tc_export.model.weight_shapes import weight_shapes
 from tc_export.plan.build_cost import BuildCost, build_cost
@@ -233,6 +233,12 @@ def _suggestions(asked: FramesAsked, limit: int) -> Iterator[Suggestion]:
         shorter = replace(asked, max_length=None)
         if profile_length(asked.config, asked.workload.frames, None) < asked.max_length:
             yield from _suggestion("no --max-length: as long as the frames need", shorter, limit)
+    on_cpu = asked.target.toolchain.engine == "onnxruntime"  # builds for others refuse it
+    is_plain = asked.config.cache.kv is KvFormat.OWN
+    if on_cpu and is_plain and asked.config.temporal.mask.is_prefix:
+        in_int8 = CacheConfig(kv=KvFormat.INT8)
+        smaller = asked.config.model_copy(update={"cache": in_int8})
+        yield from _suggestion(f"--kv {in_int8.kv}", replace(asked, config=smaller), limit)
     for recipe in _recipes(asked):
         yield from _suggestion(f"--quantize {recipe.name}", asked.quantized_by(recipe), limit)
     for device in _larger_devices(asked.target):

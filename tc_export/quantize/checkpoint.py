@@ -352,6 +352,8 @@ def _write_index(
     weight_map = {name: shard.file for shard in shards for name in shard.stored}
     write_atomically(work / INDEX, json.dumps({"metadata": {}, "weight_map": weight_map}))
     document: dict[str, Any] = dict(checkpoint.config.document)
+    if "kv" in recipe.model_fields_set:
+        document["cache"] = {"kv": recipe.kv}
     before = document.get("quantization_config")
     document["quantization_config"] = {
         "quant_method": QUANT_METHOD,

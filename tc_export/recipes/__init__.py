@@ -7,6 +7,7 @@ from tc_export.recipes.possible import (
     is_ours,
     reason_against,
     recipe_of,
+    settings_with_recipe,
 )
 from tc_export.recipes.recipe import (
     GROUP_SIZES,
@@ -29,4 +30,5 @@ __all__ = [
     "load_recipe",
     "reason_against",
     "recipe_of",
+    "settings_with_recipe",
 ]

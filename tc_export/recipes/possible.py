@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 from packaging.version import Version
 
+from tc_export.config import CacheConfig, ModelSettings
 from tc_export.errors import UsageError
 from tc_export.recipes.recipe import QUANT_METHOD, Recipe, list_recipes, load_recipe
 from tc_export.targets import SCALES_FOR_BLOCKS, Precision, Release, Target, choose_release
@@ -54,6 +55,25 @@ def recipe_of(document: Mapping[str, Any]) -> Recipe | None:
     stated = quantization.get("recipe")
     values = stated if isinstance(stated, Mapping) else {}
     return Recipe.read(values, where="quantization_config.recipe of config.json")
+
+
+def settings_with_recipe(asked: ModelSettings, quantize: str | None) -> ModelSettings:
+    """What is asked for of the model, with the cache that the recipe asks for.
+
+    Raises:
+        UsageError: there is no such recipe, or another cache is asked for beside it.
+        InputError: the recipe's file cannot be read.
+    """
+    recipe = None if quantize is None else load_recipe(quantize)
+    if recipe is None or "kv" not in recipe.model_fields_set:
+        return asked
+    if "kv" in asked.cache.model_fields_set and asked.cache.kv is not recipe.kv:
+        raise UsageError(
+            f"the cache is asked for in {asked.cache.kv}, and the recipe {recipe.name!r} has "
+            f'kv = "{recipe.kv}"',
+            hint="leave --kv out, or change a copy of the recipe",
+        )
+    return asked.model_copy(update={"cache": CacheConfig(kv=recipe.kv)})
 
 
 def check_target(recipe: Recipe, target: Target, release: Release | None) -> None:

@@ -15,7 +15,7 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from tc_export.config import Config
+from tc_export.config import Config, KvFormat
 from tc_export.dtypes import DType
 from tc_export.errors import UsageError
 from tc_export.shipped_files import ShippedFiles
@@ -96,6 +96,7 @@ class Recipe(Config):
         keep: patterns of weights that stay as they are.
         budget: bits of a weight in the mean, scales included. With it, a weight that several rules
             fit is stored by the one that its error is worth.
+        kv: format of the key/value cache.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Recipe(Config):
     weights: tuple[WeightRule, ...] = Field(min_length=1)
     keep: tuple[str, ...] = ()
     budget: float | None = Field(default=None, gt=0, le=16)
+    kv: KvFormat = KvFormat.OWN
 
     @model_validator(mode="after")
     def _check_method(self) -> Self:

@@ -88,6 +88,7 @@ def _config(inputs: BuildInputs) -> dict[str, Any]:
         "vision_feature_select_strategy": model.vision.features,
         "temporal": model.temporal.model_dump(mode="json"),
         "pooling": model.pooling.model_dump(mode="json"),
+        "cache": model.cache.model_dump(mode="json"),
         "builder_config": {
             "target": spec.target,
             "checkpoint": str(checkpoint.folder.resolve()),

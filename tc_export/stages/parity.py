@@ -100,7 +100,8 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> None:
         write_report(folder, found, lines, origin)
         return
     raise CheckFailed(
-        f"{WRONG_LAYER if result.passed else headline(result)}:\n" + "\n".join(f"  {line}" for line in lines),
+        f"{WRONG_LAYER if result.passed else headline(result)}:\n"
+        + "\n".join(f"  {line}" for line in lines),
         hint=f"nothing was published; {_keep(inputs.failure, found, lines, origin)}, and with "
         "--no-parity there is a bundle to look at",
     )

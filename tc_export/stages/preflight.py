@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError
 
 from tc_export.bundle import Profile
-from tc_export.config import ModelConfig
+from tc_export.config import KvFormat, ModelConfig
 from tc_export.errors import UnsupportedEnvironment, UsageError
 from tc_export.plan.build_cost import BuildCost, build_cost
 from tc_export.plan.planner import profile_length
@@ -47,6 +47,7 @@ def check_possible(
             needs more memory than this machine has.
     """
     _check_head_size(config.text.head_dim, target)
+    _check_cache(config, target)
     if target.toolchain.engine == "tensorrt-rtx":
         _check_installed(RTX_BUILDER, "rtx")
     cost = build_cost(config, target, precisions, parts, recipe=recipe)
@@ -72,6 +73,15 @@ def _check_head_size(head_size: int, target: Target) -> None:
             f"the decoder's heads have {head_size} channels, and the CUDA kernels know "
             f"{', '.join(map(str, PLUGIN_HEAD_SIZES))}",
             hint="--target cpu runs any head size",
+        )
+
+
+def _check_cache(config: ModelConfig, target: Target) -> None:
+    if target.sm is not None and config.cache.kv is not KvFormat.OWN:
+        raise UsageError(
+            f"{target.name} cannot have its cache in {config.cache.kv} yet: the kernels for GPUs "
+            "are not proven",
+            hint="--kv 16 is a cache in the decoder's own format; --target cpu has both",
         )
 
 

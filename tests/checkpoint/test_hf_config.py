@@ -13,7 +13,7 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, MistralConfi
 from tc_export.checkpoint.hf_config import Origin, read_config
 from tc_export.checkpoint.hf_schema import HfLlama, HfMistral, HfVision
 from tc_export.checkpoint.names import Family
-from tc_export.config import AfterClip, AttentionMask, ModelSettings, PoolingMode
+from tc_export.config import AfterClip, AttentionMask, KvFormat, ModelSettings, PoolingMode
 from tc_export.errors import CheckpointError, UsageError
 
 CLIP: dict[str, Any] = {
@@ -240,6 +240,7 @@ def test_settings_come_from_the_checkpoint_then_the_user_then_the_default(tmp_pa
         "pooling.mode": Origin.CHECKPOINT,
         "pooling.before_projector": Origin.DEFAULT,
         "vision.features": Origin.DEFAULT,
+        "cache.kv": Origin.DEFAULT,
     }
 
 
@@ -312,6 +313,31 @@ def test_a_pooling_that_cannot_be_is_the_users_fault(
     with pytest.raises(UsageError, match=message) as caught:
         read_config(tmp_path, asked(**flags))
     assert hint in str(caught.value.hint)
+
+
+def test_a_cache_is_stated_or_asked_for(tmp_path: Path) -> None:
+    plain = document("llava", VICUNA)
+    assert read_config(write(tmp_path, plain)).model.cache.kv is KvFormat.OWN
+    found = read_config(write(tmp_path, plain), asked(cache={"kv": "int8"}))
+    assert found.model.cache.kv is KvFormat.INT8
+    assert found.origins["cache.kv"] is Origin.USER
+    found = read_config(write(tmp_path, {**plain, "cache": {"kv": "int8"}}))
+    assert found.model.cache.kv is KvFormat.INT8
+    assert found.origins["cache.kv"] is Origin.CHECKPOINT
+    with pytest.raises(UsageError, match=r"cache\.kv: 16 asked for, int8 in the checkpoint"):
+        read_config(tmp_path, asked(cache={"kv": "16"}))
+    with pytest.raises(CheckpointError, match="`cache` in"):
+        read_config(write(tmp_path, {**plain, "cache": {"kv": "int7"}}))
+
+
+def test_a_cache_in_eight_bits_needs_a_mask_that_is_a_prefix(tmp_path: Path) -> None:
+    frame_block, int8 = {"mask": "frame_block"}, {"kv": "int8"}
+    write(tmp_path, document("llava", VICUNA, cache=int8))
+    with pytest.raises(UsageError, match="a cache in int8 has no mask frame_block"):
+        read_config(tmp_path, asked(temporal=frame_block))
+    write(tmp_path, document("llava", VICUNA, cache=int8, temporal=frame_block))
+    with pytest.raises(CheckpointError, match="a cache in int8 has no mask frame_block"):
+        read_config(tmp_path)
 
 
 def test_a_flag_that_contradicts_the_checkpoint_is_an_error(tmp_path: Path) -> None:

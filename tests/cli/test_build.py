@@ -136,6 +136,7 @@ def test_a_build_that_is_told_nothing_but_the_target(tmp_path: Path) -> None:
         "pooling.mode": ("average", "default (as the method pools)"),
         "pooling.before_projector": ("False", "default (as the method pools)"),
         "vision.features": ("default", "checkpoint"),
+        "cache.kv": ("16", "default (the decoder's own format)"),
         "tokens per frame": ("4", "computed"),
         "build.parity": ("False", "tc-export.toml"),
         "build.weights": ("auto", "default"),

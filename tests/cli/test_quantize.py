@@ -34,6 +34,35 @@ def test_a_checkpoint_is_quantised_and_planned(capsys: Capture, tmp_path: Path) 
     assert json.loads(asked)["bytes"] == json.loads(out)["bytes"]
 
 
+def test_a_recipe_with_a_cache_in_eight_bits(capsys: Capture, tmp_path: Path) -> None:
+    """The new checkpoint states it; a plan counts it, by the recipe as by the checkpoint."""
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        "description = 'both in eight bits'\nkv = 'int8'\n[[weights]]\n"
+        "names = ['decoder.layers.*_proj.weight']\nformat = 'int8'\ngroup_size = 32\n"
+    )
+    words = ["--checkpoint", DEMO_CHECKPOINT, "--recipe", recipe, "--output", tmp_path / "new"]
+    code, _, err = run(capsys, "quantize", *words)
+    assert code == 0, err
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["cache"] == {"kv": "int8"}
+
+    def cache_bytes(*words: object) -> int:
+        code, out, err = run(capsys, "plan", "--target", "cpu", "--frames", "4", "--json", *words)
+        assert code == 0, err
+        found: int = json.loads(out)["bytes"]["kv_cache"]
+        return found
+
+    of_new = cache_bytes("--checkpoint", tmp_path / "new")
+    assert of_new == cache_bytes("--checkpoint", DEMO_CHECKPOINT, "--quantize", recipe)
+    assert of_new == cache_bytes("--checkpoint", DEMO_CHECKPOINT, "--kv", "int8")
+    assert of_new < 0.4 * cache_bytes("--checkpoint", DEMO_CHECKPOINT)
+    code, _, err = run(
+        capsys, "plan", "--checkpoint", DEMO_CHECKPOINT, "--quantize", recipe, "--kv", "16"
+    )
+    assert code == 2
+    assert "the cache is asked for in 16" in err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [

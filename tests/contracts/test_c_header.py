@@ -70,8 +70,8 @@ def test_what_all_ops_share() -> None:
         'kPluginVersion = "1";',
         "kPadding = -1;",
         "kFloatTypes = {TC_FLOAT32, TC_FLOAT16, TC_BFLOAT16};",
-        "enum class Type { kT, kFloat32, kInt32, kInt64 };",
-        "kOpCount = 2;",
+        "enum class Type { kT, kFloat32, kInt32, kInt64, kInt8 };",
+        "kOpCount = 3;",
     ):
         assert line in text
 

@@ -12,7 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tc_export.contracts import ops as contracts
 from tc_export.contracts.ops import OpContract
-from tests.ops import test_block_causal_attention, test_dual_rope
+from tests.ops import (
+    test_block_causal_attention,
+    test_block_causal_attention_int8,
+    test_dual_rope,
+)
 
 CALLS: dict[str, tuple[OpContract, Any, tuple[Any, ...]]] = {
     "TcDualRope": (
@@ -24,6 +28,13 @@ CALLS: dict[str, tuple[OpContract, Any, tuple[Any, ...]]] = {
         contracts.BLOCK_CAUSAL_ATTENTION,
         torch.ops.tc.block_causal_attention.default,
         test_block_causal_attention.arguments(
+            test_block_causal_attention.CASES["six heads on three"], torch.float32
+        ),
+    ),
+    "TcBlockCausalAttentionInt8": (
+        contracts.BLOCK_CAUSAL_ATTENTION_INT8,
+        torch.ops.tc.block_causal_attention_int8.default,
+        test_block_causal_attention_int8.arguments(
             test_block_causal_attention.CASES["six heads on three"], torch.float32
         ),
     ),

@@ -147,7 +147,7 @@ class TestMissing:
         assert "CMake and a C++ compiler" in bare
 
     def test_one_op_that_no_kernel_serves(self) -> None:
-        served = Finding(facts={"onnxruntime_ops": ["TcDualRope"]})
+        served = Finding(facts={"onnxruntime_ops": ["TcDualRope", "TcBlockCausalAttentionInt8"]})
         assert "native kernels of TcBlockCausalAttention" in missing("cpu", native_library=served)
 
     @pytest.mark.parametrize("facts", [{}, {"tensorrt_rtx": "does not import: crashed"}])

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tc_export.dtypes import DType
-from tc_export.parity.noise import Draw, OrderedLinear, draws, order_linears
+from tc_export.ops.quantized_rows import quantize_rows
+from tc_export.parity.noise import Draw, OrderedLinear, Shake, draws, order_linears
 
 FORMATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -99,3 +100,36 @@ def test_the_variance_is_that_of_one_and_a_half_roundings() -> None:
     x = torch.full((400, 400), 1.5, dtype=torch.float32)
     moved = (Draw(9).move(x) - x).double().numpy() / 2.0**-23
     assert np.square(moved).mean() == pytest.approx(1.5 / 12, rel=0.05)
+
+
+@pytest.mark.parametrize("codes_a_row", [0.25, 1.0])
+@pytest.mark.parametrize("head_dim", [16, 64])
+def test_so_many_codes_of_a_row_fall_the_other_way(head_dim: int, codes_a_row: float) -> None:
+    rows = torch.randn(400, 3 * head_dim, generator=torch.Generator().manual_seed(4))
+    shaken = Shake(np.random.default_rng(1), head_dim, codes_a_row)(rows)
+
+    def codes(x: torch.Tensor) -> torch.Tensor:
+        found, _ = quantize_rows(x.unflatten(-1, (3, head_dim)))
+        return found.to(torch.int16)
+
+    off = (codes(shaken) - codes(rows)).abs()
+    assert int(off.max()) == 1
+    assert 0.8 < off.sum(-1).double().mean() / codes_a_row < 1.3
+
+
+def test_only_what_enters_a_cache_in_int8_is_shaken() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.self_attn = nn.ModuleDict(
+                {f"{x}_proj": nn.Linear(32, 32, bias=False) for x in "qkvo"}
+            )
+
+    layer, x = Layer(), torch.randn(5, 32)
+    order_linears(layer)
+    plain = {name: linear(x) for name, linear in layer.self_attn.items()}
+    Draw(1).shake_cache(layer, 16)
+    changed = {n for n, linear in layer.self_attn.items() if not torch.equal(linear(x), plain[n])}
+    assert changed == {"k_proj", "v_proj"}
+    Draw(0).shake_cache(layer, 16)
+    assert all(torch.equal(linear(x), plain[n]) for n, linear in layer.self_attn.items())

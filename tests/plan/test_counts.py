@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tc_export.config import AttentionMask, ModelConfig
+from tc_export.config import AttentionMask, CacheConfig, KvFormat, ModelConfig
 from tc_export.model.positions import Clip, Text, frame_chunks, lay_out
 from tc_export.model.tc_llava import TcLlava
 from tc_export.plan import memory
@@ -74,17 +74,22 @@ def test_bytes_on_a_gpu_are_those_of_the_model(
 
 
 @QUICK
-@given(model_configs(), FLOATS, st.integers(1, 5000))
+@given(model_configs(), FLOATS, st.integers(1, 5000), st.sampled_from(list(KvFormat)))
 def test_the_cache_is_the_real_caches(
-    config: ModelConfig, precision: Precision, length: int
+    config: ModelConfig, precision: Precision, length: int, kv: KvFormat
 ) -> None:
+    config = config.model_copy(update={"cache": CacheConfig(kv=kv)})
     cache = meta_model(config, TORCH_TYPES[precision]).new_cache(1, length)
-    expected = sum(key.nbytes + value.nbytes for key, value in cache)
+    expected = sum(part.nbytes for layer in cache for part in layer)
     assert kv_cache_bytes(config, workload(length=length, decoder=precision)) == expected
 
 
 def test_a_vicuna_cache_takes_half_a_mebibyte_a_token(tmp_path: Path) -> None:
-    assert kv_cache_bytes(vicuna(tmp_path), workload(length=1)) == 512 * 1024
+    config = vicuna(tmp_path)
+    assert kv_cache_bytes(config, workload(length=1)) == 512 * 1024
+    in_int8 = config.model_copy(update={"cache": CacheConfig(kv=KvFormat.INT8)})
+    # 128 codes and a scale for each of two rows of 32 heads in 32 layers.
+    assert kv_cache_bytes(in_int8, workload(length=1)) == 264 * 1024
 
 
 @QUICK

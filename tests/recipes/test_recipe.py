@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tc_export.config import CacheConfig, KvFormat, ModelSettings
 from tc_export.errors import InputError, UsageError
-from tc_export.recipes import Recipe, check_target, list_recipes, load_recipe
+from tc_export.recipes import (
+    Recipe,
+    check_target,
+    list_recipes,
+    load_recipe,
+    settings_with_recipe,
+)
 from tc_export.targets import choose_release, load_target
 
 NAMES = ["decoder.layers.0.mlp.up_proj.weight", "decoder.layers.1.mlp.up_proj.weight"]
@@ -127,3 +134,21 @@ def test_a_target_without_the_format_names_what_it_has() -> None:
     with pytest.raises(UsageError, match=r"no int4 .formats of few bits: int8") as raised:
         check_target(load_recipe("int4-weights"), target, choose_release(target, None))
     assert "int8-weights" in str(raised.value.hint)
+
+
+def test_a_recipe_asks_for_a_cache(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    rule = "[[weights]]\nnames = ['*']\nformat = 'int8'\ngroup_size = 32\n"
+    path.write_text(f"description = ''\nkv = 'int8'\n{rule}")
+    plain, asked = ModelSettings(), ModelSettings(cache=CacheConfig(kv=KvFormat.INT8))
+    assert load_recipe(str(path)).kv is KvFormat.INT8
+    assert settings_with_recipe(plain, str(path)) == asked
+    assert settings_with_recipe(asked, str(path)) == asked
+    assert settings_with_recipe(asked, "int4-weights") == asked  # which says nothing of it
+    assert settings_with_recipe(plain, None) == plain
+    other = ModelSettings(cache=CacheConfig(kv=KvFormat.OWN))
+    with pytest.raises(UsageError, match=r"asked for in 16, and the recipe 'mine' has kv = .int8."):
+        settings_with_recipe(other, str(path))
+    path.write_text(f"description = ''\nkv = 'int7'\n{rule}")
+    with pytest.raises(UsageError, match="kv: Input should be"):
+        settings_with_recipe(plain, str(path))

@@ -69,6 +69,13 @@ __device__ __forceinline__ float exp2_approx(float x) {
 // Each operation rounded by itself, as PyTorch does: never contracted to one fused operation.
 __device__ __forceinline__ float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ float add_rounded(float a, float b) { return __fadd_rn(a, b); }
+__device__ __forceinline__ float divide_rounded(float a, float b) { return __fdiv_rn(a, b); }
+
+// Ties go to even. What is too large for an int becomes the largest, and a NaN 0.
+__device__ __forceinline__ int nearest_integer(float x) { return __float2int_rn(x); }
+
+__device__ __forceinline__ std::uint32_t float_bits(float x) { return __float_as_uint(x); }
+__device__ __forceinline__ float bits_float(std::uint32_t bits) { return __uint_as_float(bits); }
 
 __device__ __forceinline__ unsigned char* dynamic_shared_memory() {
   extern __shared__ __align__(128) unsigned char memory[];
@@ -100,6 +107,12 @@ __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
                "l"(__cvta_generic_to_global(global)), "r"(valid ? 16 : 0)
+               : "memory");
+}
+// The same of 4 bytes.
+__device__ __forceinline__ void copy_async_4(void* shared, const void* global, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)),
+               "l"(__cvta_generic_to_global(global)), "r"(valid ? 4 : 0)
                : "memory");
 }
 __device__ __forceinline__ void commit_copies() {

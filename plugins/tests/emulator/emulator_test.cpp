@@ -90,6 +90,17 @@ void misaligned_copy(Nothing) {
   tc::commit_copies();
   tc::wait_copies<0>();
 }
+void misaligned_small_copy(Nothing) {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(source + threadIdx.x);
+  tc::copy_async_4(shared_floats() + threadIdx.x, bytes + 2, true);
+  tc::commit_copies();
+  tc::wait_copies<0>();
+}
+void small_copies_of_one_word(Nothing) {
+  tc::copy_async_4(shared_floats() + threadIdx.x / 2, source, true);
+  tc::commit_copies();
+  tc::wait_copies<0>();
+}
 void past_global_memory(Nothing) { tc::store_global(sink + 1000 + threadIdx.x, 1.0f); }
 void write_to_input(Nothing) { tc::store_global(source + threadIdx.x, 1.0f); }
 void read_past_input(Nothing) {
@@ -98,15 +109,24 @@ void read_past_input(Nothing) {
   tc::wait_copies<0>();
 }
 
+void small_copy_past_input(Nothing) {
+  tc::copy_async_4(shared_floats() + threadIdx.x, source + 1000 + threadIdx.x, true);
+  tc::commit_copies();
+  tc::wait_copies<0>();
+}
+
 // A kernel that keeps them: copies through shared memory, and hands on to the next thread.
 void sound(Nothing) {
   tc::copy_async_16(shared_floats() + threadIdx.x * 4, source + threadIdx.x * 4,
                     threadIdx.x % 2 == 0);
+  float* words = shared_floats() + kThreads * 4;  // each beside that of another thread
+  tc::copy_async_4(words + threadIdx.x, source + 1023 - threadIdx.x, threadIdx.x % 3 == 0);
   tc::commit_copies();
   tc::wait_copies<0>();
   __syncthreads();
   const int next = (threadIdx.x + 1) % kThreads;
   const float value = tc::load_shared(shared_floats() + next * 4);
+  tc::store_global(sink + kThreads + threadIdx.x, tc::load_shared(words + next));
   __syncthreads();
   tc::store_shared(shared_floats() + threadIdx.x * 4, value);
   tc::store_global(sink + threadIdx.x, tc::shuffle_xor(value, 5));
@@ -136,6 +156,9 @@ void check_sound() {
     const int from = ((i ^ 5) + 1) % kThreads;
     const float expected = from % 2 == 0 ? source[from * 4] : 0.0f;
     if (sink[i] != expected) fail("sound: thread %d has %g, not %g", i, sink[i], expected);
+    const int next = (i + 1) % kThreads;
+    const float word = next % 3 == 0 ? source[1023 - next] : 0.0f, found = sink[kThreads + i];
+    if (found != word) fail("sound: thread %d has a word %g, not %g", i, found, word);
   }
 }
 
@@ -222,6 +245,9 @@ int main() {
     expect_violation("deadlock", &deadlock, "deadlock");
     expect_violation("past_shared_memory", &past_shared_memory, "out of bounds");
     expect_violation("misaligned_copy", &misaligned_copy, "misaligned");
+    expect_violation("misaligned_small_copy", &misaligned_small_copy, "misaligned");
+    expect_violation("small_copies_of_one_word", &small_copies_of_one_word, "data race");
+    expect_violation("small_copy_past_input", &small_copy_past_input, "out of bounds: read");
     expect_violation("past_global_memory", &past_global_memory, "out of bounds: write");
     expect_violation("write_to_input", &write_to_input, "out of bounds: write");
     expect_violation("read_past_input", &read_past_input, "out of bounds: read");

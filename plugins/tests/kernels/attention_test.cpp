@@ -4,291 +4,60 @@
 // decode, under several schedules, with all memory guarded. An argument runs only those long cases
 // whose names contain it.
 
-#include <algorithm>
 #include <functional>
 #include <string>
 
-#include "check.h"
+#include "attention_cases.h"
 
 namespace {
 
-// A run of text (frames 0) or a clip, as in the method's definition.
-struct Segment {
-  int frames;
-  int tokens;  // of the text, or of each frame
+class Cache {
+ public:
+  Cache(const Case& c, std::size_t batch)
+      : key_(c.dtype, batch * c.kv_heads * c.cache_rows * c.head_dim), value_(key_) {}
+
+  const Tensor& keys() const { return key_; }
+  const Tensor& values() const { return value_; }
+  Tensor& keys() { return key_; }
+  Tensor& values() { return value_; }
+
+  // Rows `slots` become rows of k and v, bit for bit; every other row stays.
+  void write(const Case& c, const Call& call) {
+    const std::size_t row_bytes = c.head_dim * bytes_of(c.dtype);
+    for_written_rows(c, call, [&](std::size_t row, std::size_t place) {
+      const auto copy = [&](Tensor& to, const Tensor& from) {
+        std::memcpy(static_cast<char*>(to.data()) + place * row_bytes,
+                    static_cast<const char*>(from.data()) + row * row_bytes, row_bytes);
+      };
+      copy(key_, call.k);
+      copy(value_, call.v);
+    });
+  }
+  void spoil() { std::memset(key_.data(), 0x5A, key_.bytes()); }
+  bool same_bits(const Cache& other) const {
+    return key_.same_bits(other.key_) && value_.same_bits(other.value_);
+  }
+
+ private:
+  Tensor key_, value_;
 };
 
-// How many tokens each token sees: counted pair by pair from the definition of the mask
-// frame_block_causal (or full_visual), and only then seen to be a prefix.
-std::vector<int> prefix_lengths(const std::vector<Segment>& segments, bool full_visual = false) {
-  struct Token {
-    int clip, frame;
-  };
-  std::vector<Token> tokens;
-  for (int clip = 0; clip < static_cast<int>(segments.size()); ++clip) {
-    const Segment& segment = segments[clip];
-    for (int i = 0; i < std::max(segment.frames, 1) * segment.tokens; ++i) {
-      tokens.push_back(segment.frames > 0 ? Token{clip, i / segment.tokens} : Token{-1, -1});
-    }
-  }
-  std::vector<int> lengths;
-  for (int i = 0; i < static_cast<int>(tokens.size()); ++i) {
-    int seen = 0;
-    for (int j = 0; j < static_cast<int>(tokens.size()); ++j) {
-      const bool same_clip = tokens[i].clip >= 0 && tokens[i].clip == tokens[j].clip;
-      const bool visible =
-          j <= i || (same_clip && (full_visual || tokens[j].frame <= tokens[i].frame));
-      if (visible && j != seen) std::abort();  // not a prefix
-      seen += visible;
-    }
-    lengths.push_back(seen);
-  }
-  return lengths;
-}
-
-struct Span {
-  int start, stop;
-};
-
-struct Case {
-  std::string name;
-  tc_dtype dtype;
-  int q_heads, kv_heads, head_dim, cache_rows;
-  std::vector<std::vector<int>> sequences;  // of each batch: prefix length of each token
-  std::vector<std::vector<Span>> calls;     // of each call, of each batch: which tokens come
-  bool pad_left = false;
-  bool in_place = true;
-  float scale = 0.125f;
-};
-
-// Everything that one call reads and writes. Axes as in the contract.
-struct Call {
-  int tokens;
-  std::vector<int32_t> kv_end;
-  std::vector<int64_t> slots;
-  Tensor q, k, v;
-};
-
-Call make_call(const Case& c, const std::vector<Span>& spans, std::mt19937& random) {
-  int tokens = 0;
-  for (const Span& span : spans) tokens = std::max(tokens, span.stop - span.start);
-  const std::size_t batch = spans.size(), rows = batch * tokens * c.head_dim;
-  Call call{tokens, std::vector<int32_t>(batch * tokens, 0),
-            std::vector<int64_t>(batch * tokens, -1), Tensor(c.dtype, rows * c.q_heads),
-            Tensor(c.dtype, rows * c.kv_heads), Tensor(c.dtype, rows * c.kv_heads)};
-  for (std::size_t b = 0; b < batch; ++b) {
-    const int length = spans[b].stop - spans[b].start;
-    const int first = c.pad_left ? tokens - length : 0;
-    for (int i = 0; i < length; ++i) {
-      call.kv_end[b * tokens + first + i] = c.sequences[b][spans[b].start + i];
-      call.slots[b * tokens + first + i] = spans[b].start + i;
-    }
-  }
-  call.q.randomise(random);
-  call.k.randomise(random);
-  call.v.randomise(random);
-  return call;
-}
-
-// Rows `slots` of the cache become rows of k or v, bit for bit; every other row stays.
-void write_cache(const Case& c, const Call& call, const Tensor& from, Tensor& cache) {
-  const std::size_t row_bytes = c.head_dim * bytes_of(c.dtype);
-  const std::size_t batch = call.slots.size() / call.tokens;
-  for (std::size_t head = 0; head < batch * c.kv_heads; ++head) {
-    for (int s = 0; s < call.tokens; ++s) {
-      const int64_t slot = call.slots[head / c.kv_heads * call.tokens + s];
-      if (slot < 0 || slot >= c.cache_rows) continue;
-      std::memcpy(static_cast<char*>(cache.data()) + (head * c.cache_rows + slot) * row_bytes,
-                  static_cast<const char*>(from.data()) + (head * call.tokens + s) * row_bytes,
-                  row_bytes);
-    }
-  }
-}
-
-// The value of y and the largest error that the kernel's roundings can make: one of each softmax
-// weight and one of the result to the type, and float32 in between. (Weights below the smallest
-// normal float16 keep an absolute, not a relative, accuracy.)
-struct Expected {
-  double y, tolerance;
-};
-
-std::vector<Expected> attend_row(const Case& c, const Tensor& q, std::size_t q_row,
-                                 const Tensor& keys, const Tensor& values, std::size_t first_key,
-                                 int end) {
-  std::vector<Expected> row(c.head_dim, {0.0, 0.0});
-  if (end <= 0) return row;
-  std::vector<double> weights(end);
-  double maximum = -std::numeric_limits<double>::infinity(), sum = 0.0;
-  for (int j = 0; j < end; ++j) {
-    double dot = 0.0;
-    for (int d = 0; d < c.head_dim; ++d) {
-      dot += q.get(q_row * c.head_dim + d) * keys.get((first_key + j) * c.head_dim + d);
-    }
-    weights[j] = dot * c.scale;
-    maximum = std::max(maximum, weights[j]);
-  }
-  for (double& weight : weights) sum += weight = std::exp(weight - maximum);
-  for (int d = 0; d < c.head_dim; ++d) {
-    double y = 0.0, magnitude = 0.0, total = 0.0;
-    for (int j = 0; j < end; ++j) {
-      const double value = values.get((first_key + j) * c.head_dim + d);
-      y += weights[j] / sum * value;
-      magnitude += weights[j] / sum * std::abs(value);
-      total += std::abs(value);
-    }
-    const double underflow = c.dtype == TC_FLOAT16 ? std::ldexp(total, -25) : 0.0;
-    row[d] = {y, 1.05 * unit_roundoff(c.dtype) * (std::abs(y) + magnitude) + 3e-5 * magnitude +
-                     underflow + std::ldexp(1.0, -25)};
-  }
-  return row;
-}
-
-std::vector<Expected> attend(const Case& c, const Call& call, const Tensor& keys,
-                             const Tensor& values) {
-  std::vector<Expected> y;
-  const int group = c.q_heads / c.kv_heads;
-  for (std::size_t row = 0; row < call.q.size() / c.head_dim; ++row) {
-    const std::size_t head = row / call.tokens;  // over batch and heads
-    const std::size_t batch = head / c.q_heads;
-    const int end = std::min(call.kv_end[batch * call.tokens + row % call.tokens], c.cache_rows);
-    const std::size_t kv_head = batch * c.kv_heads + head % c.q_heads / group;
-    const auto expected =
-        attend_row(c, call.q, row, keys, values, kv_head * c.cache_rows, end);
-    y.insert(y.end(), expected.begin(), expected.end());
-  }
-  return y;
-}
-
-struct Caches {
-  Tensor key, value;
-};
-
-// One call into `after` (which may be `before`); false when it did not go well.
-bool launch(const Case& c, const Call& call, const Caches& before, Caches& after, Tensor& y,
-            const char* schedule) {
-  tc_attention_args args{};
-  args.dtype = c.dtype;
-  args.batch = call.kv_end.size() / call.tokens;
-  args.q_heads = c.q_heads;
-  args.kv_heads = c.kv_heads;
-  args.tokens = call.tokens;
-  args.cache_rows = c.cache_rows;
-  args.head_dim = c.head_dim;
-  args.scale = c.scale;
-  args.q = call.q.data();
-  args.k = call.k.data();
-  args.v = call.v.data();
-  args.kv_end = call.kv_end.data();
-  args.slots = call.slots.data();
-  args.past_key = before.key.data();
-  args.past_value = before.value.data();
-  args.y = y.data();
-  args.present_key = after.key.data();
-  args.present_value = after.value.data();
+// One call into `after` (which may be `before`).
+tc_status launch(const Case& c, const Call& call, const Cache& before, Cache& after, Tensor& y) {
+  auto args = arguments_of<tc_attention_args>(c, call, y);
+  args.past_key = before.keys().data();
+  args.past_value = before.values().data();
+  args.present_key = after.keys().data();
+  args.present_value = after.values().data();
   const std::size_t workspace_bytes = tc_cuda_block_causal_attention_workspace(&args);
   Tensor workspace(TC_FLOAT32, workspace_bytes / 4 + 1);
-
-  tc_emulator_forget_memory();
-  for (const Tensor* input : {&call.q, &call.k, &call.v}) input->declare(false);
-  for (const Tensor* output : {&after.key, &after.value, &y}) output->declare(true);
-  tc_emulator_declare_memory(workspace.data(), workspace_bytes, 1);
-  declare(call.kv_end);
-  declare(call.slots);
+  declare(call, y, workspace, workspace_bytes);
+  after.keys().declare(true);
+  after.values().declare(true);
   const tc_status status =
       tc_cuda_block_causal_attention(&args, workspace.data(), workspace_bytes, nullptr);
   tc_emulator_forget_memory();
-  return went_well(status, (c.name + ", " + schedule).c_str());
-}
-
-void compare(const Case& c, std::size_t call, const Tensor& y,
-             const std::vector<Expected>& expected) {
-  double worst = 0.0;
-  std::size_t where = 0;
-  for (std::size_t i = 0; i < y.size(); ++i) {
-    const double share = std::abs(y.get(i) - expected[i].y) / expected[i].tolerance;
-    const bool exact = y.get(i) == expected[i].y;
-    if (!exact && !(share <= worst)) worst = share, where = i;
-  }
-  std::printf("%-64s call %zu: error %.2f of the tolerance\n", c.name.c_str(), call, worst);
-  if (!(worst <= 1.0)) {
-    fail("%s: call %zu, element %zu: %g, expected %g within %g", c.name.c_str(), call, where,
-         y.get(where), expected[where].y, expected[where].tolerance);
-  }
-}
-
-void run(const Case& c) {
-  std::mt19937 random(7);
-  const std::size_t elements = c.sequences.size() * c.kv_heads * c.cache_rows * c.head_dim;
-  // What no token was written to stays NaN: a kernel that lets it in shows.
-  Caches cache{Tensor(c.dtype, elements), Tensor(c.dtype, elements)};
-  for (std::size_t i = 0; i < c.calls.size(); ++i) {
-    const Call call = make_call(c, c.calls[i], random);
-    Caches wanted = cache;
-    write_cache(c, call, call.k, wanted.key);
-    write_cache(c, call, call.v, wanted.value);
-    Tensor first_y(c.dtype, call.q.size());
-    for (const Schedule& schedule : kSchedules) {
-      tc_emulator_set_schedule(schedule.order, schedule.seed);
-      Caches before = cache, after = cache;
-      if (!c.in_place) std::memset(after.key.data(), 0x5A, after.key.bytes());
-      Tensor y(c.dtype, call.q.size());
-      if (!launch(c, call, c.in_place ? after : before, after, y, schedule.name)) return;
-      if (!after.key.same_bits(wanted.key) || !after.value.same_bits(wanted.value)) {
-        fail("%s: call %zu, %s: the cache is not as expected", c.name.c_str(), i, schedule.name);
-      }
-      if (schedule.order == TC_SCHEDULE_FORWARD) first_y = y;
-      if (!y.same_bits(first_y)) {
-        fail("%s: call %zu, %s: y depends on the schedule", c.name.c_str(), i, schedule.name);
-      }
-    }
-    cache = wanted;
-    compare(c, i, first_y, attend(c, call, cache.key, cache.value));
-  }
-}
-
-std::vector<Case> cases_for(tc_dtype dtype, int head_dim) {
-  const std::string suffix = std::string(dtype == TC_FLOAT16 ? " float16" : " bfloat16") +
-                             " D=" + std::to_string(head_dim);
-  const auto clip = prefix_lengths({{0, 5}, {4, 9}, {0, 3}});
-  const auto two_clips = prefix_lengths({{3, 11}, {0, 2}, {1, 13}, {0, 4}});
-  const auto tiny_frames = prefix_lengths({{6, 1}, {0, 1}});
-  const auto longer = prefix_lengths({{0, 7}, {3, 33}, {0, 20}});
-  const int n = static_cast<int>(clip.size()), two = static_cast<int>(two_clips.size());
-  const int tiny = static_cast<int>(tiny_frames.size()), most = static_cast<int>(longer.size());
-  std::vector<Case> cases{
-      {"one clip" + suffix, dtype, 2, 1, head_dim, 64, {clip}, {{{0, n}}}},
-      {"two clips, padded left, cache copied" + suffix, dtype, 6, 2, head_dim, 64,
-       {two_clips, clip}, {{{0, two}, {0, n}}}, true, false},
-      {"no text before, padded right" + suffix, dtype, 5, 1, head_dim, 53, {two_clips, tiny_frames},
-       {{{0, two}, {0, tiny}}}},
-      {"in chunks, then decode" + suffix, dtype, 3, 3, head_dim, 130, {longer},
-       {{{0, 40}}, {{40, 106}}, {{106, most - 2}}, {{most - 2, most - 1}}, {{most - 1, most}}}},
-      {"one key head for all" + suffix, dtype, 71, 1, head_dim, 8, {tiny_frames},
-       {{{0, tiny - 1}}, {{tiny - 1, tiny}}}},
-  };
-  return cases;
-}
-
-std::vector<Case> special_cases() {
-  const auto longest = prefix_lengths({{0, 20}, {3, 170}, {0, 110}});
-  const auto longer = prefix_lengths({{0, 20}, {3, 45}, {0, 40}});
-  const auto shorter = prefix_lengths({{0, 9}, {2, 25}, {0, 1}});
-  const int all = static_cast<int>(longest.size()), most = static_cast<int>(longer.size());
-  const int some = static_cast<int>(shorter.size());
-  std::vector<Case> cases{
-      {"full visual, float16 D=64", TC_FLOAT16, 2, 2, 64, 200,
-       {prefix_lengths({{0, 30}, {5, 24}, {0, 10}}, true)}, {{{0, 160}}}},
-      {"split decode of different lengths, float16 D=64", TC_FLOAT16, 8, 2, 64, 1024,
-       {longer, shorter},
-       {{{0, most - 2}, {0, some - 1}}, {{most - 2, most}, {some - 1, some}}}},
-      {"split decode, bfloat16 D=128", TC_BFLOAT16, 2, 1, 128, 700, {longest},
-       {{{0, all - 3}}, {{all - 3, all}}}},
-      {"decode beside a finished sequence, float16 D=80", TC_FLOAT16, 2, 1, 80, 600,
-       {shorter, shorter}, {{{0, some - 1}, {0, some}}, {{some - 1, some}, {some, some}}}},
-      {"a large scale, float16 D=64", TC_FLOAT16, 1, 1, 64, 128, {shorter}, {{{0, some}}}, false,
-       true, 2.0f},
-  };
-  return cases;
+  return status;
 }
 
 // What the contract defines beyond sound calls: slots and kv_end out of range.
@@ -298,30 +67,30 @@ void run_out_of_range() {
   Call call = make_call(c, c.calls[0], random);
   call.slots = {0, -1, 9, -7, 4};
   call.kv_end = {1, -5, 1, std::numeric_limits<int32_t>::max(), 0};
-  const std::size_t elements = c.cache_rows * c.head_dim;
-  Caches cache{Tensor(c.dtype, elements), Tensor(c.dtype, elements)};
-  cache.key.randomise(random);
-  cache.value.randomise(random);
-  Caches wanted = cache;
-  write_cache(c, call, call.k, wanted.key);
-  write_cache(c, call, call.v, wanted.value);
+  Cache cache(c, 1);
+  cache.keys().randomise(random);
+  cache.values().randomise(random);
+  Cache wanted = cache;
+  wanted.write(c, call);
   Tensor y(c.dtype, call.q.size());
-  if (!launch(c, call, cache, cache, y, "forward")) return;
-  if (!cache.key.same_bits(wanted.key) || !cache.value.same_bits(wanted.value)) {
-    fail("out of range: a slot that is none was written");
-  }
-  compare(c, 0, y, attend(c, call, cache.key, cache.value));
+  if (!went_well(launch(c, call, cache, cache, y), c.name.c_str())) return;
+  if (!cache.same_bits(wanted)) fail("out of range: a slot that is none was written");
+  compare(c, 0, y, attend(c, call, cache));
 }
 
 void expect_status(const char* what, tc_status expected,
                    const std::function<void(tc_attention_args&)>& spoil) {
   alignas(16) static unsigned char memory[4096];
-  tc_attention_args args{TC_FLOAT16, 1, 2, 1, 1, 4, 64, 1.0f, memory, memory, memory,
+  static const std::vector<std::uint16_t> ones(2048, 0x3c00);  // rows of k and v
+  tc_attention_args args{TC_FLOAT16, 1, 2, 1, 1, 4, 64, 1.0f, memory, ones.data(), ones.data(),
                          reinterpret_cast<int32_t*>(memory), reinterpret_cast<int64_t*>(memory),
                          memory, memory, memory, memory, memory};
   spoil(args);
   const tc_status status = tc_cuda_block_causal_attention(&args, nullptr, 0, nullptr);
   if (status != expected) fail("%s: status %d, expected %d", what, status, expected);
+  if (std::any_of(memory, std::end(memory), [](unsigned char byte) { return byte != 0; })) {
+    fail("%s: refused, and yet something was written", what);
+  }
 }
 
 void run_bad_arguments() {
@@ -359,7 +128,7 @@ int main(int count, char** arguments) {
     }
   }
   for (const Case& c : cases) {
-    if (c.name.find(only) != std::string::npos) run(c);
+    if (c.name.find(only) != std::string::npos) run<Cache>(c);
   }
   run_out_of_range();
   run_bad_arguments();

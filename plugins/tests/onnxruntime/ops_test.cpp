@@ -36,7 +36,10 @@ constexpr auto kBfloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
 constexpr auto kInt32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
 constexpr auto kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 const std::string kCpu = "CPUExecutionProvider", kCuda = "CUDAExecutionProvider";
+constexpr auto kInt8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
 const std::string kAttention = "TcBlockCausalAttention", kDualRope = "TcDualRope";
+const std::string kAttentionInt8 = "TcBlockCausalAttentionInt8";
+const std::vector<std::string> kOps = {kAttention, kAttentionInt8, kDualRope};
 
 // What a function of the C interface answered: its code, ORT_OK for null.
 struct Answer {
@@ -87,7 +90,12 @@ class Node {
       const std::vector<int64_t> k = {kB, kK, kS, kD}, cache = {kB, kK, kC, kD};
       info.floats = {{"scale", 0.25f}};
       add_inputs({{type, x}, {type, k}, {type, k}, {kInt32, ids}, {kInt64, ids}});
-      add_inputs({{type, cache}, {type, cache}});
+      if (name == kAttentionInt8) {
+        const std::vector<int64_t> scales = {kB, kK, kC};
+        add_inputs({{kInt8, cache}, {kInt8, cache}, {kFloat, scales}, {kFloat, scales}});
+      } else {
+        add_inputs({{type, cache}, {type, cache}});
+      }
     }
     for (size_t i = 0; i < op_.GetOutputTypeCount(&op_); ++i) {
       context.outputs.push_back({{op_.GetOutputType(&op_, i), {}}, next()});
@@ -123,7 +131,7 @@ class Node {
 
   const OrtCustomOp& op_;
   void* kernel_ = nullptr;
-  char memory_[16] = {};  // never read or written
+  char memory_[32] = {};  // never read or written
   size_t used_ = 0;
 };
 
@@ -139,15 +147,19 @@ const std::vector<Variant> kVariants = {
     {kCpu, kFloat}, {kCpu, kHalf}, {kCpu, kBfloat}, {kCuda, kHalf}, {kCuda, kBfloat}};
 
 void test_each_op_is_registered_once_for_each_type_and_provider() {
-  CHECK(registered().size() == 2 * kVariants.size());
-  for (const std::string& name : {kAttention, kDualRope}) {
+  CHECK(registered().size() == kOps.size() * kVariants.size());
+  const std::map<std::string, size_t> inputs = {
+      {kAttention, 7}, {kAttentionInt8, 9}, {kDualRope, 4}};
+  for (const std::string& name : kOps) {
     for (const Variant& variant : kVariants) {
-      const OrtCustomOp& op = op_of(name, variant.provider, variant.type);
-      CHECK(op.GetInputTypeCount(&op) == (name == kAttention ? 7 : 4));
-      CHECK(op.GetOutputTypeCount(&op) == (name == kAttention ? 3 : 1));
-      for (size_t i = 0; i < op.GetOutputTypeCount(&op); ++i) {
-        CHECK(op.GetOutputType(&op, i) == variant.type);
-      }
+      const auto T = variant.type;
+      std::vector<ONNXTensorElementDataType> outputs = {T};
+      if (name == kAttention) outputs = {T, T, T};
+      if (name == kAttentionInt8) outputs = {T, kInt8, kInt8, kFloat, kFloat};
+      const OrtCustomOp& op = op_of(name, variant.provider, T);
+      CHECK(op.GetInputTypeCount(&op) == inputs.at(name));
+      CHECK(op.GetOutputTypeCount(&op) == outputs.size());
+      for (size_t i = 0; i < outputs.size(); ++i) CHECK(op.GetOutputType(&op, i) == outputs[i]);
     }
   }
 }
@@ -158,7 +170,7 @@ void test_a_second_session_gets_the_same_domain() {
   CHECK(Answer(RegisterCustomOps(&first, &kThisRuntime)).code == ORT_OK);
   CHECK(Answer(RegisterCustomOps(&second, &kThisRuntime)).code == ORT_OK);
   CHECK(first.domains == second.domains);
-  CHECK(second.domains.at(0)->ops.size() == 2 * kVariants.size());
+  CHECK(second.domains.at(0)->ops.size() == kOps.size() * kVariants.size());
 }
 
 void test_what_attention_hands_to_the_kernel(const Variant& variant) {
@@ -179,6 +191,26 @@ void test_what_attention_hands_to_the_kernel(const Variant& variant) {
   }
 }
 
+void test_what_attention_over_int8_hands_to_the_kernel(const Variant& variant) {
+  Node node(kAttentionInt8, variant.provider, variant.type);
+  CHECK(node.run().code == ORT_OK);
+  const tc_attention_int8_args& a = recorded.attention_int8;
+  CHECK(a.dtype == dtype_of(variant.type));
+  CHECK(a.batch == kB && a.q_heads == kH && a.kv_heads == kK);
+  CHECK(a.tokens == kS && a.cache_rows == kC && a.head_dim == kD);
+  CHECK(a.scale == 0.25f);
+  CHECK(a.q == node.in(0) && a.k == node.in(1) && a.v == node.in(2));
+  CHECK(a.kv_end == node.in(3) && a.slots == node.in(4));
+  CHECK(a.past_key == node.in(5) && a.past_value == node.in(6));
+  CHECK(a.past_key_scale == node.in(7) && a.past_value_scale == node.in(8));
+  CHECK(a.y == node.out(0) && a.present_key == node.out(1) && a.present_value == node.out(2));
+  CHECK(a.present_key_scale == node.out(3) && a.present_value_scale == node.out(4));
+  for (size_t i = 0; i < 5; ++i) {
+    const size_t same = i == 0 ? 0 : i + 4;
+    CHECK(node.context.outputs[i].tensor.shape == node.context.inputs[same].tensor.shape);
+  }
+}
+
 void test_what_rotation_hands_to_the_kernel(const Variant& variant) {
   Node node(kDualRope, variant.provider, variant.type);
   CHECK(node.run().code == ORT_OK);
@@ -193,10 +225,13 @@ void test_what_rotation_hands_to_the_kernel(const Variant& variant) {
 }
 
 void test_the_provider_decides_who_computes(const Variant& variant) {
-  for (const std::string& name : {kAttention, kDualRope}) {
+  const std::map<std::string, std::string> functions = {
+      {kAttention, "block_causal_attention"},
+      {kAttentionInt8, "block_causal_attention_int8"},
+      {kDualRope, "dual_rope"}};
+  for (const auto& [name, op] : functions) {
     Node node(name, variant.provider, variant.type);
     CHECK(node.run().code == ORT_OK);
-    const std::string op = name == kAttention ? "block_causal_attention" : "dual_rope";
     if (variant.provider == kCuda) {
       CHECK(recorded.called == "tc_cuda_" + op);
       CHECK(recorded.stream == node.context.stream);
@@ -244,7 +279,7 @@ void test_what_a_kernel_refuses_is_an_error_of_its_kind(const Variant& variant) 
       {TC_CACHE_OVERFLOW, ORT_INVALID_ARGUMENT},   {TC_KV_END_OUT_OF_RANGE, ORT_INVALID_ARGUMENT},
       {TC_OUT_OF_MEMORY, ORT_FAIL},                {TC_LAUNCH_FAILED, ORT_FAIL},
   };
-  for (const std::string& name : {kAttention, kDualRope}) {
+  for (const std::string& name : kOps) {
     for (const auto& [status, code] : codes) {
       Node node(name, variant.provider, variant.type);
       recorded.workspace_wanted = 64;
@@ -257,7 +292,7 @@ void test_what_a_kernel_refuses_is_an_error_of_its_kind(const Variant& variant) 
 }
 
 void test_no_exception_leaves_the_library(const Variant& variant) {
-  for (const std::string& name : {kAttention, kDualRope}) {
+  for (const std::string& name : kOps) {
     Node node(name, variant.provider, variant.type);
     recorded.workspace_wanted = 64;
     recorded.during = [] { throw std::runtime_error("thrown by a kernel"); };
@@ -268,9 +303,9 @@ void test_no_exception_leaves_the_library(const Variant& variant) {
 
 void test_attributes_without_a_default_are_required() {
   for (const Variant& variant : kVariants) {
-    for (const std::string& name : {kAttention, kDualRope}) {
+    for (const std::string& name : kOps) {
       Node node(name, variant.provider, variant.type);
-      node.info.floats.erase(name == kAttention ? "scale" : "gamma");
+      node.info.floats.erase(name == kDualRope ? "gamma" : "scale");
       CHECK(node.create().code != ORT_OK);
     }
     Node node(kDualRope, variant.provider, variant.type);
@@ -299,6 +334,7 @@ int main() {
   test_a_second_session_gets_the_same_domain();
   for (const Variant& variant : kVariants) {
     test_what_attention_hands_to_the_kernel(variant);
+    test_what_attention_over_int8_hands_to_the_kernel(variant);
     test_what_rotation_hands_to_the_kernel(variant);
     test_the_provider_decides_who_computes(variant);
     test_what_a_kernel_refuses_is_an_error_of_its_kind(variant);

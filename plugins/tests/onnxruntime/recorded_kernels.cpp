@@ -33,6 +33,13 @@ tc_status tc_cpu_block_causal_attention(const tc_attention_args* args, tc_parall
   return tc_test::note("tc_cpu_block_causal_attention");
 }
 
+tc_status tc_cpu_block_causal_attention_int8(const tc_attention_int8_args* args,
+                                             tc_parallel_for parallel_for, void* context) {
+  recorded.attention_int8 = *args;
+  tc_test::hand_out_tasks(parallel_for, context);
+  return tc_test::note("tc_cpu_block_causal_attention_int8");
+}
+
 tc_status tc_cpu_dual_rope(const tc_dual_rope_args* args, tc_parallel_for parallel_for,
                            void* context) {
   recorded.rope = *args;
@@ -51,6 +58,19 @@ tc_status tc_cuda_block_causal_attention(const tc_attention_args* args, void* wo
   recorded.workspace_bytes = workspace_bytes;
   recorded.stream = stream;
   return tc_test::note("tc_cuda_block_causal_attention");
+}
+
+size_t tc_cuda_block_causal_attention_int8_workspace(const tc_attention_int8_args*) {
+  return recorded.workspace_wanted;
+}
+
+tc_status tc_cuda_block_causal_attention_int8(const tc_attention_int8_args* args, void* workspace,
+                                              size_t workspace_bytes, void* stream) {
+  recorded.attention_int8 = *args;
+  recorded.workspace = workspace;
+  recorded.workspace_bytes = workspace_bytes;
+  recorded.stream = stream;
+  return tc_test::note("tc_cuda_block_causal_attention_int8");
 }
 
 tc_status tc_cuda_dual_rope(const tc_dual_rope_args* args, void* stream) {

@@ -21,6 +21,7 @@ struct Recorded {
   // What was seen.
   std::string called;
   tc_attention_args attention{};
+  tc_attention_int8_args attention_int8{};
   tc_dual_rope_args rope{};
   void* workspace = nullptr;
   size_t workspace_bytes = 0;

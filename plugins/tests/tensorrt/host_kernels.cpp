@@ -110,6 +110,82 @@ extern "C" tc_status tc_cuda_block_causal_attention(const tc_attention_args* arg
   return TC_OK;
 }
 
+// The cache in int8 as one in the type of q: the loops above then do the rest.
+namespace {
+
+// A row's scale and codes.
+void Code(tc_dtype dtype, const uint16_t* row, int64_t channels, int8_t* codes, float* scale) {
+  float largest = 0;
+  for (int64_t d = 0; d < channels; ++d) {
+    largest = std::max(largest, std::fabs(Load(dtype, row[d])));
+  }
+  *scale = largest / 127;
+  for (int64_t d = 0; d < channels; ++d) {
+    codes[d] = *scale > 0 ? int8_t(std::nearbyint(Load(dtype, row[d]) / *scale)) : 0;
+  }
+}
+
+struct Int8Part {
+  const int8_t* past;
+  const float* past_scale;
+  const void* fresh;
+  int8_t* present;
+  float* present_scale;
+};
+
+// Writes one part of the cache, and returns what it stands for.
+std::vector<uint16_t> Write(const tc_attention_int8_args& a, const Int8Part& part) {
+  const int64_t rows = a.batch * a.kv_heads * a.cache_rows;
+  if (part.present != part.past) std::copy_n(part.past, rows * a.head_dim, part.present);
+  if (part.present_scale != part.past_scale) std::copy_n(part.past_scale, rows, part.present_scale);
+  for (int64_t row = 0; row < a.batch * a.kv_heads * a.tokens; ++row) {
+    const int64_t head = row / a.tokens;
+    const int64_t slot = a.slots[head / a.kv_heads * a.tokens + row % a.tokens];
+    if (slot < 0) continue;
+    const int64_t place = head * a.cache_rows + slot;
+    Code(a.dtype, static_cast<const uint16_t*>(part.fresh) + row * a.head_dim, a.head_dim,
+         part.present + place * a.head_dim, part.present_scale + place);
+  }
+  std::vector<uint16_t> plain(rows * a.head_dim);
+  for (int64_t i = 0; i < rows * a.head_dim; ++i) {
+    plain[i] = Store(a.dtype, part.present[i] * part.present_scale[i / a.head_dim]);
+  }
+  return plain;
+}
+
+tc_attention_args Plain(const tc_attention_int8_args& a) {
+  return {a.dtype, a.batch, a.q_heads, a.kv_heads, a.tokens, a.cache_rows, a.head_dim, a.scale,
+          a.q,     a.k,     a.v,       a.kv_end,   a.slots,  nullptr,      nullptr,    a.y,
+          nullptr, nullptr};
+}
+
+}  // namespace
+
+extern "C" size_t tc_cuda_block_causal_attention_int8_workspace(
+    const tc_attention_int8_args* args) {
+  const tc_attention_args plain = Plain(*args);
+  return tc_cuda_block_causal_attention_workspace(&plain);
+}
+
+extern "C" tc_status tc_cuda_block_causal_attention_int8(const tc_attention_int8_args* args,
+                                                         void* workspace, size_t workspace_bytes,
+                                                         void* stream) {
+  const tc_attention_int8_args& a = *args;
+  if (!IsSupported(a.dtype)) {
+    return TC_UNSUPPORTED;
+  }
+  std::vector<uint16_t> key =
+      Write(a, {a.past_key, a.past_key_scale, a.k, a.present_key, a.present_key_scale});
+  std::vector<uint16_t> value =
+      Write(a, {a.past_value, a.past_value_scale, a.v, a.present_value, a.present_value_scale});
+  tc_attention_args plain = Plain(a);
+  const std::vector<int64_t> written(a.batch * a.tokens, -1);
+  plain.slots = written.data();
+  plain.past_key = plain.present_key = key.data();
+  plain.past_value = plain.present_value = value.data();
+  return tc_cuda_block_causal_attention(&plain, workspace, workspace_bytes, stream);
+}
+
 extern "C" tc_status tc_cuda_dual_rope(const tc_dual_rope_args* args, void*) {
   const tc_dual_rope_args& a = *args;
   if (!IsSupported(a.dtype)) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The two ops' inputs and outputs as this test knows them: small shapes, types and good fields,
+// The ops' inputs and outputs as this test knows them: small shapes, types and good fields,
 // written from the contract and not from the plugin's own tables.
 //
 // B batch 2, H query heads 4, K key/value heads 2, S tokens 3, C cache rows 8, D head size 64,
@@ -50,11 +50,26 @@ inline OpUnderTest AttentionUnderTest(DataType type, int64_t batch = kB, int64_t
           {-1, 5, 6}};
 }
 
+inline OpUnderTest AttentionInt8UnderTest(DataType type, int64_t batch = kB, int64_t tokens = kS) {
+  OpUnderTest op = AttentionUnderTest(type, batch, tokens);
+  const Tensor codes{{batch, kK, kC, kD}, DataType::kINT8};
+  const Tensor scales{{batch, kK, kC}, DataType::kFLOAT};
+  op.name = "TcBlockCausalAttentionInt8";
+  op.inputs.resize(5);
+  op.outputs.resize(1);
+  for (const Tensor& part : {codes, codes, scales, scales}) {
+    op.inputs.push_back(part);
+    op.outputs.push_back(part);
+  }
+  op.aliases = {-1, 5, 6, 7, 8};
+  return op;
+}
+
 inline nvinfer1::PluginField Float(const char* name, const float& value) {
   return {name, &value, nvinfer1::PluginFieldType::kFLOAT32, 1};
 }
 
-// Fields that make a plugin of either op.
+// Fields that make a plugin of an op.
 inline std::vector<nvinfer1::PluginField> GoodFields(const std::string& op_name) {
   static const float gamma = 0.5f, scale = 0.125f;
   if (op_name == "TcDualRope") {

@@ -197,6 +197,97 @@ void TestAttentionScale(const Library& library, DataType type) {
   }
 }
 
+// The same over a cache in int8, whose old rows are 127 times their scale, 10 c + 1, in every
+// channel of the values, and 5 times 2 in the keys.
+struct AttentionInt8Case {
+  explicit AttentionInt8Case(DataType type, int64_t batch = kB, int64_t tokens = kS)
+      : plain(AttentionUnderTest(type, batch, tokens), type) {
+    for (size_t row = 0; row < kRows; ++row) past_value_scale[row] = (10.0f * (row % kC) + 1) / 127;
+  }
+
+  int32_t Enqueue(const LivePlugin& plugin, const OpUnderTest& op, bool in_place) {
+    const auto dynamic = DynamicDescs(AttentionInt8UnderTest(op.inputs[0].type));
+    const size_t bytes = plugin.build().getWorkspaceSize(
+        dynamic.data(), static_cast<int32_t>(op.inputs.size()), &dynamic[op.inputs.size()],
+        static_cast<int32_t>(op.outputs.size()));
+    std::vector<uint8_t> workspace(bytes + 1, 0x5a);
+    const void* inputs[] = {plain.q.data(),      plain.k.data(),         plain.v.data(),
+                            plain.kv_end.data(), plain.slots.data(),     past_key.data(),
+                            past_value.data(),   past_key_scale.data(),  past_value_scale.data()};
+    void* apart[] = {plain.y.data(), key.data(), value.data(), key_scale.data(),
+                     value_scale.data()};
+    void* inside[] = {plain.y.data(), past_key.data(), past_value.data(), past_key_scale.data(),
+                      past_value_scale.data()};
+    const int32_t status =
+        plugin.runtime().enqueue(Descs(op.inputs).data(), Descs(op.outputs).data(), inputs,
+                                 in_place ? inside : apart, workspace.data(), nullptr);
+    CHECK(workspace.back() == 0x5a);
+    return status;
+  }
+
+  static constexpr size_t kRows = kB * kK * kC;
+  AttentionCase plain;  // all but the cache
+  std::vector<int8_t> past_key = std::vector<int8_t>(kRows * kD, 5);
+  std::vector<int8_t> past_value = std::vector<int8_t>(kRows * kD, 127);
+  std::vector<float> past_key_scale = std::vector<float>(kRows, 2.0f);
+  std::vector<float> past_value_scale = std::vector<float>(kRows);
+  std::vector<int8_t> key = past_value, value = past_value;
+  std::vector<float> key_scale = past_value_scale, value_scale = past_value_scale;
+};
+
+// The mean again; new rows are their token + 1 in every channel.
+void TestAttentionInt8Mean(const Library& library, DataType type, bool in_place) {
+  const OpUnderTest op = AttentionInt8UnderTest(type);
+  LivePlugin plugin(library.TryCreate(op.name, GoodFields(op.name)));
+  AttentionInt8Case call(type);
+  call.plain.v.Fill([](int64_t, int64_t, int64_t s, int64_t) { return s + 1.0f; });
+  call.plain.k.Fill([](int64_t, int64_t, int64_t s, int64_t) { return -127.0f * (s + 1); });
+  CHECK(call.Enqueue(plugin, op, in_place) == 0);
+  const auto& key = in_place ? call.past_key : call.key;
+  const auto& value = in_place ? call.past_value : call.value;
+  const auto& key_scale = in_place ? call.past_key_scale : call.key_scale;
+  const auto& value_scale = in_place ? call.past_value_scale : call.value_scale;
+  for (int64_t b = 0; b < kB; ++b) {
+    const auto slots = call.plain.slots.begin() + b * kS;
+    for (int64_t s = 0; s < kS; ++s) {
+      const int32_t end = call.plain.kv_end[b * kS + s];
+      double sum = 0;
+      for (int32_t c = 0; c < end; ++c) {
+        const auto at = std::find(slots, slots + kS, c);
+        sum += at != slots + kS ? at - slots + 1 : 10 * c + 1;
+      }
+      for (int64_t h = 0; h < kH; ++h) {
+        CHECK(Near(call.plain.y.Get(b, h, s, kD - 1), end > 0 ? sum / end : 0, type));
+      }
+    }
+    for (int64_t h = 0; h < kK; ++h) {
+      const int64_t first = (b * kK + h) * kC, fresh = first + slots[0];
+      CHECK(key[first * kD] == 5 && key_scale[first] == 2.0f);  // an old row
+      CHECK(value[first * kD] == 127 && value_scale[first] == 1.0f / 127);
+      CHECK(key[fresh * kD] == -127 && key_scale[fresh] == 1.0f);  // a new one
+      CHECK(value[fresh * kD] == 127 && value_scale[fresh] == 1.0f / 127);
+    }
+  }
+}
+
+// One token on one old row, with logits scale * 3 * 5 * 2 / 8 and scale * 3 * 2: y is the weight
+// of the old row, whose value is 1.
+void TestAttentionInt8Scale(const Library& library, DataType type) {
+  const OpUnderTest op = AttentionInt8UnderTest(type, /*batch=*/1, /*tokens=*/1);
+  const float scale = 0.25f;
+  LivePlugin plugin(library.TryCreate(op.name, {Float("scale", scale)}));
+  AttentionInt8Case call(type, /*batch=*/1, /*tokens=*/1);
+  call.plain.q.Fill([](int64_t, int64_t, int64_t, int64_t d) { return d == 5 ? 3.0f : 0.0f; });
+  call.plain.k.Fill([](int64_t, int64_t, int64_t, int64_t d) { return d == 5 ? 2.0f : 0.0f; });
+  call.plain.kv_end = {2};
+  call.plain.slots = {1};
+  for (float& each : call.past_key_scale) each /= 8;
+  CHECK(call.Enqueue(plugin, op, /*in_place=*/true) == 0);
+  for (int64_t h = 0; h < kH; ++h) {
+    CHECK(Near(call.plain.y.Get(0, h, 0, 0), 1 / (1 + std::exp(0.25 * (6 - 3.75))), type));
+  }
+}
+
 // What a launcher refuses comes back as an error with its sentence.
 void TestRefusal(const Library& library) {
   const OpUnderTest op = AttentionUnderTest(DataType::kHALF);
@@ -226,6 +317,9 @@ int main(int argc, char** argv) {
     TestAttentionMean(library, type, /*in_place=*/false);
     TestAttentionMean(library, type, /*in_place=*/true);
     TestAttentionScale(library, type);
+    TestAttentionInt8Mean(library, type, /*in_place=*/false);
+    TestAttentionInt8Mean(library, type, /*in_place=*/true);
+    TestAttentionInt8Scale(library, type);
   }
   CHECK(library.logger.Silent());
   TestRefusal(library);

@@ -17,14 +17,14 @@ using nvinfer1::PluginField;
 using nvinfer1::PluginFieldType;
 using nvinfer1::TensorFormat;
 
-std::vector<OpUnderTest> BothOps(DataType type) {
-  return {DualRopeUnderTest(type), AttentionUnderTest(type)};
+std::vector<OpUnderTest> AllOps(DataType type) {
+  return {DualRopeUnderTest(type), AttentionUnderTest(type), AttentionInt8UnderTest(type)};
 }
 
 void TestEntryPoints(const Library& library) {
   for (const char* entry_point : {"getCreators", "getPluginCreators"}) {
     const auto creators = library.Creators(entry_point);
-    CHECK(creators.size() == 2);
+    CHECK(creators.size() == 3);
     for (nvinfer1::IPluginCreatorV3One* creator : creators) {
       CHECK(std::string(creator->getInterfaceInfo().kind) == "PLUGIN CREATOR_V3ONE");
       CHECK(std::string(creator->getPluginNamespace()) == "tc");
@@ -111,6 +111,15 @@ void TestSerialisation(const Library& library) {
     CHECK(Serialised(*plugin, "attention_factor") == factor);
     CHECK(plugin->runtime().getFieldsToSerialize()->nbFields == 2);
   }
+
+  for (const char* name : {"TcBlockCausalAttention", "TcBlockCausalAttentionInt8"}) {
+    LivePlugin attention(library.TryCreate(name, {Float("scale", factor)}));
+    LivePlugin again(library.Creator(name).createPlugin(
+        "node", attention.runtime().getFieldsToSerialize(), nvinfer1::TensorRTPhase::kRUNTIME));
+    CHECK(again.core().getPluginName() == std::string(name));
+    CHECK(Serialised(again, "scale") == factor);
+    CHECK(again.runtime().getFieldsToSerialize()->nbFields == 1);
+  }
 }
 
 void TestCapabilities(const Library& library, const OpUnderTest& op) {
@@ -153,9 +162,10 @@ void TestOutputs(const Library& library, const OpUnderTest& op) {
                                        outputs, builder) == 0);
   for (size_t i = 0; i < op.outputs.size(); ++i) {
     CHECK(types[i] == op.outputs[i].type);
-    CHECK(shapes[i].nbDims == 4);
+    const int axes = static_cast<int>(op.outputs[i].shape.size());
+    CHECK(shapes[i].nbDims == axes);
     CHECK(!shapes[i].d[0]->isConstant());
-    for (int axis = 1; axis < 4; ++axis) {
+    for (int axis = 1; axis < axes; ++axis) {
       CHECK(shapes[i].d[axis]->getConstantValue() == op.outputs[i].shape[axis]);
     }
   }
@@ -167,7 +177,7 @@ void TestOutputs(const Library& library, const OpUnderTest& op) {
   CHECK(library.logger.Said({op.name, " 0 outputs"}));
   input_types[1] = DataType::kINT8;
   CHECK(plugin.build().getOutputDataTypes(types.data(), outputs, input_types.data(), inputs) != 0);
-  CHECK(library.logger.Said({op.name, " is of type 2 (DataType), but must be "}));
+  CHECK(library.logger.Said({op.name, " is int8, but must be "}));
   input_types[0] = DataType::kFLOAT;
   CHECK(plugin.build().getOutputDataTypes(types.data(), outputs, input_types.data(), inputs) != 0);
   CHECK(library.logger.Said({" is float32, but must be float16 or bfloat16"}));
@@ -195,8 +205,8 @@ void TestFormats(const Library& library, const OpUnderTest& op) {
     descs[i].desc.format = TensorFormat::kCHW32;
     CHECK(Supported(plugin, op, descs) == all - 1);
     descs = good;
-    const DataType others[] = {DataType::kHALF,  DataType::kBF16, DataType::kFLOAT,
-                               DataType::kINT32, DataType::kINT64};
+    const DataType others[] = {DataType::kHALF,  DataType::kBF16,  DataType::kFLOAT,
+                               DataType::kINT32, DataType::kINT64, DataType::kINT8};
     for (DataType other : others) {
       descs[i].desc.type = other;
       CHECK(Supported(plugin, op, descs) == all - (other != good[i].desc.type));
@@ -261,6 +271,11 @@ void TestAllShapes(const Library& library) {
               {4, {kB, kS + 2}, {"slots is [2, 5]", "axis S is 3"}},
               {5, {kB, kK, kC, kD / 2}, {"past_key", "axis D is 64"}},
               {6, {kB, kK, kC + 1, kD}, {"past_value", "axis C is 8"}}});
+  TestShapes(library, AttentionInt8UnderTest(DataType::kHALF),
+             {{0, {kB, kH + 1, kS, kD}, {"q has 5 heads", "the 2 of k and v"}},
+              {5, {kB, kK, kC, kD / 2}, {"past_key", "axis D is 64"}},
+              {7, {kB, kK, kC + 1}, {"past_key_scale is [2, 2, 9]", "axis C is 8"}},
+              {8, {kB, kK, kC, 1}, {"past_value_scale", "3 axes: BKC"}}});
 }
 
 }  // namespace
@@ -279,7 +294,7 @@ int main(int argc, char** argv) {
   TestStringFields(library);
   TestSerialisation(library);
   for (DataType type : {DataType::kHALF, DataType::kBF16}) {
-    for (const OpUnderTest& op : BothOps(type)) {
+    for (const OpUnderTest& op : AllOps(type)) {
       TestCapabilities(library, op);
       TestOutputs(library, op);
       TestFormats(library, op);

@@ -18,7 +18,9 @@ from tc_export.bundle.placement import Placement
 from tc_export.config import (
     AfterClip,
     AttentionMask,
+    CacheConfig,
     Config,
+    KvFormat,
     PoolingConfig,
     PoolingMode,
     TemporalConfig,
@@ -117,6 +119,17 @@ class PoolingSettings(Table):
     )
 
 
+class CacheSettings(Table):
+    """How keys and values are kept, where the checkpoint does not say."""
+
+    kv: KvFormat = _setting(
+        f"Format of the key/value cache, where the checkpoint does not say: {', '.join(KvFormat)}. "
+        "16 is the decoder's own; int8 takes half the room, with a scale for each row and head.",
+        CacheConfig().kv,
+        strict=False,
+    )
+
+
 class VisionFeatureSettings(Table):
     """What of the vision tower is used, where the checkpoint does not say."""
 
@@ -192,6 +205,7 @@ class Settings(Table):
     temporal: TemporalSettings = TemporalSettings()
     pooling: PoolingSettings = PoolingSettings()
     vision: VisionFeatureSettings = VisionFeatureSettings()
+    cache: CacheSettings = CacheSettings()
     build: BuildSettings = BuildSettings()
 
 

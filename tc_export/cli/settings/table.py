@@ -24,6 +24,7 @@ _WHY = {
     "pooling.mode": "as the method pools",
     "pooling.before_projector": "as the method pools",
     "vision.features": "as in LLaVA",
+    "cache.kv": "the decoder's own format",
     "build.memory": "two thirds of what is free",
 }
 """Of defaults that deserve a reason."""

@@ -31,6 +31,7 @@ from tc_export.parity.layers.part import PartOutput, run_head, run_layer
 from tc_export.parity.layers.result import HIDDEN_STATES, KEYS, VALUES
 from tc_export.parity.layers.sequences import LayerSequence
 from tc_export.parity.layerwise import LayerOutput, LayerwiseModel, TokenSequence
+from tc_export.parity.noise import PLAIN, Draw
 
 Advance = Callable[[str, int, int], None]
 """Called with what is done, and with how many steps are done, of how many."""
@@ -149,12 +150,12 @@ class Sweep:
         """
         exact = self._ask(self._judges.rounded, index, inputs)
         noisy = [inputs, [moved(x, arithmetic.dtype, seed) for seed, x in enumerate(inputs)]]
-        pytorch = [self._ask(arithmetic.model, index, x) for x in noisy]
+        pytorch = self._draws(arithmetic.model, index, noisy)
         opened = arithmetic.opener.open(self._layers[index])
         found = self._run(opened, inputs)
         self._compare(self._isolated[str(arithmetic.dtype)], index, exact, pytorch, found)
         if arithmetic is self._judges.own:
-            past = [self._ask(arithmetic.model, index, x) for x in draws]
+            past = self._draws(arithmetic.model, index, draws)
             draws[:] = [[x.hidden for x in draw] for draw in past]
             made = self._run(opened, engine)
             self._compare(self._accumulated, index, truth, past, made)
@@ -170,9 +171,19 @@ class Sweep:
         ]
 
     def _ask(
-        self, model: LayerwiseModel, index: int, hidden: Sequence[np.ndarray]
+        self,
+        model: LayerwiseModel,
+        index: int,
+        hidden: Sequence[np.ndarray],
+        draw: Draw = PLAIN[0],
     ) -> list[LayerOutput]:
-        return model.layer(index, as_token_sequences(self._sequences, hidden))
+        return model.layer(index, as_token_sequences(self._sequences, hidden), draw=draw)
+
+    def _draws(
+        self, model: LayerwiseModel, index: int, hidden: Sequence[Sequence[np.ndarray]]
+    ) -> list[list[LayerOutput]]:
+        """What a layer makes of each draw's hidden states."""
+        return [self._ask(model, index, x, Draw(number)) for number, x in enumerate(hidden)]
 
     def _compare(
         self,

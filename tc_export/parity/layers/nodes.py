@@ -21,6 +21,7 @@ from tc_export.parity.layers.recorder import KEYS, RESULT, VALUES, Recorder, cac
 from tc_export.parity.layers.sequences import LayerSequence
 from tc_export.parity.layers.tolerance import Floats, token_errors, token_tolerances
 from tc_export.parity.layerwise import LayerwiseModel
+from tc_export.parity.noise import PLAIN, Draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +114,8 @@ def _see(
     sequence, hidden = given
     truth = _record(judges.rounded, layer, sequence, hidden)
     draws = [
-        _record(arithmetic.model, layer, sequence, x)
-        for x in (hidden, moved(hidden, arithmetic.dtype, 0))
+        _record(arithmetic.model, layer, sequence, x, Draw(number))
+        for number, x in enumerate((hidden, moved(hidden, arithmetic.dtype, 0)))
     ]
     engine, shares = {}, {}
     for point in points:
@@ -153,10 +154,14 @@ def _views(point: Point, output: PartOutput, truth: np.ndarray | None) -> list[n
 
 
 def _record(
-    model: LayerwiseModel, layer: int, sequence: LayerSequence, hidden: np.ndarray
+    model: LayerwiseModel,
+    layer: int,
+    sequence: LayerSequence,
+    hidden: np.ndarray,
+    draw: Draw = PLAIN[0],
 ) -> dict[str, np.ndarray]:
     recorder = Recorder(model.config.text.head_dim)
-    (out,) = model.layer(layer, as_token_sequences([sequence], [hidden]), recorder.watch)
+    (out,) = model.layer(layer, as_token_sequences([sequence], [hidden]), recorder.watch, draw)
     tensors = recorder.tensors()
     tensors[cache_rows(KEYS)], tensors[cache_rows(VALUES)] = out.keys, out.values
     return tensors

@@ -17,6 +17,7 @@ from tc_export.contracts.graph_io import (
     INPUTS_EMBEDS,
     LOGITS,
     LOGITS_INDICES,
+    SCALE,
     is_hidden,
 )
 from tc_export.engine.interface import Engine
@@ -90,8 +91,13 @@ def add_outputs(part: ir.Model, values: Sequence[ir.Value]) -> None:
 
 
 def _rows(cache: KvCache) -> dict[str, np.ndarray]:
-    """Each part of the one layer's cache as [C, K, D]."""
-    return {
+    """Keys and values of the one layer's cache as [C, K, D], in floating point."""
+    parts = {
         name.split(".")[-1]: buffer.numpy()[0].swapaxes(0, 1)
         for name, buffer in cache.buffers.items()
+    }
+    return {
+        name: rows * parts[f"{name}{SCALE}"][..., None] if f"{name}{SCALE}" in parts else rows
+        for name, rows in parts.items()
+        if not name.endswith(SCALE)
     }

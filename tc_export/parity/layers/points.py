@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tc_export.contracts.graph_io import INPUTS_EMBEDS, PIXEL_VALUES, is_hidden, is_past, is_present
-from tc_export.contracts.ops import BLOCK_CAUSAL_ATTENTION, DUAL_ROPE
+from tc_export.contracts.ops import BLOCK_CAUSAL_ATTENTION, BLOCK_CAUSAL_ATTENTION_INT8, DUAL_ROPE
 from tc_export.graph.export import MODULE_NOTE
 from tc_export.parity.layers.recorder import (
     ATTENTION,
@@ -114,7 +114,7 @@ class PartGraph:
         return [x for x in node.inputs if x is not None and x in self._computed]
 
     def _ops(self) -> Iterator[Point]:
-        """Inputs and outputs of the two custom ops, cache rows, and what leaves the layer."""
+        """Inputs and outputs of the custom ops, cache rows, and what leaves the layer."""
         for what, node in zip((QUERIES, KEYS), self.nodes_of(DUAL_ROPE.name), strict=False):
             for name, value in (
                 (before_rotation(what), node.inputs[0]),
@@ -122,7 +122,8 @@ class PartGraph:
             ):
                 assert value is not None
                 yield Point(tensor=name, value=value, by_heads=True)
-        for node in self.nodes_of(BLOCK_CAUSAL_ATTENTION.name):
+        attentions = (BLOCK_CAUSAL_ATTENTION.name, BLOCK_CAUSAL_ATTENTION_INT8.name)
+        for node in (x for name in attentions for x in self.nodes_of(name)):
             for what, value in zip((QUERIES, KEYS, VALUES), node.inputs[:3], strict=True):
                 assert value is not None
                 yield Point(tensor=into_attention(what), value=value, by_heads=True)

@@ -144,8 +144,8 @@ def cache_for(engine: Engine, calls: EngineCalls) -> KvCache:
     most = max(0 if past is None else past.rows for past in calls.pasts)
     for name, buffer in cache.buffers.items() if most else ():
         layer, part = name.split(".")
-        _, heads, _, head_size = buffer.shape
-        values = np.zeros((len(calls.pasts), heads, most, head_size), np.float32)
+        _, heads, _, *row = buffer.shape
+        values = np.zeros((len(calls.pasts), heads, most, *row), np.float32)
         for sequence, past in zip(values, calls.pasts, strict=True):
             if past is not None:
                 sequence[:, : past.rows] = past.draw(int(layer), part)

@@ -62,7 +62,9 @@ def before(
 
 
 def attention(model: onnx.ModelProto) -> NodeProto:
-    return nodes(model, f"decoder.layers.{LAYER}.self_attn", "TcBlockCausalAttention")[0]
+    module = f"decoder.layers.{LAYER}.self_attn"
+    kinds = ("TcBlockCausalAttention", "TcBlockCausalAttentionInt8")
+    return next(node for kind in kinds for node in nodes(model, module, kind))
 
 
 def rotations(model: onnx.ModelProto) -> list[NodeProto]:

@@ -6,6 +6,7 @@ Axes: B batch, H query heads, K key/value heads, S tokens, C cache rows, D head 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tc_export.contracts.ops import OpContract, TensorContract
+from tc_export.dtypes import DType
 
 SIZES = {"B": 2, "H": 4, "K": 2, "S": 3, "C": 5, "D": 7, "R": 3}
 
@@ -118,9 +120,17 @@ def random_case(
 
 def ones_of(contract: OpContract, dtype: torch.dtype) -> list[Tensor]:
     """Inputs of the contract's shapes, that every kernel takes."""
-    types = {"T": dtype, "float32": torch.float32, "int32": torch.int32, "int64": torch.int64}
+    return tensors_of(contract.inputs, dtype)
+
+
+def tensors_of(tensors: Iterable[TensorContract], dtype: torch.dtype) -> list[Tensor]:
+    """Ones of the contract's shapes and types."""
     return [
-        torch.ones([SIZES[axis] for axis in t.axes], dtype=types[t.dtype]) for t in contract.inputs
+        torch.ones(
+            [SIZES[axis] for axis in t.axes],
+            dtype=dtype if t.dtype == "T" else DType(t.dtype).torch,
+        )
+        for t in tensors
     ]
 
 

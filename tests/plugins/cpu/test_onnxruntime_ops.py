@@ -31,17 +31,34 @@ from tests.plugins.cpu.definition import (
     of_wrong_shape,
     ones_of,
     random_case,
+    tensors_of,
 )
+from tests.plugins.cpu.test_attention_int8 import expected_parts, expected_y, int8_cache
+from tests.plugins.cpu.test_attention_int8 import same as same_numbers
 
 TYPES = {
     torch.float32: TensorProto.FLOAT,
     torch.float16: TensorProto.FLOAT16,
     torch.bfloat16: TensorProto.BFLOAT16,
 }
-FIXED = {"int32": TensorProto.INT32, "int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
-ONNX_TYPES = {**TYPES, torch.int32: TensorProto.INT32, torch.int64: TensorProto.INT64}
-DUAL_ROPE, ATTENTION = CONTRACTS
-ATTRIBUTES = {DUAL_ROPE.name: {"gamma": 0.5}, ATTENTION.name: {"scale": 0.1}}
+FIXED = {
+    "int8": TensorProto.INT8,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+    "float32": TensorProto.FLOAT,
+}
+ONNX_TYPES = {
+    **TYPES,
+    torch.int8: TensorProto.INT8,
+    torch.int32: TensorProto.INT32,
+    torch.int64: TensorProto.INT64,
+}
+DUAL_ROPE, ATTENTION, ATTENTION_INT8 = CONTRACTS
+ATTRIBUTES = {
+    DUAL_ROPE.name: {"gamma": 0.5},
+    ATTENTION.name: {"scale": 0.1},
+    ATTENTION_INT8.name: {"scale": 0.1},
+}
 
 Axes = Callable[[TensorContract], "tuple[str | int | None, ...] | None"]
 
@@ -140,6 +157,26 @@ def test_attention_writes_the_cache_that_is_bound_to_the_output(
 
 
 @pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("in_place", [True, False])
+def test_attention_over_int8_writes_the_cache_that_is_bound(
+    library: NativeLibrary, dtype: torch.dtype, in_place: bool
+) -> None:
+    case = random_case(
+        batch=2, heads=(4, 2), tokens=30, rows=70, head_dim=16, past=20, frame=6, dtype=dtype
+    )
+    session = session_of(library, graph_of(ATTENTION_INT8, dtype, {"scale": case.scale}))
+    cache = int8_cache(case)
+    past = [part.clone() for part in cache]
+    present = past if in_place else [torch.empty_like(part) for part in past]
+    y = torch.empty_like(case.q)
+    run_bound(session, [*case.inputs()[:5], *past], [y, *present])
+    parts = expected_parts(case, cache)
+    assert np.abs(y.double().numpy() - expected_y(case, parts)).max() <= 4 * torch.finfo(dtype).eps
+    for found, expected in zip(present, parts, strict=True):
+        same_numbers(found, expected)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("attributes", [{}, {"attention_factor": 1.5}])
 def test_rotation(library: NativeLibrary, dtype: torch.dtype, attributes: dict[str, float]) -> None:
     session = session_of(library, graph_of(DUAL_ROPE, dtype, {"gamma": 0.5, **attributes}))
@@ -179,7 +216,7 @@ def test_outputs_are_known_to_have_the_shapes_of_inputs(
         assert tuple(found.shape) == (axes(output) if said in ("in numbers", "by name") else ())
 
     sizes = [[SIZES[axis] for axis in output.axes] for output in contract.outputs]
-    results = [torch.empty(shape, dtype=dtype) for shape in sizes]
+    results = tensors_of(contract.outputs, dtype)
     shapes = [torch.empty(len(shape), dtype=torch.int64) for shape in sizes]
     run_bound(session, ones_of(contract, dtype), results + shapes)
     assert [shape.tolist() for shape in shapes] == sizes

@@ -22,13 +22,14 @@ from tests.plugins.cpu.definition import (
     ones_of,
     random_case,
 )
+from tests.plugins.cpu.test_attention_int8 import expected_parts, expected_y, int8_cache
 
 
 @pytest.fixture
 def registered(library: NativeLibrary) -> Iterator[NativeKernels]:
     """Register the kernels for one test, and put the reference back."""
     kernels = register_native_kernels(library.handle)
-    definitions = (ops.block_causal_attention, ops.dual_rope)
+    definitions = (ops.block_causal_attention, ops.block_causal_attention_int8, ops.dual_rope)
     for op in definitions:
         op.set_kernel_enabled("cpu", enabled=True)
     yield kernels
@@ -74,6 +75,24 @@ def test_attention_is_served_and_differentiable(monkeypatch: pytest.MonkeyPatch)
     y.sum().backward()
     assert q.grad is not None
     assert q.grad.isfinite().all()
+
+
+@pytest.mark.usefixtures("registered")
+def test_attention_over_int8_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every type that the kernels store; float64 goes to the reference."""
+    calls = counted(monkeypatch, "block_causal_attention_int8")
+    case = random_case(batch=1, heads=(4, 2), tokens=12, rows=12, head_dim=16, past=0, frame=4)
+    cache = int8_cache(case)
+    parts = expected_parts(case, cache)
+    op = torch.ops.tc.block_causal_attention_int8
+    y, *present = op(*case.inputs()[:5], *cache, case.scale)
+    assert len(calls) == 1
+    assert np.abs(y.double().numpy() - expected_y(case, parts)).max() <= 2e-6
+    assert all(torch.equal(x, part) for x, part in zip(present, parts, strict=True))
+    wide = [x.double() if x.is_floating_point() else x for x in (*case.inputs()[:5], *cache)]
+    found, *_ = op(*wide, case.scale)
+    assert np.abs(found.numpy() - expected_y(case, parts)).max() <= 1e-5
+    assert len(calls) == 1
 
 
 @pytest.mark.usefixtures("registered")
@@ -148,6 +167,7 @@ def test_every_tensor_of_another_shape_type_or_place_is_refused(library: NativeL
     for contract, op in (
         (contracts.DUAL_ROPE, kernels.dual_rope),
         (contracts.BLOCK_CAUSAL_ATTENTION, kernels.block_causal_attention),
+        (contracts.BLOCK_CAUSAL_ATTENTION_INT8, kernels.block_causal_attention_int8),
     ):
         right = ones_of(contract, torch.float32)
         op(*right, 0.5)

@@ -11,6 +11,7 @@ import pytest
 
 from tc_export.contracts.ops import (
     BLOCK_CAUSAL_ATTENTION,
+    BLOCK_CAUSAL_ATTENTION_INT8,
     DUAL_ROPE,
     FLOAT_TYPES,
     OpContract,
@@ -22,11 +23,18 @@ from tests.plugins.native import PLUGINS, need, run
 HEADER = PLUGINS / "include" / "tc_kernels.h"
 STRUCTS: dict[str, tuple[type[ctypes.Structure], OpContract]] = {
     "tc_attention_args": (native.AttentionArgs, BLOCK_CAUSAL_ATTENTION),
+    "tc_attention_int8_args": (native.AttentionInt8Args, BLOCK_CAUSAL_ATTENTION_INT8),
     "tc_dual_rope_args": (native.DualRopeArgs, DUAL_ROPE),
 }
 LACKING = ("TC_UNSUPPORTED", "TC_OUT_OF_MEMORY")
 DTYPES = {f"TC_{dtype.upper()}": dtype for dtype in FLOAT_TYPES}
-C_TYPES = {"T": "void", "float32": "float", "int32": "int32_t", "int64": "int64_t"}
+C_TYPES = {
+    "T": "void",
+    "float32": "float",
+    "int8": "int8_t",
+    "int32": "int32_t",
+    "int64": "int64_t",
+}
 
 
 def tensors(contract: OpContract) -> tuple[TensorContract, ...]:

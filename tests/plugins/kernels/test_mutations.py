@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,12 @@ import pytest
 from tests.plugins.native import PLUGINS, REPOSITORY, alone, need, run
 
 ATTENTION, ROTATE = "tc_kernels_attention_test", "tc_kernels_rotate_test"
+INT8 = "tc_kernels_attention_int8_test"
 CHUNKS, SPLIT = "in chunks, then decode float16 D=64", "split decode of different lengths"
 REUSE = "full visual, float16 D=64"  # more tiles than the ring has places
+EDGES = "decode at the edges of tiles, float16 D=64"
+FRAMES = "frames that end at the edges of tiles, float16 D=64"  # of tiles and of the cache
+KINDS = "rows of every kind, float16 D=64"
 FOLDERS = ("include", "kernels", "emulator", "tests/kernels")
 
 
@@ -37,28 +41,28 @@ class Fault:
 FAULTS = (
     Fault(
         name="missing wait",
-        source="attention_tile.cuh",
+        source="tile_ring.cuh",
         found="wait_copies<Stages - 2>();",
         wrong="",
         complaint="missing wait",
     ),
     Fault(
         name="wait one group short",
-        source="attention_tile.cuh",
+        source="tile_ring.cuh",
         found="wait_copies<Stages - 2>();",
         wrong="wait_copies<Stages - 1>();",
         complaint="missing wait",
     ),
     Fault(
         name="missing barrier in the ring",
-        source="attention_tile.cuh",
+        source="tile_ring.cuh",
         found="    __syncthreads();\n    start_load(tile + Stages - 1);",
         wrong="    start_load(tile + Stages - 1);",
         complaint="data race",
     ),
     Fault(
         name="load before the barrier",
-        source="attention_tile.cuh",
+        source="tile_ring.cuh",
         found="    __syncthreads();\n    start_load(tile + Stages - 1);",
         wrong="    start_load(tile + Stages - 1);\n    __syncthreads();",
         complaint="data race",
@@ -168,6 +172,134 @@ FAULTS = (
     ),
 )
 
+INT8_FAULTS = (
+    Fault(
+        name="codes not waited for",
+        source="tile_ring.cuh",
+        found="wait_copies<Stages - 1>();",
+        wrong="wait_copies<Stages>();",
+        complaint="missing wait",
+    ),
+    Fault(
+        name="numbers made too early",
+        source="tile_ring.cuh",
+        found="    __syncthreads();  // all copies have landed; no thread still reads the numbers "
+        "before these\n",
+        wrong="",
+        complaint="data race",
+    ),
+    Fault(
+        name="numbers read too early",
+        source="tile_ring.cuh",
+        found="    __syncthreads();  // all threads have made theirs\n",
+        wrong="",
+        complaint="data race",
+    ),
+    Fault(
+        name="codes loaded into the place of those in use",
+        source="tile_ring.cuh",
+        found="    make_numbers();\n",
+        wrong="    start_load(tile + Stages);\n    make_numbers();\n",
+        complaint="missing wait",
+        case=REUSE,
+    ),
+    Fault(
+        name="codes past the end are loaded",
+        source="tile_ring.cuh",
+        found="const bool valid = chunk / kChunks < end - first;",
+        wrong="const bool valid = chunk / kChunks <= end - first;",
+        complaint="out of bounds: read",
+        case=FRAMES,
+    ),
+    Fault(
+        name="scales past the end are read",
+        source="tile_ring.cuh",
+        found="const bool valid = thread < end - first;",
+        wrong="const bool valid = thread <= end - first;",
+        complaint="expected",
+    ),
+    Fault(
+        name="scale of the neighbouring row",
+        source="tile_ring.cuh",
+        found="load_shared(scales(tile) + row)",
+        wrong="load_shared(scales(tile) + (row ^ 1))",
+        complaint="expected",
+    ),
+    Fault(
+        name="scales of the next tile",
+        source="tile_ring.cuh",
+        found="load_shared(scales(tile) + row)",
+        wrong="load_shared(scales(tile + 1) + row)",
+        complaint="missing wait",
+    ),
+    Fault(
+        name="keys' scales for values",
+        source="tile_ring.cuh",
+        found="(index % 2 == 0 ? key_scales : value_scales) + first;",
+        wrong="key_scales + first;",
+        complaint="expected",
+    ),
+    Fault(
+        name="scales of keys and values swapped",
+        source="interface.cu",
+        found="{args->present_key_scale, args->present_value_scale}",
+        wrong="{args->present_value_scale, args->present_key_scale}",
+        complaint="expected",
+    ),
+    Fault(
+        name="codes without a sign",
+        source="tile_ring.cuh",
+        found="(word ^ 0x80808080u)",
+        wrong="word",
+        complaint="expected",
+    ),
+    Fault(
+        name="halves of a piece swapped",
+        source="tile_ring.cuh",
+        found="from.values[half * 2 + i / 2]",
+        wrong="from.values[2 - half * 2 + i / 2]",
+        complaint="expected",
+    ),
+    Fault(
+        name="cache of another head",
+        source="store_int8.cuh",
+        found="const int64_t place = head * p.cache_rows + slot;",
+        wrong="const int64_t place = head / 2 * p.cache_rows + slot;",
+        complaint="the cache is not as expected",
+        case=EDGES,
+    ),
+    Fault(
+        name="slots of another sequence",
+        source="store_int8.cuh",
+        found="head / p.kv_heads * p.tokens",
+        wrong="head % p.kv_heads * p.tokens",
+        complaint="the cache is not as expected",
+        case=EDGES,
+    ),
+    Fault(
+        name="the code -128",
+        source="store_int8.cuh",
+        found="max(-kLargestCode, ",
+        wrong="max(-kLargestCode - 1, ",
+        complaint="the cache is not as expected",
+        case=KINDS,
+    ),
+    Fault(
+        name="rounded to zero",
+        source="store_int8.cuh",
+        found="nearest_integer(divide_rounded(",
+        wrong="static_cast<int>(divide_rounded(",
+        complaint="the cache is not as expected",
+    ),
+    Fault(
+        name="half of a row is not looked at",
+        source="store_int8.cuh",
+        found="for (int mask = 1; mask < kWarpSize; mask *= 2)",
+        wrong="for (int mask = 2; mask < kWarpSize; mask *= 2)",
+        complaint="the cache is not as expected",
+    ),
+)
+
 
 OTHER_KERNELS = re.compile(
     r" *case (?:(?:80|96|128|256): return function|TC_BFLOAT16: return of_type).*\n"
@@ -219,7 +351,12 @@ def run_test(folder: Path, program: str, case: str) -> subprocess.CompletedProce
 
 
 @pytest.mark.parametrize(
-    ("program", "case"), [(ATTENTION, CHUNKS), (ATTENTION, SPLIT), (ROTATE, "")]
+    ("program", "case"),
+    [
+        *((ATTENTION, case) for case in (CHUNKS, SPLIT, REUSE)),
+        *((INT8, case) for case in (CHUNKS, EDGES, FRAMES, KINDS)),
+        (ROTATE, ""),
+    ],
 )
 def test_without_a_fault_all_is_well(copy: Path, program: str, case: str) -> None:
     with alone(copy):
@@ -227,7 +364,11 @@ def test_without_a_fault_all_is_well(copy: Path, program: str, case: str) -> Non
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
+@pytest.mark.parametrize(
+    "fault",
+    [*FAULTS, *(replace(fault, program=INT8) for fault in INT8_FAULTS)],
+    ids=lambda fault: fault.name.replace(" ", "-"),
+)
 def test_a_fault_is_noticed(copy: Path, fault: Fault) -> None:
     path = copy / "source" / "kernels" / fault.source
     with alone(copy):

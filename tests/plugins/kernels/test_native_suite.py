@@ -21,7 +21,11 @@ def test_kernels_agree_with_float64_under_every_schedule(emulated_build: Path) -
     ("program", "cases"),
     [
         ("tc_kernels_rotate_test", ()),
-        *(("tc_kernels_attention_test", (f"D={size}",)) for size in (64, 80, 96, 128, 256)),
+        *(
+            (f"tc_kernels_{program}_test", (f"D={size}",))
+            for program in ("attention", "attention_int8")
+            for size in (64, 80, 96, 128, 256)
+        ),
     ],
 )
 def test_kernels_touch_nothing_that_is_not_theirs(

@@ -19,7 +19,10 @@ from tests.plugins.tensorrt.elf import functions, needed
 pytestmark = pytest.mark.slow
 
 SM = 80  # the PTX that all SMs share is of this one
-KERNELS = {"prefill_attention", "decode_attention", "merge_splits", "rotate_and_store"}
+KERNELS = {
+    *("prefill_attention", "decode_attention", "merge_splits"),
+    *("rotate_and_store", "store_int8"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def test_it_registers_each_op_for_the_processor_and_for_cuda(
 def test_it_has_the_kernels_code_for_the_sm(cuda_library: NativeLibrary) -> None:
     listing = run(fetched("cuobjdump") / "cuobjdump", "--dump-elf-symbols", cuda_library.path)
     assert set(re.findall(r"^arch = (\w+)$", listing, re.MULTILINE)) == {f"sm_{SM}"}
-    entries = re.findall(r"STT_FUNC +STB_GLOBAL +STO_ENTRY +_ZN2tc\d+([a-z_]+)I", listing)
+    entries = re.findall(r"STT_FUNC +STB_GLOBAL +STO_ENTRY +_ZN2tc\d+([a-z_]+8?)I", listing)
     assert set(entries) == KERNELS
 
 

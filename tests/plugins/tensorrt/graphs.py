@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from tc_export.contracts.ops import (
     BLOCK_CAUSAL_ATTENTION,
-    CONTRACTS,
+    BLOCK_CAUSAL_ATTENTION_INT8,
     DOMAIN,
     DUAL_ROPE,
     OPSET_VERSION,
@@ -30,12 +30,14 @@ ONNX_TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
+    "int8": TensorProto.INT8,
     "int32": TensorProto.INT32,
     "int64": TensorProto.INT64,
 }
 ATTRIBUTES: dict[str, dict[str, float]] = {
     DUAL_ROPE.name: {"gamma": 0.5, "attention_factor": 1.25},
     BLOCK_CAUSAL_ATTENTION.name: {"scale": 0.125},
+    BLOCK_CAUSAL_ATTENTION_INT8.name: {"scale": 0.125},
 }
 
 
@@ -44,6 +46,7 @@ class Variant:
     """The graph's floating-point type, and what is wrong with it, if anything."""
 
     float_type: str
+    attention: OpContract = BLOCK_CAUSAL_ATTENTION
     position_type: str = "int64"
     without_attribute: str | None = None
     query_heads: int = 4
@@ -73,7 +76,10 @@ def node(
 def one_layer(variant: Variant) -> onnx.ModelProto:
     """q and k are rotated; then attention over the cache."""
     sizes = SIZES | {"H": variant.query_heads}
-    named = {tensor.name: tensor for op in CONTRACTS for tensor in (*op.inputs, *op.outputs)}
+    attention = variant.attention
+    named = {
+        tensor.name: tensor for op in (DUAL_ROPE, attention) for tensor in (*op.inputs, *op.outputs)
+    }
 
     def value(tensor: TensorContract) -> onnx.ValueInfoProto:
         is_position = tensor.name in ("position_ids", "temporal_ids")
@@ -87,22 +93,22 @@ def one_layer(variant: Variant) -> onnx.ModelProto:
         "inv_freq", TensorProto.FLOAT, [half], [10000.0 ** (-k / half) for k in range(half)]
     )
     positions = ["position_ids", "temporal_ids", "inv_freq"]
-    rest = ["v", "kv_end", "slots", "past_key", "past_value"]
+    rest = [name for name in attention.input_names if name not in ("q", "k")]
     missing = variant.without_attribute
     graph = helper.make_graph(
         [
             node(DUAL_ROPE, ["q", *positions], ["q_rotated"], missing),
             node(DUAL_ROPE, ["k", *positions], ["k_rotated"], missing),
             node(
-                BLOCK_CAUSAL_ATTENTION,
+                attention,
                 ["q_rotated", "k_rotated", *rest],
-                ["y", "present_key", "present_value"],
+                [tensor.name for tensor in attention.outputs],
                 missing,
             ),
         ],
         "one_layer",
         [value(named[name]) for name in ("q", "k", *positions[:2], *rest)],
-        [value(tensor) for tensor in BLOCK_CAUSAL_ATTENTION.outputs],
+        [value(tensor) for tensor in attention.outputs],
         [inv_freq],
     )
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, OPSET_VERSION)]

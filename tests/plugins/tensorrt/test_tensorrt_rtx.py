@@ -14,14 +14,24 @@ from typing import Any
 import onnx
 import pytest
 
-from tc_export.contracts.ops import BLOCK_CAUSAL_ATTENTION, CONTRACTS
+from tc_export.contracts.ops import (
+    BLOCK_CAUSAL_ATTENTION,
+    BLOCK_CAUSAL_ATTENTION_INT8,
+    CONTRACTS,
+    OpContract,
+)
 from tests.plugins.native import fetched
 from tests.plugins.tensorrt.elf import needed
 from tests.plugins.tensorrt.graphs import SIZES, Variant, one_layer
 
 MOST_TOKENS = 40
 SMS = ("SM86", "SM89", "SM120")
-TYPE_NAMES = {"float16": ("HALF", "Half"), "bfloat16": ("BF16", "BFloat16")}
+TYPE_NAMES = {
+    "float16": ("HALF", "Half"),
+    "bfloat16": ("BF16", "BFloat16"),
+    "int8": ("INT8", "Int8"),
+    "float32": ("FLOAT", "Float"),
+}
 
 
 def rtx(plugin: Path, folder: Path, variant: Variant, *, aliased: bool = True) -> dict[str, Any]:
@@ -59,20 +69,34 @@ def data_types(layer_line: str, which: str) -> list[str]:
     return re.findall(r"Datatype: (\w+)", tensors[1])
 
 
+over_each_cache = pytest.mark.parametrize(
+    "attention", [BLOCK_CAUSAL_ATTENTION, BLOCK_CAUSAL_ATTENTION_INT8], ids=lambda op: op.name
+)
+
+
+def types_of_outputs(attention: OpContract, float_type: str) -> list[tuple[str, str]]:
+    """What the network and the builder's log call the type of each output."""
+    return [
+        TYPE_NAMES[float_type if tensor.dtype == "T" else tensor.dtype]
+        for tensor in attention.outputs
+    ]
+
+
 @pytest.mark.parametrize("float_type", ["float16", "bfloat16"])
-def test_both_ops_become_plugin_layers_and_engines(
-    host_plugin: Path, tmp_path: Path, float_type: str
+@over_each_cache
+def test_ops_become_plugin_layers_and_engines(
+    host_plugin: Path, tmp_path: Path, attention: OpContract, float_type: str
 ) -> None:
-    report = rtx(host_plugin, tmp_path, Variant(float_type=float_type))
+    report = rtx(host_plugin, tmp_path, Variant(float_type=float_type, attention=attention))
     for contract in CONTRACTS:
         assert report["creators"].count(contract.name) == 1
     assert report["parsed"], report["errors"]
     assert report["layer_types"] == ["CONSTANT"] + ["PLUGIN_V3"] * 3
 
-    in_network, in_log = TYPE_NAMES[float_type]
+    types = types_of_outputs(attention, float_type)
     expected = {
         tensor.name: [[-1 if axis == "S" else SIZES[axis] for axis in tensor.axes], in_network]
-        for tensor in BLOCK_CAUSAL_ATTENTION.outputs
+        for tensor, (in_network, _) in zip(attention.outputs, types, strict=True)
     }
     assert report["outputs"] == expected
 
@@ -80,30 +104,33 @@ def test_both_ops_become_plugin_layers_and_engines(
     for engine in report["engines"].values():
         assert engine["errors"] == []
         assert engine["engine_bytes"] > 0
-        check_realised_layers(engine["layers"], in_log)
+        check_realised_layers(engine["layers"], [in_log for _, in_log in types])
 
 
 @pytest.mark.slow
+@over_each_cache
 def test_the_library_with_cuda_code_needs_no_gpu_to_build(
-    cuda_plugin: Path, tmp_path: Path
+    cuda_plugin: Path, tmp_path: Path, attention: OpContract
 ) -> None:
     assert not any("cuda" in library for library in needed(cuda_plugin))
-    report = rtx(cuda_plugin, tmp_path, Variant(float_type="float16"))
+    report = rtx(cuda_plugin, tmp_path, Variant(float_type="float16", attention=attention))
     assert report["said"] == ""
     for engine in report["engines"].values():
         assert engine["errors"] == []
-        check_realised_layers(engine["layers"], "Half")
+        in_log = [name for _, name in types_of_outputs(attention, "float16")]
+        check_realised_layers(engine["layers"], in_log)
 
 
-def check_realised_layers(lines: list[str], float_type: str) -> None:
-    """Three plugin layers in the type asked for, and nothing that copies or converts."""
+def check_realised_layers(lines: list[str], attention_types: list[str]) -> None:
+    """Three plugin layers in the types asked for, and nothing that copies or converts."""
     types = [re.findall(r"LayerType: (\w+)", line)[0] for line in lines]
     # In-place outputs keep attention out of the compiler's regions: it has a name of its own there.
     assert sorted(types) == ["PluginV3", "custom_layer", "custom_layer", "shape_call"]
     for line, layer_type in zip(lines, types, strict=True):
         if layer_type != "shape_call":
-            assert set(data_types(line, "Outputs")) == {float_type}
-            assert data_types(line, "Inputs")[0] == float_type
+            found = data_types(line, "Outputs")
+            assert found == (attention_types if len(found) > 1 else attention_types[:1])
+            assert data_types(line, "Inputs")[0] == attention_types[0]
 
 
 def test_in_place_caches_need_the_preview_feature(host_plugin: Path, tmp_path: Path) -> None:
