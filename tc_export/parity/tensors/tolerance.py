@@ -39,8 +39,8 @@ ILL_CONDITIONED = 32.0
 errs so many times as much as the median draw."""
 
 ILL_SHARE = 0.15
-"""The share of a graph's tokens that may be: twice the most of any run with real weights. Where more
-are, there is too little to judge by. No fault of the engine makes any: draws of PyTorch alone do."""
+"""The share of a graph's tokens that may be: twice the most of any run with real weights. Where
+more are, there is too little to judge by. No fault of the engine makes any: draws of PyTorch do."""
 
 ABSOLUTE_UNITS = 8.0
 """Least absolute tolerance, in units of epsilon times the tensor's largest value. It is for devices
