@@ -24,14 +24,15 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from quantisation import log_probabilities, smollm2
+from quantisation import smollm2
 from torch import Tensor
 
 from tc_export import ops
 from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
 from tc_export.config import CacheConfig, KvFormat
-from tc_export.quantize.calibration import passages_of
+from tc_export.parity.cost.text import CheckpointReader
 from tc_export.runtime.tokenizer import Tokenizer
+from tc_export.tasks.passages import passages_of
 
 Rounding = Callable[[Tensor], Tensor]
 
@@ -118,6 +119,12 @@ def in_int8(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, config=replace(checkpoint.config, model=model))
 
 
+def read(checkpoint: Checkpoint, passages: list[np.ndarray]) -> list[np.ndarray]:
+    """Logarithms of each token's distribution [S, V], of every passage."""
+    reader = CheckpointReader(checkpoint, passages)
+    return [reader.log_probabilities(index) for index in range(len(passages))]
+
+
 def row(name: str, bits: float, truth: list[np.ndarray], found: list[np.ndarray]) -> dict[str, Any]:
     """The figures of one way."""
     divergence = np.concatenate(
@@ -147,12 +154,12 @@ def main(
     short = passages_of(Tokenizer.load(checkpoint.folder), passages, held_out=True)
     each = max(1, tokens // len(short[0]))
     token_ids = [np.concatenate(short[i : i + each]) for i in range(0, len(short), each)]
-    truth = log_probabilities(checkpoint, token_ids)
-    found = log_probabilities(in_int8(checkpoint), token_ids)
+    truth = read(checkpoint, token_ids)
+    found = read(in_int8(checkpoint), token_ids)
     rows = [row("int8", 8 + SCALE_BITS / head_dim, truth, found)]
     for way in WAYS:
         with rounded_by(way):
-            found = log_probabilities(checkpoint, token_ids)
+            found = read(checkpoint, token_ids)
         rows.append(row(way.name, way.bits(head_dim), truth, found))
     if as_json:
         print(json.dumps(rows))
