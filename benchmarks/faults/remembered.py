@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from tc_export.parity.layerwise import LayerwiseModel, TokenSequence
+from tc_export.parity.layerwise import LayerwiseModel
 from tc_export.parity.noise import Draw
 from tc_export.parity.random_cache import RandomCache
+from tc_export.parity.sequences import TokenSequence
 
 ASKED = (
     "features",

@@ -34,8 +34,8 @@ from tc_export.contracts.parts import EngineGraph
 from tc_export.engine.session import position_feeds
 from tc_export.errors import CheckFailed
 from tc_export.model.positions import TEXT, Clip, Layout, Segment, Text, lay_out
-from tc_export.parity.layerwise import TokenSequence
 from tc_export.parity.noise import draws
+from tc_export.parity.sequences import TokenSequence
 from tc_export.parity.tensors.check import ReferenceSides
 from tc_export.parity.tensors.tolerance import absolute_tolerance, token_errors
 from tc_export.targets import Precision, Precisions

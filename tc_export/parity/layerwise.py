@@ -12,9 +12,7 @@ K key/value heads, D head size.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -23,14 +21,15 @@ from torch import Tensor, nn
 
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.config import KvFormat
-from tc_export.contracts.graph_io import FRAMES_A_CALL, cache_parts
+from tc_export.contracts.graph_io import cache_parts
 from tc_export.dtypes import DType
 from tc_export.model.decoder import LayerCache, Rotary, new_layer_cache, plain_cache
 from tc_export.model.positions import TEXT, Cursor, Layout, Segment, Text, frame_chunks, lay_out
 from tc_export.model.rope import inverse_frequencies
+from tc_export.parity.frames import by_frames, distinct
 from tc_export.parity.noise import CODES_A_ROW, PLAIN, Draw
 from tc_export.parity.part_loader import PartLoader
-from tc_export.parity.random_cache import RandomCache
+from tc_export.parity.sequences import GreedyAnswer, LayerOutput, Running, TokenSequence
 from tc_export.targets import Precisions
 
 QUERIES_A_CALL = 512
@@ -44,55 +43,6 @@ Advance = Callable[[int, int], None]
 
 Watch = Callable[[str, nn.Module], None]
 """Gets a part of the model and its name before it is run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenSequence:
-    """Embedded tokens, and the ones whose logits are wanted.
-
-    `embeds` is [S, E]; `logits_indices` [L] are indices into it. `past` is what the cache holds
-    before the first of them, which stands behind it.
-    """
-
-    embeds: np.ndarray
-    layout: Layout
-    logits_indices: np.ndarray
-    past: RandomCache | None = None
-
-    @property
-    def rows(self) -> int:
-        """Rows of the cache that it takes, those before it included."""
-        return self.layout.length + (0 if self.past is None else self.past.rows)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerOutput:
-    """What one layer makes of S tokens: hidden states [S, E], cache rows [S, heads, head size]."""
-
-    hidden: np.ndarray
-    keys: np.ndarray
-    values: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True)
-class GreedyAnswer:
-    """Generated tokens, and the logits [V] that each was chosen by."""
-
-    tokens: list[int] = field(default_factory=list)
-    logits: list[np.ndarray] = field(default_factory=list)
-
-
-@dataclass
-class _Running:
-    """A sequence on its way through the layers."""
-
-    x: Tensor  # [1, S, E]
-    layout: Layout
-    frame_ids: Tensor | None  # [1, C], of each cache row: only for the mask `frame_block`
-    rows: int  # C
-    kept: list[LayerCache] | None  # each layer's cache, where decoding shall go on
-    draw: Draw
-    before: RandomCache | None = None  # what the first rows hold
 
 
 class LayerwiseModel:
@@ -143,7 +93,7 @@ class LayerwiseModel:
         self, clips: Sequence[np.ndarray], draws: Sequence[Draw]
     ) -> list[list[np.ndarray]]:
         """For each draw, what `features` gives. A frame of several clips is looked at once."""
-        frames, places = _distinct(clips)
+        frames, places = distinct(clips)
         of_draws = self._features([frames], draws)
         return [[features[at] for at in places] for (features,) in of_draws]
 
@@ -154,7 +104,6 @@ class LayerwiseModel:
         draws: Sequence[Draw],
         watch: Watch = lambda name, module: None,
     ) -> list[list[np.ndarray]]:
-
         def load(name: str) -> nn.Module:
             module = self._parts.load(name)
             watch(name, module)
@@ -162,7 +111,7 @@ class LayerwiseModel:
 
         def through(module: nn.Module, x: Tensor, draw: Draw) -> Tensor:
             draw.order_sums(module)
-            return _by_frames(module, draw.move(x))
+            return by_frames(module, draw.move(x))
 
         tower = self._parts.empty.vision.vision_tower
         embeddings = load("vision.vision_tower.embeddings")
@@ -181,7 +130,7 @@ class LayerwiseModel:
             return self._parts.empty.vision.project_and_pool(tower.select(draw.move(x)), projector)
 
         return [
-            [_array(_by_frames(partial(finish, draw=draw), x)) for x in of]
+            [_array(by_frames(partial(finish, draw=draw), x)) for x in of]
             for of, draw in zip(xs, draws, strict=True)
         ]
 
@@ -300,7 +249,7 @@ class LayerwiseModel:
         return logits, self._greedy(answering, [cursor for _, cursor in laid_out.values()], tokens)
 
     def _greedy(
-        self, answering: Sequence[_Running], cursors: list[Cursor], tokens: int
+        self, answering: Sequence[Running], cursors: list[Cursor], tokens: int
     ) -> list[GreedyAnswer]:
         """Answers of so many tokens; the hidden states are those that the first one comes from."""
         answers = [GreedyAnswer() for _ in answering]
@@ -337,7 +286,7 @@ class LayerwiseModel:
 
     def _draws_through_layers(
         self, sequences: Sequence[TokenSequence], draws: Sequence[Draw], layers: range | None
-    ) -> list[list[_Running]]:
+    ) -> list[list[Running]]:
         """Take every draw of every sequence through these layers, which are read once."""
         of_draws = [[self._start_after(x, draw) for x in sequences] for draw in draws]
         self._through_layers([x for running in of_draws for x in running], layers)
@@ -351,22 +300,22 @@ class LayerwiseModel:
         *,
         keep: bool = False,
         draw: Draw = PLAIN[0],
-    ) -> _Running:
+    ) -> Running:
         frame_ids = None
         if not self.config.temporal.mask.is_prefix:
             frame_ids = torch.full((1, rows), TEXT)
             frame_ids[0, torch.from_numpy(layout.position_ids)] = torch.from_numpy(layout.frame_ids)
         x = self._tensor(embeds)[None]
-        return _Running(x, layout, frame_ids, rows, [] if keep else None, draw)
+        return Running(x, layout, frame_ids, rows, [] if keep else None, draw)
 
-    def _start_after(self, sequence: TokenSequence, draw: Draw) -> _Running:
+    def _start_after(self, sequence: TokenSequence, draw: Draw) -> Running:
         running = self._start(sequence.embeds, sequence.layout, sequence.rows, draw=draw)
         running.before = sequence.past
         return running
 
     def _through_layers(
         self,
-        running: Sequence[_Running],
+        running: Sequence[Running],
         layers: range | None = None,
         *,
         few_tokens: bool = False,
@@ -388,7 +337,7 @@ class LayerwiseModel:
         if self.config.cache.kv is not KvFormat.OWN:
             draw.shake_cache(layer, self.config.text.head_dim, codes_a_row)
 
-    def _through_layer(self, layer: nn.Module, index: int, running: _Running) -> None:
+    def _through_layer(self, layer: nn.Module, index: int, running: Running) -> None:
         """Take one sequence through one layer, so many queries at a time."""
         temporal = self.config.temporal
         inv_freq, attention_factor = inverse_frequencies(self.config.text)
@@ -410,7 +359,7 @@ class LayerwiseModel:
         if running.kept is not None:
             running.kept[index : index + 1] = [past]
 
-    def _past(self, index: int, running: _Running) -> LayerCache:
+    def _past(self, index: int, running: Running) -> LayerCache:
         """A layer's cache before the pass."""
         if running.kept is not None and index < len(running.kept):
             return running.kept[index]
@@ -444,32 +393,6 @@ class LayerwiseModel:
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._dtype)
-
-
-def _distinct(clips: Sequence[np.ndarray]) -> tuple[np.ndarray, list[list[int]]]:
-    """Each frame of the clips once, and where each clip's frames are among these."""
-    found: dict[bytes, int] = {}
-    frames: list[np.ndarray] = []
-    places: list[list[int]] = []
-    for clip in clips:
-        places.append([])
-        for frame in clip:
-            key = hashlib.sha256(frame.tobytes()).digest()
-            if key not in found:
-                found[key] = len(frames)
-                frames.append(frame)
-            places[-1].append(found[key])
-    return np.stack(frames), places
-
-
-def _by_frames(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply `function` to so many frames at a time as the vision engine takes."""
-
-    def parts() -> Iterator[Tensor]:
-        for start in range(0, len(x), FRAMES_A_CALL):
-            yield function(x[start : start + FRAMES_A_CALL])
-
-    return torch.cat(list(parts()))
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -24,7 +24,8 @@ from tc_export.checkpoint.reader import Checkpoint
 from tc_export.checkpoint.tokenizer import write_tokenizer
 from tc_export.dtypes import DType
 from tc_export.model.positions import Clip, Text, lay_out
-from tc_export.parity.layerwise import LayerwiseModel, TokenSequence
+from tc_export.parity.layerwise import LayerwiseModel
+from tc_export.parity.sequences import TokenSequence
 from tc_export.runtime.preprocess import preprocess, read_preprocess_config
 from tc_export.runtime.prompt import PromptBuilder
 from tc_export.tasks import Kind, Split, make_item, render

@@ -16,9 +16,10 @@ from tc_export.dtypes import DType
 from tc_export.engine.session import DecoderSession
 from tc_export.model.positions import Clip, Segment, Text, lay_out
 from tc_export.parity import layerwise
-from tc_export.parity.layerwise import LayerwiseModel, TokenSequence
+from tc_export.parity.layerwise import LayerwiseModel
 from tc_export.parity.noise import draws
 from tc_export.parity.part_loader import PartLoader
+from tc_export.parity.sequences import TokenSequence
 from tc_export.parity.torch_engine import TorchDecoderEngine, TorchVisionEngine
 from tc_export.targets import Precisions
 from tests.exported import Exported, export_small

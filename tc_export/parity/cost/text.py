@@ -18,7 +18,8 @@ from tc_export.checkpoint.reader import Checkpoint
 from tc_export.dtypes import DType
 from tc_export.model.positions import Text, lay_out
 from tc_export.parity.cost.result import NotMeasured, TextCost, log_probabilities
-from tc_export.parity.layerwise import LayerwiseModel, TokenSequence
+from tc_export.parity.layerwise import LayerwiseModel
+from tc_export.parity.sequences import TokenSequence
 from tc_export.tasks.passages import TextTokenizer, knows_text, passages_of
 
 PASSAGES = 16

@@ -30,8 +30,9 @@ from tc_export.parity.layers.cells import Cells
 from tc_export.parity.layers.part import PartOutput, run_head, run_layer
 from tc_export.parity.layers.result import HIDDEN_STATES, KEYS, VALUES
 from tc_export.parity.layers.sequences import LayerSequence
-from tc_export.parity.layerwise import LayerOutput, LayerwiseModel, TokenSequence
+from tc_export.parity.layerwise import LayerwiseModel
 from tc_export.parity.noise import PLAIN, Draw
+from tc_export.parity.sequences import LayerOutput, TokenSequence
 
 Advance = Callable[[str, int, int], None]
 """Called with what is done, and with how many steps are done, of how many."""

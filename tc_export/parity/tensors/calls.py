@@ -21,8 +21,9 @@ from tc_export.contracts.graph_io import (
 from tc_export.dtypes import DType, round_to
 from tc_export.engine.session import position_feeds
 from tc_export.model.positions import TEXT, Layout, Text, frame_chunks, lay_out
-from tc_export.parity.layerwise import GreedyAnswer, LayerwiseModel, TokenSequence
+from tc_export.parity.layerwise import LayerwiseModel
 from tc_export.parity.random_cache import COMPUTED_TOKENS, RandomCache
+from tc_export.parity.sequences import GreedyAnswer, TokenSequence
 from tc_export.parity.tensors.scenario import Scenario
 from tc_export.parity.tensors.sides import Calls, Feed
 

@@ -24,7 +24,8 @@ import numpy as np
 from tc_export.config import ModelConfig
 from tc_export.dtypes import DType, round_to
 from tc_export.errors import UnsupportedEnvironment
-from tc_export.parity.layerwise import GreedyAnswer, LayerwiseModel
+from tc_export.parity.layerwise import LayerwiseModel
+from tc_export.parity.sequences import GreedyAnswer
 from tc_export.parity.tensors.batch import batch_of, logits_of_member
 from tc_export.parity.tensors.calls import CallMaker
 from tc_export.parity.tensors.judging import (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tc_export.parity.assets.comparison import AssetComparison
-from tc_export.parity.layerwise import GreedyAnswer
+from tc_export.parity.sequences import GreedyAnswer
 from tc_export.parity.tensors.verdict import NoiseVerdict, TensorComparison
 
 

@@ -24,8 +24,9 @@ from tc_export.contracts.graph_io import (
 from tc_export.engine.batch import takes_batches
 from tc_export.engine.interface import Engine
 from tc_export.engine.kv_cache import KvCache
-from tc_export.parity.layerwise import LayerwiseModel, TokenSequence
+from tc_export.parity.layerwise import LayerwiseModel
 from tc_export.parity.random_cache import RandomCache
+from tc_export.parity.sequences import TokenSequence
 
 Feed = dict[str, np.ndarray]
 

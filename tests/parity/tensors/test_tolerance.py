@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tc_export.dtypes import DType
-from tc_export.parity.layerwise import GreedyAnswer
+from tc_export.parity.sequences import GreedyAnswer
 from tc_export.parity.tensors import tolerance
 from tc_export.parity.tensors.report import failures, result_as_json
 from tc_export.parity.tensors.result import AnswerComparison, ParityResult, compare_answers
