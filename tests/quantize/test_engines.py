@@ -18,7 +18,8 @@ from onnx.reference import ReferenceEvaluator
 import tc_export
 from tc_export.bundle.layout import graph_path
 from tc_export.bundle.manifest import Manifest
-from tc_export.checkpoint.quantized import QuantizedWeight, pack_int4
+from tc_export.checkpoint.four_bits import pack_int4
+from tc_export.checkpoint.quantized import QuantizedWeight
 from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
 from tc_export.contracts.graph_io import DECODER
 from tc_export.contracts.parts import even_parts
