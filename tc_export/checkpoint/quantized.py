@@ -16,6 +16,7 @@ to the file and nothing is packed twice. Of a weight `X` [N, K], which maps K ch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ VALUES, SCALES = ".values", ".scales"
 INPUT_SCALE, GLOBAL_SCALE = ".input_scale", ".global_scale"
 _BESIDE_VALUES = (SCALES, INPUT_SCALE, GLOBAL_SCALE)
 _STORED_AS = {DType.UINT8: DType.INT4, DType.INT8: DType.INT8, DType.FP8: DType.FP8}
+OTHER_PRECISION = "float16 does not hold all scales of float32: build with --precision bf16"
 _SCALES_IN = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
 
 
@@ -71,6 +73,9 @@ class QuantizedWeight:
         """What becomes of the numbers that enter the product; None where they stay.
 
         The scale may be rounded to another format before, as those of the weight.
+
+        Raises:
+            CheckpointError: the scale is zero or infinite in that format.
         """
         from tc_export.model.input_rounding import InputRounding
 
@@ -79,6 +84,12 @@ class QuantizedWeight:
         scale = self.input_scale.as_tensor()
         if scales is not None:
             scale = scale.to(scales.torch)
+        if not 0 < float(scale) < math.inf:
+            raise CheckpointError(
+                f"{self.input_scale.file}: {self.input_scale.name} is {float(scale)} in "
+                f"{scales or self.input_scale.dtype}",
+                hint=OTHER_PRECISION,
+            )
         return InputRounding(self.dtype, float(scale))
 
     def as_tensor(self, scales: DType | None = None) -> Tensor:
