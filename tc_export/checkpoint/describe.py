@@ -48,7 +48,8 @@ def _quantised(
     counts = Counter(part for weight in packed for part in weight.parts)
     try:
         rule = packing.recipe(checkpoint.config.model).weights[0]
-        becomes = f"kept bit for bit in {rule.format}, a scale for {rule.group_size} channels"
+        size = rule.group_size or "all"
+        becomes = f"{rule.format}, a scale for {size} channels; {packing.kept}"
     except CheckpointError as error:
         becomes = f"cannot be built: {error}"
     return {

@@ -16,11 +16,13 @@ to the file and nothing is packed twice. Of a weight `X` [N, K], which maps K ch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tc_export.checkpoint.foreign import PackedWeight
+from tc_export.checkpoint.four_bits import NVFP4_GROUP, unpack
 from tc_export.checkpoint.safetensors_file import TensorLocation
 from tc_export.dtypes import DType
 from tc_export.errors import CheckpointError
@@ -34,15 +36,7 @@ VALUES, SCALES = ".values", ".scales"
 INPUT_SCALE, GLOBAL_SCALE = ".input_scale", ".global_scale"
 _BESIDE_VALUES = (SCALES, INPUT_SCALE, GLOBAL_SCALE)
 _STORED_AS = {DType.UINT8: DType.INT4, DType.INT8: DType.INT8, DType.FP8: DType.FP8}
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""What the codes 0 to 7 of NVFP4 stand for; 8 to 15 are the same below zero."""
-
-NVFP4_NUMBERS = (*E2M1, *(-x for x in E2M1))
-"""What each code stands for."""
-
-NVFP4_GROUP = 16
-"""Numbers of NVFP4 that share a scale: the format has no other."""
-
+OTHER_PRECISION = "float16 does not hold all scales of float32: build with --precision bf16"
 _SCALES_IN = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
 
 
@@ -79,6 +73,9 @@ class QuantizedWeight:
         """What becomes of the numbers that enter the product; None where they stay.
 
         The scale may be rounded to another format before, as those of the weight.
+
+        Raises:
+            CheckpointError: the scale is zero or infinite in that format.
         """
         from tc_export.model.input_rounding import InputRounding
 
@@ -87,6 +84,12 @@ class QuantizedWeight:
         scale = self.input_scale.as_tensor()
         if scales is not None:
             scale = scale.to(scales.torch)
+        if not 0 < float(scale) < math.inf:
+            raise CheckpointError(
+                f"{self.input_scale.file}: {self.input_scale.name} is {float(scale)} in "
+                f"{scales or self.input_scale.dtype}",
+                hint=OTHER_PRECISION,
+            )
         return InputRounding(self.dtype, float(scale))
 
     def as_tensor(self, scales: DType | None = None) -> Tensor:
@@ -113,32 +116,6 @@ class QuantizedWeight:
 
 
 Weight = TensorLocation | QuantizedWeight | PackedWeight
-
-
-def pack_int4(numbers: Tensor) -> Tensor:
-    """Bytes of whole numbers from -8 to 7, two to a byte; there must be an even count."""
-    import torch
-
-    low, high = numbers.reshape(-1, 2).to(torch.int16).unbind(dim=1)
-    return ((low & 15) | ((high & 15) << 4)).to(torch.uint8)
-
-
-def unpack(packed: Tensor, dtype: DType) -> Tensor:
-    """The numbers of four bits each in bytes: whole ones in eight bits, E2M1 in float32."""
-    import torch
-
-    codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten()
-    if dtype is DType.NVFP4:
-        return number_of(codes)
-    numbers = codes.to(torch.int8)
-    return torch.where(numbers > 7, numbers - 16, numbers)
-
-
-def number_of(codes: Tensor) -> Tensor:
-    """What codes of NVFP4 stand for, in float32."""
-    import torch
-
-    return torch.tensor(NVFP4_NUMBERS)[codes.to(torch.int32)]
 
 
 def graph_parts(name: str, weight: Weight) -> Iterator[tuple[str, TensorLocation]]:

@@ -36,9 +36,9 @@ def quantize(
 ) -> None:
     """Store a checkpoint's matrices in few bits, layer by layer; it builds as any other.
 
-    What another library has quantised (AutoAWQ, GPTQModel, llm-compressor) is repacked bit for bit,
-    without a recipe. A killed run goes on where it was. Nothing is measured here: `tc-export parity
-    BUNDLE --tasks` says how well an engine of the new checkpoint answers.
+    What another library has quantised (AutoAWQ, GPTQModel, llm-compressor, ModelOpt) is repacked
+    bit for bit, without a recipe. A killed run goes on where it was. Nothing is measured here:
+    `tc-export parity BUNDLE --tasks` says how well an engine of the new checkpoint answers.
     """
     from tc_export.checkpoint.hf_config import read_config
 

@@ -18,8 +18,10 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from tc_export.checkpoint.quantized import OTHER_PRECISION, SCALES
+from tc_export.checkpoint.safetensors_file import TensorLocation
 from tc_export.dtypes import DType
-from tc_export.errors import TcExportError
+from tc_export.errors import CheckpointError, TcExportError
 from tc_export.graph.weights_plan import WeightsPlan
 
 _ALIGNMENT_BYTES = 64
@@ -48,6 +50,9 @@ def attach_weights(
         constants: initialisers that are computed, not loaded; stored inside the graph.
         own_file: written beside the graph, where `plan` converts weights.
         advance: called with the bytes of each tensor when it is done.
+
+    Raises:
+        CheckpointError: scales of a quantised weight are none in the graph's format.
     """
     if not plan.converts:
         return _attach(model, plan, constants, None, own_file.name, advance)
@@ -81,7 +86,7 @@ def _attach(
             report.bytes_referenced += location.nbytes
         else:
             assert own is not None
-            offset, length = _append(own, location.as_tensor().to(plan.dtype.torch))
+            offset, length = _append(own, _converted(name, location, plan.dtype))
             tensor = _external(name, plan.dtype, shape, own_name, offset, length)
             report.bytes_written += length
         initializer.const_value = tensor
@@ -100,6 +105,17 @@ def _external(
         shape=shape,
         name=name,
     )
+
+
+def _converted(name: str, location: TensorLocation, dtype: DType) -> torch.Tensor:
+    """A weight in the graph's format."""
+    converted = location.as_tensor().to(dtype.torch)
+    if name.endswith(SCALES) and not bool((converted.isfinite() & (converted > 0)).all()):
+        raise CheckpointError(
+            f"{location.file}: {location.name} has scales that are zero or infinite in {dtype}",
+            hint=OTHER_PRECISION,
+        )
+    return converted
 
 
 def _append(file: BinaryIO, tensor: torch.Tensor) -> tuple[int, int]:

@@ -41,7 +41,7 @@ from tc_export.checkpoint.quantized import (
 )
 from tc_export.checkpoint.reader import Checkpoint
 from tc_export.checkpoint.safetensors_file import TensorLocation
-from tc_export.checkpoint.shards import INDEX
+from tc_export.checkpoint.shards import INDEX, read_json_object
 from tc_export.dtypes import DType
 from tc_export.errors import CheckpointError, UsageError
 from tc_export.quantize.grouped import Grouped
@@ -294,13 +294,14 @@ def _chosen(
 
 
 def _quantizer(checkpoint: Checkpoint, recipe: Recipe) -> Quantizer:
-    if recipe.method is None:
-        return Repacker()
-    if not recipe.looks_at_inputs:
-        return Quantizer()
     from tc_export.quantize.calibration import Calibration
 
-    return CalibratedQuantizer(recipe, Calibration(checkpoint, recipe.clips, recipe.passages))
+    packing = checkpoint.config.packing
+    calibrates = recipe.looks_at_inputs if packing is None else packing.calibrates
+    calibration = Calibration(checkpoint, recipe.clips, recipe.passages) if calibrates else None
+    if recipe.method is None:
+        return Repacker(calibration)
+    return CalibratedQuantizer(recipe, calibration) if calibration else Quantizer()
 
 
 def _write_shards(shards: list[_Shard], work: Path, quantizer: Quantizer, advance: Advance) -> None:
@@ -337,6 +338,10 @@ def _write_shard(found: Mapping[str, Tensor | Grouped], path: Path) -> None:
 
 
 def _made_from(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The checkpoint before, or how a library had quantised it by then."""
+    if checkpoint.config.packing is not None:
+        stated = checkpoint.config.document.get("quantization_config")
+        return {"repacked_from": stated or read_json_object(checkpoint.folder / QUANT_CONFIG)}
     made_from = unquantised.Unquantised.of(checkpoint)
     return {unquantised.KEY: made_from.model_dump(mode="json")}
 
@@ -354,11 +359,10 @@ def _write_index(
     document: dict[str, Any] = dict(checkpoint.config.document)
     if "kv" in recipe.model_fields_set:
         document["cache"] = {"kv": recipe.kv}
-    before = document.get("quantization_config")
     document["quantization_config"] = {
         "quant_method": QUANT_METHOD,
         "recipe": recipe.model_dump(mode="json"),
         "key": key,
-        **({"repacked_from": before} if before else _made_from(checkpoint)),
+        **_made_from(checkpoint),
     }
     write_atomically(work / CONFIG, json.dumps(document, indent=2) + "\n")

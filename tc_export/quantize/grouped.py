@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tc_export.checkpoint.quantized import E2M1, NVFP4_GROUP, number_of, pack_int4
+from tc_export.checkpoint.four_bits import E2M1, NVFP4_GROUP, number_of, pack_int4
 from tc_export.dtypes import DType
 
 ENDS = {DType.INT4: (-8, 7), DType.INT8: (-127, 127), DType.FP8: (-448, 448)}

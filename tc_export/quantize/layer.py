@@ -159,7 +159,7 @@ class CalibratedQuantizer(Quantizer):
         of_rules = [weight for weight in weights if weight.rule]
         rounded = _one_after_the_other if self._recipe.makes_good else _each_by_itself
         for weight, grouped in rounded(of_rules, values, inputs):
-            scale = _scale_of_inputs(weight, inputs)
+            scale = input_scale_of(weight, inputs)
             found[weight.location.name] = replace(grouped, input_scale=scale)
         return found
 
@@ -206,7 +206,7 @@ def _one_after_the_other(
             yield weight, weight.rounded_with(values[weight.name], factor_KK)
 
 
-def _scale_of_inputs(weight: LayerWeight, inputs: Mapping[str, Tensor]) -> Tensor | None:
+def input_scale_of(weight: LayerWeight, inputs: Mapping[str, Tensor]) -> Tensor | None:
     """The scale that what enters a product is rounded by; None where it is not."""
     assert weight.rule is not None
     if weight.rule.inputs is None:

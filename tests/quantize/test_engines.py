@@ -14,24 +14,28 @@ import onnxruntime
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
+from safetensors.torch import load_file, save_file
 
 import tc_export
 from tc_export.bundle.layout import graph_path
 from tc_export.bundle.manifest import Manifest
-from tc_export.checkpoint.quantized import QuantizedWeight, pack_int4
+from tc_export.checkpoint.four_bits import pack_int4
+from tc_export.checkpoint.quantized import QuantizedWeight
 from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
 from tc_export.contracts.graph_io import DECODER
 from tc_export.contracts.parts import even_parts
 from tc_export.dtypes import DType
+from tc_export.errors import CheckpointError
 from tc_export.graph.parts import cut_decoder
 from tc_export.graph.tensorrt_form import to_tensorrt_form
 from tc_export.parity.graph_engines import GraphsInTurn
 from tc_export.parity.graph_opener import GraphOpener
 from tc_export.parity.tensors.check_bundle import compare_with_pytorch
-from tc_export.quantize.checkpoint import quantize_checkpoint
+from tc_export.quantize.checkpoint import quantize_checkpoint, recipe_for
 from tc_export.recipes import Recipe, load_recipe
 from tc_export.targets import Precisions
 from tests.checkpoint.families import save_small
+from tests.checkpoint.foreign.written import FILES
 from tests.exported import export_graph
 from tests.repository import REPOSITORY
 
@@ -167,6 +171,30 @@ def test_products_of_rounded_inputs_are_of_whole_numbers(
     optimised = optimised_by_onnx_runtime(path, tmp_path)
     head = 1 if recipe == "fp8" else 0
     assert optimised[expected] == 7 * layers + head, optimised
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "expected"),
+    [
+        ("scales", 1e-9, "up_proj.weight.scales has scales that are zero or infinite in float16"),
+        ("scales", 1e6, "up_proj.weight.scales has scales that are zero or infinite in float16"),
+        ("input_scale", 1e-9, "up_proj.weight.input_scale is 0.0 in float16"),
+    ],
+)
+def test_scales_that_the_graphs_format_does_not_hold(
+    tmp_path: Path, part: str, value: float, expected: str
+) -> None:
+    """float32 holds them, and a graph in float16 would multiply by nothing."""
+    source = open_checkpoint(FILES / "modelopt-fp8")
+    folder = quantize_checkpoint(source, recipe_for(source, None), tmp_path / "new").folder
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    (name,) = (x for x in index if x.endswith(f"mlp.up_proj.weight.{part}"))
+    tensors = load_file(folder / index[name])
+    save_file(tensors | {name: torch.full_like(tensors[name], value)}, folder / index[name])
+    checkpoint = open_checkpoint(folder)
+    checkpoint.check_values()
+    with pytest.raises(CheckpointError, match=expected):
+        export_graph(DECODER, checkpoint, DType.FLOAT16, tmp_path / "graphs")
 
 
 def test_parts_of_a_quantised_decoder_are_the_whole(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tc_export.checkpoint.quantized import pack_int4, unpack
+from tc_export.checkpoint.four_bits import pack_int4, unpack
 from tc_export.dtypes import DType
 from tc_export.quantize.grouped import SHRINKINGS, Grouped, round_in_groups, round_to_nvfp4
 

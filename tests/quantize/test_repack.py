@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import tc_export
+from tc_export.checkpoint.quantized import QuantizedWeight
 from tc_export.checkpoint.reader import open_checkpoint
+from tc_export.quantize.calibration import Calibration
 from tc_export.quantize.checkpoint import quantize_checkpoint, recipe_for
-from tests.checkpoint.foreign.folders import packed
-from tests.checkpoint.foreign.packers import SCHEMES
+from tests.checkpoint.foreign.folders import is_projection, packed, write
+from tests.checkpoint.foreign.packers import FP8, SCHEMES, fp8
 from tests.cli.running import run
 from tests.repository import DEMO_CHECKPOINT
 
@@ -46,6 +50,63 @@ def test_it_builds_and_computes_what_it_says(scheme: str, foreign: Path, tmp_pat
         np.testing.assert_array_equal(weight.as_tensor().numpy(), library[name].as_tensor().numpy())
     document = json.loads((folder / "config.json").read_text())["quantization_config"]
     assert document["repacked_from"] == SCHEMES[scheme].config
+
+
+@pytest.fixture(scope="module")
+def in_fp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demonstration model in fp8, as a library leaves it that rounds inputs as they come."""
+    return write(
+        DEMO_CHECKPOINT,
+        tmp_path_factory.mktemp("fp8") / "demo",
+        {"quantization_config": FP8},
+        lambda name, weight: fp8(weight) if is_projection(name) else None,
+    )
+
+
+def test_scales_that_the_library_has_not_stored_are_found(in_fp8: Path, tmp_path: Path) -> None:
+    """Each is of what enters there, and of no more than its largest number."""
+    checkpoint = open_checkpoint(in_fp8)
+    recipe = recipe_for(checkpoint, None)
+    quantize_checkpoint(checkpoint, recipe, tmp_path / "new")
+    new = open_checkpoint(tmp_path / "new")
+    calibration = Calibration(checkpoint, recipe.clips, recipe.passages)
+    for layer in range(checkpoint.config.model.text.num_hidden_layers):
+        for module, x_TK in calibration.inputs(layer).items():
+            name = f"decoder.layers.{layer}.{module}.weight"
+            weight = new.tensors[name]
+            assert isinstance(weight, QuantizedWeight)
+            assert torch.equal(weight.as_tensor(), checkpoint.tensors[name].as_tensor())
+            assert weight.input_scale is not None
+            share = float(weight.input_scale.as_tensor()) * 448 / float(x_TK.abs().max())
+            assert 0.39 < share <= 1.0001
+
+
+def test_a_killed_run_finds_the_same_scales(in_fp8: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(in_fp8)
+    recipe = recipe_for(checkpoint, None)
+    whole = quantize_checkpoint(checkpoint, recipe, tmp_path / "whole").folder
+
+    files = itertools.count(1)
+
+    def stop(done: int, total: int) -> None:
+        if next(files) == 3:  # what is outside of layers, and two of them
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize_checkpoint(checkpoint, recipe, tmp_path / "new", stop)
+    new = quantize_checkpoint(checkpoint, recipe, tmp_path / "new").folder
+    for path in whole.iterdir():
+        assert (new / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.slow
+def test_it_builds_for_a_device_that_multiplies_in_fp8(in_fp8: Path, tmp_path: Path) -> None:
+    """The build compares its graphs with the repacked model, and fails otherwise."""
+    bundle = tmp_path / "bundle"
+    tc_export.build(
+        in_fp8, output=bundle, target="h100", precision="fp16", max_frames=2, max_length=160
+    )
+    assert json.loads((bundle / "parity" / "report.json").read_text())["passed"]
 
 
 def test_a_second_run_finds_it_done(foreign: Path, tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, field_validator
 
-from tc_export.checkpoint.foreign.packing import SCALES, Packing, Part, Parts, check_shape
+from tc_export.checkpoint.foreign.packing import SCALES, PackingInGroups, Part, Parts, check_shape
 from tc_export.checkpoint.foreign.unpacked import (
     Misfit,
     Unpacked,
@@ -40,7 +40,7 @@ ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where in a word the number of each of eight output channels lies."""
 
 
-class Awq(Packing):
+class Awq(PackingInGroups):
     """`quantization_config` of an AWQ checkpoint."""
 
     library: ClassVar[str] = "AWQ"
@@ -55,12 +55,6 @@ class Awq(Packing):
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.group_size == 0:
-            raise ValueError("group_size 0: expected channels, or -1 for all of a row")
-        return self
-
     @property
     def table(self) -> Mapping[str, Part]:
         """See `Packing.table`."""
@@ -70,11 +64,6 @@ class Awq(Packing):
     def dtype(self) -> DType:
         """See `Packing.dtype`."""
         return DType.INT8 if self.zero_point else DType.INT4
-
-    @property
-    def channels_a_scale(self) -> int | None:
-        """See `Packing.channels_a_scale`."""
-        return None if self.group_size == -1 else self.group_size
 
     @property
     def has_zero_points(self) -> bool:

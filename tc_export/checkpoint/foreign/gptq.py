@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from tc_export.checkpoint.foreign.packing import SCALES, Packing, Part, Parts, check_shape
+from tc_export.checkpoint.foreign.packing import SCALES, PackingInGroups, Part, Parts, check_shape
 from tc_export.checkpoint.foreign.unpacked import (
     Misfit,
     Unpacked,
@@ -38,13 +38,12 @@ TABLE = MappingProxyType(
 _ONE_IN_EACH = {4: 0x11111111, 8: 0x01010101}
 
 
-class Gptq(Packing):
+class Gptq(PackingInGroups):
     """`quantization_config` of a GPTQ checkpoint."""
 
     library: ClassVar[str] = "GPTQ"
 
     bits: Literal[4, 8]
-    group_size: int = Field(ge=-1)
     sym: bool = True
     desc_act: bool = False
     checkpoint_format: Literal["gptq", "gptq_v2"] = "gptq"
@@ -53,8 +52,6 @@ class Gptq(Packing):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.group_size == 0:
-            raise ValueError("group_size 0: expected channels, or -1 for all of a row")
         if self.bits == 8 and not self.sym:
             raise ValueError(
                 "eight bits with zero points (sym false): without them numbers take nine bits"
@@ -73,11 +70,6 @@ class Gptq(Packing):
     def dtype(self) -> DType:
         """See `Packing.dtype`."""
         return DType.INT4 if self.sym and self.bits == 4 else DType.INT8
-
-    @property
-    def channels_a_scale(self) -> int | None:
-        """See `Packing.channels_a_scale`."""
-        return None if self.group_size == -1 else self.group_size
 
     @property
     def has_zero_points(self) -> bool:

@@ -12,11 +12,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tc_export.checkpoint.foreign.unpacked import Misfit, Unpacked
+from tc_export.checkpoint.four_bits import NVFP4_GROUP
 from tc_export.checkpoint.safetensors_file import TensorLocation
 from tc_export.config import ModelConfig
 from tc_export.dtypes import DType
@@ -24,10 +25,13 @@ from tc_export.errors import CheckpointError
 from tc_export.model.weight_shapes import Shape, weight_shapes
 from tc_export.recipes import GROUP_SIZES, Recipe
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Parts = Mapping[str, TensorLocation]
 
-STORED = (DType.INT4, DType.INT8)
-"""The formats that a weight of a graph can be stored in: see `tc_export.checkpoint.quantized`."""
+ONE_NUMBER = (0, 1)
+"""The axes that a tensor of one number may have."""
 
 SCALES = (DType.FLOAT16, DType.BFLOAT16, DType.FLOAT32)
 _LAYER = re.compile(r"(?<=\.layers)\.\d+\.")
@@ -86,9 +90,27 @@ class Packing(BaseModel, ABC):
         return False
 
     @property
+    def inputs(self) -> DType | None:
+        """The format that what enters a product is rounded to, here too; None where it stays."""
+        return None
+
+    @property
+    def calibrates(self) -> bool:
+        """True where the library has stored no scales of `inputs`, so that calibration has to find
+        them."""
+        return False
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Sentences about what the library would compute and is not computed here."""
         return ()
+
+    @property
+    def _note_of_calibration(self) -> str:
+        return (
+            f"{self.library} rounds what enters a product to {self.inputs} by scales that it finds "
+            "as it comes; here one scale serves all, which calibration finds"
+        )
 
     @abstractmethod
     def shape(self, parts: Parts) -> Shape:
@@ -105,6 +127,12 @@ class Packing(BaseModel, ABC):
         Raises:
             Misfit: its bytes are not what the configuration says.
         """
+
+    def _input_scale(self, parts: Parts) -> Tensor | None:
+        """The stored scale [1] of what enters, where it is used."""
+        if self.inputs is None or self.calibrates:
+            return None
+        return one_number(parts, "input_scale")
 
     def is_packed(self, parts: Parts) -> bool:
         """True where a layer's tensors are a quantised weight's: one is in the table, and is used.
@@ -139,20 +167,19 @@ class Packing(BaseModel, ABC):
         Raises:
             CheckpointError: they cannot be kept in a form that graphs know.
         """
-        if self.dtype not in STORED:
+        if self.dtype is DType.FP8 and self.inputs is None:
             raise CheckpointError(
-                f"{self.library} has quantised the weights ({self.description}); graphs have "
-                f"theirs in {', '.join(STORED)} or 16 bits, and none of these holds the same",
-                hint="give the checkpoint before it was quantised, with --quantize RECIPE; "
-                "`tc-export inspect CHECKPOINT` shows what this one has",
+                f"{self.library} has quantised the weights to fp8, and what enters a product not "
+                "to fp8 by one scale; engines multiply nothing else with fp8",
+                hint="give the checkpoint before it was quantised, with --quantize RECIPE",
             )
         shapes = weight_shapes(config)
         chosen = [x for x in shapes if _PROJECTION.fullmatch(x)] if packed is None else packed
-        rule = {
-            "names": _patterns(chosen, shapes),
-            "format": self.dtype.value,
-            "group_size": self._group({shapes[name][-1] for name in chosen}),
-        }
+        rule: dict[str, Any] = {"names": _patterns(chosen, shapes), "format": self.dtype.value}
+        if self.inputs is None:
+            rule["group_size"] = self._group({shapes[name][-1] for name in chosen})
+        else:
+            rule["inputs"] = self.inputs.value
         values = {
             "name": f"{self.library.lower()}-{self.dtype}",
             "description": f"As {self.library} quantised it: {self.description}",
@@ -166,16 +193,21 @@ class Packing(BaseModel, ABC):
         """The form in a few words: `int4, a scale for 128 channels`."""
         count = self.channels_a_scale
         numbers = "int4 with zero points" if self.has_zero_points else str(self.dtype)
+        if self.inputs is not None:
+            numbers += " on both sides of a product"
         return f"{numbers}, a scale for {'all' if count is None else count} channels"
+
+    @property
+    def kept(self) -> str:
+        """How far what is stored here is what the library stored: `kept bit for bit`."""
+        subtracted = ", with the zero points subtracted, which takes eight bits a number"
+        return f"kept bit for bit{subtracted if self.has_zero_points else ''}"
 
     @property
     def account(self) -> str:
         """What a person is told before the weights are used."""
-        kept = "they are kept bit for bit"
-        if self.has_zero_points:
-            kept += ", with the zero points subtracted, which takes eight bits a number"
-        told = f"{self.library} has quantised the weights ({self.description}); {kept}"
-        return "; ".join((told, *self.notes))
+        told = f"{self.library} has quantised the weights ({self.description})"
+        return "; ".join((told, f"they are {self.kept}", *self.notes))
 
     def _group(self, channels: set[int]) -> int:
         """The largest group of ours that divides the library's, and all channels of a matrix."""
@@ -191,6 +223,23 @@ class Packing(BaseModel, ABC):
         return max(fitting)
 
 
+class PackingInGroups(Packing):
+    """A configuration that states how many channels share a scale as `group_size`."""
+
+    group_size: int = Field(ge=-1)
+
+    @model_validator(mode="after")
+    def _has_groups(self) -> Self:
+        if self.group_size == 0:
+            raise ValueError("group_size 0: expected channels, or -1 for all of a row")
+        return self
+
+    @property
+    def channels_a_scale(self) -> int | None:
+        """See `Packing.channels_a_scale`."""
+        return None if self.group_size == -1 else self.group_size
+
+
 def check_shape(parts: Parts, name: str, expected: Shape) -> None:
     """See that a part has the shape that others imply.
 
@@ -199,6 +248,34 @@ def check_shape(parts: Parts, name: str, expected: Shape) -> None:
     """
     if parts[name].shape != expected:
         raise Misfit(f"{name} has the shape {parts[name].shape}, expected {expected}")
+
+
+def check_one(parts: Parts, name: str) -> None:
+    """See that a part, where it is there, is one number.
+
+    Raises:
+        Misfit: it has several, or none.
+    """
+    if name in parts and parts[name].shape not in ((), (1,)):
+        raise Misfit(f"{name} has the shape {parts[name].shape}, expected one number")
+
+
+def check_blocks(parts: Parts, numbers: str) -> Shape:
+    """The shape [N, K] of a matrix in NVFP4, whose bytes are [N, K / 2] and scales [N, K / 16].
+
+    Raises:
+        Misfit: they do not fit each other.
+    """
+    N, columns = parts[numbers].shape
+    if 2 * columns % NVFP4_GROUP:
+        raise Misfit(f"{2 * columns} channels are no multiple of groups of {NVFP4_GROUP}")
+    check_shape(parts, "weight_scale", (N, 2 * columns // NVFP4_GROUP))
+    return N, 2 * columns
+
+
+def one_number(parts: Parts, name: str) -> Tensor:
+    """A part of one number, as a tensor [1]."""
+    return parts[name].as_tensor().reshape(1)
 
 
 def _patterns(names: Collection[str], model: Iterable[str]) -> list[str]:

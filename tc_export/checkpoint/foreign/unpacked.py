@@ -6,9 +6,10 @@ Axes: N output channels, K input channels, G groups, W words of 32 bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from tc_export.checkpoint.four_bits import NVFP4_GROUP, codes_in, number_of
 from tc_export.dtypes import DType
 
 if TYPE_CHECKING:
@@ -26,51 +27,73 @@ class Misfit(ValueError):
 class Unpacked:
     """A matrix, its zero points subtracted: number times scale is the weight.
 
-    `numbers` [K, N] are whole or floating point; `scales` [G, N] are as they lie on the disk;
-    `groups` [K] says which row of them a channel has.
+    `numbers` [K, N] are whole, or fp8, or codes of NVFP4; `scales` [G, N] are as they lie on the
+    disk; `groups` [K] says which row of them a channel has. `global_scale` [1] and `input_scale`
+    [1] are there where our stored form has them: see `tc_export.checkpoint.quantized`.
     """
 
     numbers: Tensor
     scales: Tensor
     groups: Tensor
+    input_scale: Tensor | None = None
+    global_scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         """See that every channel has a scale, and that scales and numbers can be ones."""
         _check_groups(self.groups, len(self.scales))
-        found = self.scales.double()
-        wrong = ~(found.isfinite() & (found > 0))
-        if wrong.any():
-            raise Misfit(f"{int(wrong.sum())} of {wrong.numel()} scales are not above zero")
-        if self.numbers.is_floating_point() and not bool(self.numbers.isfinite().all()):
+        _check_above_zero(self.scales, "scales")
+        if self.input_scale is not None:
+            _check_above_zero(self.input_scale, "scales of what enters")
+        if self.global_scale is not None:
+            _check_above_zero(self.global_scale, "global scales")
+            _check_above_zero(self._factors(), "scales times the global one")
+        if self.numbers.is_floating_point() and not bool(self.numbers.float().isfinite().all()):
             raise Misfit("some numbers are NaN")
+
+    def _factors(self) -> Tensor:
+        """What numbers are multiplied by, [G, N]."""
+        if self.global_scale is None:
+            return self.scales
+        return self.scales.float() * self.global_scale
 
     def widened(self) -> Tensor:
         """The weight [N, K] in float32: each product is rounded once."""
-        return (self.numbers.double() * self.scales.double()[self.groups]).float().T.contiguous()
+        numbers = self.numbers if self.global_scale is None else number_of(self.numbers)
+        return (numbers.double() * self._factors().double()[self.groups]).float().T.contiguous()
 
-    def in_groups(self, size: int, dtype: DType) -> tuple[Tensor, Tensor]:
-        """Whole numbers [K, N] in eight bits each, and scales [K / size, N]: the same weight.
+    def in_groups(self, size: int | None, dtype: DType) -> Unpacked:
+        """The same weight with a row of scales for so many channels, or all, as it is stored.
+
+        Whole numbers have eight bits each then.
 
         Raises:
             Misfit: a number is none of the format, or channels that would share a scale do not.
         """
         import torch
 
-        lowest, highest = RANGES[dtype]
-        least, most = (int(x) for x in self.numbers.aminmax())
-        if least < lowest or most > highest:
-            raise Misfit(
-                f"numbers are from {least} to {most} without their zero points, and {dtype} holds "
-                f"{lowest} to {highest}"
-            )
+        numbers = self.numbers
+        if dtype in RANGES:
+            lowest, highest = RANGES[dtype]
+            least, most = (int(x) for x in numbers.aminmax())
+            if least < lowest or most > highest:
+                raise Misfit(
+                    f"numbers are from {least} to {most} without their zero points, and {dtype} "
+                    f"holds {lowest} to {highest}"
+                )
+            numbers = numbers.to(torch.int8)
+        size = size or len(self.groups)
         neighbours = self.groups.view(-1, size)
         if not bool((neighbours == neighbours[:, :1]).all()):
             raise Misfit(
                 f"neighbouring channels are of different groups (an order of activations, desc_act "
                 f"or actorder): {size} of them share a scale here"
             )
-        scales = self.scales[neighbours[:, 0]]
-        return self.numbers.to(torch.int8).contiguous(), scales.contiguous()
+        return replace(
+            self,
+            numbers=numbers.contiguous(),
+            scales=self.scales[neighbours[:, 0]].contiguous(),
+            groups=in_order(len(self.groups), size),
+        )
 
 
 def unpack_words(words: Tensor, bits: int, axis: int) -> Tensor:
@@ -108,6 +131,19 @@ def subtract_zeros(numbers: Tensor, zeros: Tensor, scales: Tensor, groups: Tenso
     return Unpacked(numbers.to(torch.int16) - zeros.to(torch.int16)[groups], scales, groups)
 
 
+def unpack_nvfp4(packed: Tensor, scales: Tensor, global_scale: Tensor) -> Unpacked:
+    """NVFP4 as libraries have it: codes of neighbouring channels in bytes [N, K / 2], the first in
+    the low half, and scales [N, K / 16] in fp8, which are multiplied by one global scale [1].
+
+    Raises:
+        Misfit: a scale is none.
+    """
+    codes = codes_in(packed).T
+    return Unpacked(
+        codes, scales.T, in_order(len(codes), NVFP4_GROUP), global_scale=global_scale.float()
+    )
+
+
 def check_middle(zeros: Tensor, bits: int) -> None:
     """See that zero points are where a symmetric form has them: in the middle.
 
@@ -128,3 +164,10 @@ def _check_groups(groups: Tensor, count: int) -> None:
     if lowest < 0 or highest >= count:
         outside = lowest if lowest < 0 else highest
         raise Misfit(f"a channel is of group {outside}, and there are {count} groups")
+
+
+def _check_above_zero(scales: Tensor, what: str) -> None:
+    found = scales.double()
+    wrong = int((~(found.isfinite() & (found > 0))).sum())
+    if wrong:
+        raise Misfit(f"{wrong} of {found.numel()} {what} are not above zero")

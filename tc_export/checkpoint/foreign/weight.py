@@ -47,8 +47,8 @@ class PackedWeight:
         """Of all parts."""
         return sum(part.nbytes for part in self.parts.values())
 
-    def in_groups(self, size: int) -> tuple[Tensor, Tensor]:
-        """Whole numbers [K, N] in eight bits each, and scales [K / size, N]: the same weight.
+    def in_groups(self, size: int | None) -> Unpacked:
+        """The weight as it is stored, with a row of scales for so many channels, or for all.
 
         Raises:
             CheckpointError: its bytes are not what the configuration says, or make no such groups.

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from tc_export.checkpoint.quantized import NVFP4_GROUP, NVFP4_NUMBERS
+from tc_export.checkpoint.four_bits import NVFP4_GROUP, NVFP4_NUMBERS
 
 _NUMBERS = "nvfp4.numbers"
 

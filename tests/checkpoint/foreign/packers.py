@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each library's layout, written down once more: number by number, in NumPy, from its packer.
 
-They follow the libraries' published sources; no library's own bytes are held against them here.
+They follow the libraries' published sources, for files of any size and content. What libraries
+themselves wrote is in `tests/checkpoint/foreign/written`.
 
 Axes: N output channels, K input channels, G groups.
 """
@@ -199,31 +200,11 @@ SCHEMES = {
 }
 
 
-def fp8(weight: np.ndarray) -> tuple[Parts, np.ndarray]:
-    """ModelOpt's FP8 of [N, K], and what it stands for in float64."""
-    scale = np.float32(abs(weight).max() / 448)
-    numbers = (weight / scale).astype(ml_dtypes.float8_e4m3fn)
-    parts = {
-        "weight": numbers,
-        "weight_scale": np.array(scale),
-        "input_scale": np.array(0.25, np.float32),
-    }
-    return parts, numbers.astype(np.float64) * np.float64(scale)
+FP8 = {"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}
 
 
-def nvfp4(weight: np.ndarray) -> tuple[Parts, np.ndarray]:
-    """ModelOpt's NVFP4 of [N, K], and what it stands for in float64."""
-    N, K = weight.shape
-    blocks = weight.astype(np.float64).reshape(N, K // 16, 16)
-    of_all = np.float32(abs(weight).max() / (6 * 448))
-    of_blocks = (abs(blocks).max(axis=-1) / 6 / of_all).astype(ml_dtypes.float8_e4m3fn)
-    scales = of_blocks.astype(np.float64) * np.float64(of_all)
-    numbers = (blocks / scales[..., None]).reshape(N, K).astype(ml_dtypes.float4_e2m1fn)
-    codes = numbers.view(np.uint8) & 15
-    parts = {
-        "weight": codes[:, 0::2] | (codes[:, 1::2] << 4),
-        "weight_scale": of_blocks,
-        "weight_scale_2": np.array(of_all),
-        "input_scale": np.array(0.25, np.float32),
-    }
-    return parts, numbers.astype(np.float64) * np.repeat(scales, 16, axis=1)
+def fp8(weight: np.ndarray) -> Parts:
+    """ModelOpt's FP8 of [N, K] with a scale for each row, as `FP8` says it."""
+    scales = (abs(weight).max(axis=1) / 448).clip(min=1e-6).astype(np.float32)
+    numbers = (weight / scales[:, None]).astype(ml_dtypes.float8_e4m3fn)
+    return {"weight": numbers, "weight_scale": scales}

@@ -265,9 +265,13 @@ UNREAD = {
         SCHEMES["compressed int4"].config | {"quantization_status": "frozen"},
         "quantization_status: .* not 'frozen'",
     ),
-    "NVFP4 of compressed-tensors": (
+    "whole numbers in NVFP4": (
         SCHEMES["compressed int4"].config | {"format": "nvfp4-pack-quantized"},
-        "format: .* not 'nvfp4-pack-quantized'",
+        "nvfp4-pack-quantized with weights of 4 bits, type int",
+    ),
+    "MXFP4": (
+        SCHEMES["compressed int4"].config | {"format": "mxfp4-pack-quantized"},
+        "format: .* not 'mxfp4-pack-quantized'",
     ),
     "several kinds": (
         SCHEMES["compressed int4"].config

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tc_export.checkpoint.describe import describe_checkpoint
 from tc_export.checkpoint.foreign import PackedWeight
 from tc_export.checkpoint.foreign.unpacked import unpack_words
 from tc_export.checkpoint.hf_config import read_config
@@ -23,11 +21,10 @@ from tc_export.checkpoint.quantized import QuantizedWeight
 from tc_export.checkpoint.reader import Checkpoint, open_checkpoint
 from tc_export.checkpoint.safetensors_file import TensorLocation
 from tc_export.dtypes import DType
-from tc_export.errors import CheckpointError
 from tc_export.quantize.checkpoint import quantize_checkpoint, recipe_for
 from tests.checkpoint.families import rename_weights, save_small
-from tests.checkpoint.foreign.folders import packed, write
-from tests.checkpoint.foreign.packers import SCHEMES, Matrix, Parts, fp8, nvfp4, words
+from tests.checkpoint.foreign.folders import packed
+from tests.checkpoint.foreign.packers import SCHEMES, Matrix, Parts, words
 
 TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 PROJECTIONS = 2 * 7
@@ -168,48 +165,3 @@ def test_words_are_unpacked_along_either_axis(data: st.DataObject, bits: int, ax
     stored = words(numbers.T, bits).T if axis == 0 else words(numbers, bits)
     found = unpack_words(torch.from_numpy(np.ascontiguousarray(stored)), bits, axis)
     np.testing.assert_array_equal(found.numpy(), numbers)
-
-
-MODELOPT = {
-    "fp8": ({"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}, fp8),
-    "nvfp4": ({"quant_algo": "NVFP4", "group_size": 16, "kv_cache_quant_algo": None}, nvfp4),
-}
-
-
-@pytest.mark.parametrize("beside", [True, False])
-@pytest.mark.parametrize("form", MODELOPT)
-def test_formats_of_floating_point_are_read_and_refused(
-    form: str, beside: bool, source: Path, tmp_path: Path
-) -> None:
-    """ModelOpt's: numbers and scales are understood, and said to be what no graph holds."""
-    quantization, pack = MODELOPT[form]
-    expected: dict[str, np.ndarray] = {}
-
-    def parts(name: str, weight: np.ndarray) -> dict[str, np.ndarray] | None:
-        if "language_model" not in name or not name.endswith("_proj.weight"):
-            return None
-        found, expected[name] = pack(weight)
-        return found
-
-    config = {} if beside else {"quantization_config": {"quant_method": "modelopt", **quantization}}
-    folder = write(source, tmp_path / "packed", config, parts)
-    if beside:
-        (folder / "hf_quant_config.json").write_text(
-            json.dumps({"producer": {"name": "modelopt"}, "quantization": quantization})
-        )
-    checkpoint = open_checkpoint(folder)
-    for name, weight in by_disk_name(checkpoint).items():
-        found = weight.as_tensor().numpy()
-        np.testing.assert_array_equal(found, expected[name].astype(np.float32))
-    facts = describe_checkpoint(checkpoint)["quantised"]
-    assert facts["by"] == "ModelOpt"
-    assert facts["tensors"]["input_scale"] == {
-        "count": PROJECTIONS,
-        "meaning": "a scale of what enters",
-        "used": False,
-    }
-    assert "cannot be built" in facts["becomes"]
-    with pytest.raises(CheckpointError, match=rf"ModelOpt has quantised the weights \({form}"):
-        recipe_for(checkpoint, None)
-    with pytest.raises(CheckpointError, match="none of these holds the same"):
-        _ = read_config(folder).recipe
