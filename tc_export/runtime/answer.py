@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from inspect import GEN_RUNNING, getgeneratorstate
 
 from tc_export.errors import UsageError
 from tc_export.runtime.prompt import TextStream
@@ -62,6 +63,7 @@ class AnswerStream(Iterator[str]):
         self._answer: Answer | None = None
 
     def __next__(self) -> str:
+        self._check_alone()
         try:
             return next(self._pieces)[1]
         except StopIteration as end:
@@ -71,7 +73,14 @@ class AnswerStream(Iterator[str]):
 
     def close(self) -> None:
         """End the answer here, and free its cache."""
+        self._check_alone()
         self._pieces.close()
+
+    def _check_alone(self) -> None:
+        if getgeneratorstate(self._pieces) == GEN_RUNNING:
+            raise UsageError(
+                "the answer is being read by another thread", hint="read it from one at a time"
+            )
 
     @property
     def answer(self) -> Answer:

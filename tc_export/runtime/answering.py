@@ -143,8 +143,10 @@ class VideoLanguageModel:
         return prompt
 
     def each_prompt(self, questions: Sequence[str], frames: int, new_tokens: int) -> list[Prompt]:
-        """As `prompt`, for each question; an error says of which it is."""
+        """As `prompt`, for each question; where there are several, an error says of which it is."""
         self._check_frames(frames)
+        if len(questions) == 1:
+            return [self.prompt(questions[0], frames, new_tokens)]
         prompts = []
         for number, question in enumerate(questions, start=1):
             try:

@@ -10,6 +10,7 @@ Axes: B questions, S tokens, E channels of the language model, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from math import ceil
 
@@ -123,12 +124,14 @@ def hear(
     pieces: Generator[tuple[int, str], None, list[Answer]], on_text: Callable[[int, str], None]
 ) -> list[Answer]:
     """Read what `Speaker.speak` yields to its end, and return the answers."""
-    while True:
-        try:
-            on_text(*next(pieces))
-        except StopIteration as end:
-            answers: list[Answer] = end.value
-            return answers
+    with closing(pieces):  # at once where `on_text` fails, and not when its traceback is gone
+        while True:
+            try:
+                index, text = next(pieces)
+            except StopIteration as end:
+                answers: list[Answer] = end.value
+                return answers
+            on_text(index, text)
 
 
 def check(cancel: Cancel) -> None:
