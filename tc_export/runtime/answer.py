@@ -27,7 +27,10 @@ class Finish(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What was said, and how fast. Times are from the first frame's preprocessing on."""
+    """What was said, and how fast. Times are from the first frame's preprocessing on.
+
+    Of a `VideoSession` they are from when the answer was begun to be read.
+    """
 
     text: str
     finish: Finish
@@ -38,6 +41,8 @@ class Answer:
     """Until the first token was known, be it the end token; None where it was cancelled before."""
     decode_tokens_per_s: float | None
     """Tokens after the first a second; None where there was no second token."""
+    exact: bool = True
+    """False where a `VideoSession` had let go of frames before it was asked."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from numbers import Real
 from types import TracebackType
 from typing import Self
@@ -20,6 +21,7 @@ from tc_export.runtime.generation import GenerationConfig
 from tc_export.runtime.prompt import Prompt
 from tc_export.runtime.session.turn import Turn
 from tc_export.runtime.session.watched import Watched
+from tc_export.runtime.session.when_full import WhenFull, check_when_full, frames_that_stay
 from tc_export.runtime.speaking import BATCH_SIZE, Cancel, check, check_batch_size, hear
 
 
@@ -40,15 +42,19 @@ class VideoSession:
     end, or while another thread uses the session, is refused, and disturbs neither.
     """
 
-    def __init__(self, model: VideoLanguageModel) -> None:
+    def __init__(self, model: VideoLanguageModel, when_full: WhenFull = "refuse") -> None:
         """Start watching nothing yet: reads what a prompt has before its video.
 
         Args:
             model: an opened bundle (`tc_export.open`).
+            when_full: what becomes of a frame for which there is no room. `refuse`: it is an error.
+                `drop-oldest`: the older half of the frames goes. `stride`: every other frame goes,
+                and the first stays. Those that stay are read again, from their features.
 
         Raises:
             UsageError: the model's mask lets frames see later ones, its chat template places the
-                question before the video, or the bundle has no room for a frame.
+                question before the video, the bundle has no room for a frame, or there is no such
+                `when_full`.
         """
         temporal = model.config.model.temporal
         if not temporal.mask.allows_frame_chunks:
@@ -68,8 +74,12 @@ class VideoSession:
                 hint="build with a larger --max-length",
             )
         self._capacity = min(profile.max_frames, room)
+        check_when_full(when_full, self._capacity)
+        self._when_full = when_full
         head_SE = model.speaker().embedding(np.array(self._head, dtype=np.int64))
-        self._watched: Watched | None = Watched(model.session(), head_SE)
+        self._watched: Watched | None = Watched(
+            model.session(), head_SE, forgets=when_full != "refuse"
+        )
         self._size: tuple[int, ...] | None = None
         self._turn = Turn()
 
@@ -109,8 +119,15 @@ class VideoSession:
         """Most frames that it holds: those that the bundle was built for."""
         return self._capacity
 
+    @property
+    def exact(self) -> bool:
+        """True while no frame was let go of: answers are then about all that was appended."""
+        return not self._open().forgotten
+
     def append(self, picture: NDArray[np.uint8], timestamp: float) -> None:
-        """Encode a frame, and read it into the cache. A call that fails changes nothing.
+        """Encode a frame, and read it into the cache. A call that is refused changes nothing.
+
+        The call that makes room also reads half of the frames again.
 
         Args:
             picture: [H, W, 3], red first; all frames of a session have one size.
@@ -118,18 +135,22 @@ class VideoSession:
 
         Raises:
             VideoError: it is no picture, of another size than those before, or not later.
-            UsageError: the session is full, busy or closed.
+            UsageError: the session is full and refuses more, busy or closed.
         """
         with self._used("a frame is being appended") as watched:
             check_picture(picture, self._size)
             time_s = check_time(timestamp, watched.times_s)
-            if len(watched.times_s) == self._capacity:
+            kept = frames_that_stay(self._when_full, self._capacity)
+            is_full = len(watched.times_s) == self._capacity
+            if is_full and kept is None:
                 raise UsageError(
                     f"the session is full: it holds {self._capacity} frames, all that the bundle "
                     "takes",
-                    hint="start another session, or build with a larger --max-frames",
+                    hint="choose another when_full, or build with a larger --max-frames",
                 )
             (features_mE,) = self._model.watch([picture])
+            if is_full and kept is not None:
+                watched.keep(kept)
             watched.append(features_mE.astype(np.float32), time_s)
             self._size = picture.shape
 
@@ -220,6 +241,7 @@ class VideoSession:
             frames, new_tokens = len(watched.times_s), generation.max_new_tokens
             prompts = self._model.each_prompt(questions, frames, new_tokens)
             texts = [self._after_the_video(prompt) for prompt in prompts]
+            exact = self.exact
             yield 0, ""
 
             def ends() -> bool:
@@ -231,7 +253,8 @@ class VideoSession:
             sequence = watched.sequence
             read = speaker.read_on(sequence, texts, batch_size, lambda tokens: check(ends))
             lengths = [prompt.length for prompt in prompts]
-            return (yield from speaker.speak(lengths, read, generation, ends))
+            answers = yield from speaker.speak(lengths, read, generation, ends)
+            return [replace(answer, exact=exact) for answer in answers]
 
     def _after_the_video(self, prompt: Prompt) -> NDArray[np.int64]:
         """Token ids [S] behind the clip."""
