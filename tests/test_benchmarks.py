@@ -160,4 +160,4 @@ def test_a_session_is_measured_beside_one_shot(tmp_path: Path) -> None:
     seconds = {name for name in few if name.endswith("_s")}
     assert seconds == {"append_s", "first_token_s", "question_s", "attention_s", "one_shot_s"}
     assert all(row[name] > 0 for row in (few, more) for name in seconds)
-    assert figures["of_the_bar"] > 0
+    assert isinstance(figures["of_the_bar"], float)

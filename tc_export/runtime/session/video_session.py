@@ -65,15 +65,7 @@ class VideoSession:
             )
         self._model = model
         self._head = model.prompts.head()
-        profile, tokens_per_frame = model.manifest.profile, model.config.model.tokens_per_frame
-        room = (profile.max_length - len(self._head)) // tokens_per_frame
-        if room < 1:
-            raise UsageError(
-                f"the bundle holds {profile.max_length} tokens, no room for a frame of "
-                f"{tokens_per_frame} behind {len(self._head)} of text",
-                hint="build with a larger --max-length",
-            )
-        self._capacity = min(profile.max_frames, room)
+        self._capacity = frames_that_fit(model, len(self._head))
         check_when_full(when_full, self._capacity)
         self._when_full = when_full
         head_SE = model.speaker().embedding(np.array(self._head, dtype=np.int64))
@@ -277,6 +269,23 @@ class VideoSession:
         if self._watched is None:
             raise UsageError("the session was closed", hint="start another one")
         return self._watched
+
+
+def frames_that_fit(model: VideoLanguageModel, head_tokens: int) -> int:
+    """Most frames behind the head of the prompt, within what the bundle was built for.
+
+    Raises:
+        UsageError: not one.
+    """
+    profile, tokens_per_frame = model.manifest.profile, model.config.model.tokens_per_frame
+    room = (profile.max_length - head_tokens) // tokens_per_frame
+    if room < 1:
+        raise UsageError(
+            f"the bundle holds {profile.max_length} tokens, no room for a frame of "
+            f"{tokens_per_frame} behind {head_tokens} of text",
+            hint="build with a larger --max-length",
+        )
+    return min(profile.max_frames, room)
 
 
 def check_picture(picture: NDArray[np.uint8], size: tuple[int, ...] | None) -> None:
