@@ -231,7 +231,7 @@ def written_bytes(checkpoint: Path, output: Path) -> int:
     return sum(sizes.values())
 
 
-def make_checkpoint(folder: Path, shape: str) -> None:
+def make_checkpoint(folder: Path, shape: str, *, context: int = 4096) -> None:
     """Write configuration, tokenizer and shards of random weights."""
     from tc_export.checkpoint.hf_config import read_config
     from tc_export.checkpoint.names import usual_name
@@ -241,7 +241,7 @@ def make_checkpoint(folder: Path, shape: str) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (TOKENIZER / name).is_file():
             shutil.copyfile(TOKENIZER / name, folder / name)
-    text = {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+    text = {"model_type": "llama", "max_position_embeddings": context, "rms_norm_eps": 1e-5}
     ids = json.loads((TOKENIZER / "config.json").read_text())
     document = {
         "model_type": "llava",

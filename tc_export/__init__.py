@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # what a type checker sees; `_HOMES` says the same to Python
     from tc_export.runtime.answer import Answer, AnswerStream, Finish, VideoAnswer
     from tc_export.runtime.answering import VideoLanguageModel
     from tc_export.runtime.generation import GenerationConfig
+    from tc_export.runtime.session.video_session import VideoSession
     from tc_export.runtime.video import Rate, SampledVideo, Uniform, sample_video
 
 __all__ = [
@@ -77,6 +78,7 @@ __all__ = [
     "VideoAnswer",
     "VideoError",
     "VideoLanguageModel",
+    "VideoSession",
     "__version__",
     "build",
     "check_answers",
@@ -102,6 +104,7 @@ _HOMES = {
     "runtime.answer": "Answer AnswerStream Finish VideoAnswer",
     "runtime.answering": "VideoLanguageModel",
     "runtime.generation": "GenerationConfig",
+    "runtime.session.video_session": "VideoSession",
     "runtime.video": "Rate SampledVideo Uniform sample_video",
 }
 """Where the public names live, by module."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tc_export.native.find import find_native_library
 from tests.plugins.tensorrt.conftest import cuda_plugin
 from tests.repository import REPOSITORY
 
@@ -136,3 +137,27 @@ def test_recipes_are_measured_kept_and_drawn(tmp_path: Path) -> None:
     ended = subprocess.run([*program, *words], **options, check=False)
     assert json.loads(ended.stdout) == rows
     assert (tmp_path / "quantisation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_session_is_measured_beside_one_shot(tmp_path: Path) -> None:
+    library = find_native_library()
+    if library is None:
+        pytest.skip("the native library is not built: make setup, with CMake and a compiler")
+    words = ["--shape", "small", "--frames", "2", "--frames", "4", "--repeats", "1", "--json"]
+    ended = subprocess.run(
+        [sys.executable, "benchmarks/streaming.py", *words, "--folder", str(tmp_path)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    figures = json.loads(ended.stdout)
+    assert (figures["shape"], figures["threads"]) == ("small", 1)
+    few, more = figures["measured"]
+    assert (few["frames"], more["frames"]) == (2, 4)
+    assert more["rows"] - few["rows"] == 2 * 4, "two frames of four tokens"
+    seconds = {name for name in few if name.endswith("_s")}
+    assert seconds == {"append_s", "first_token_s", "question_s", "attention_s", "one_shot_s"}
+    assert all(row[name] > 0 for row in (few, more) for name in seconds)
+    assert isinstance(figures["of_the_bar"], float)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from inspect import GEN_RUNNING, getgeneratorstate
 
 from tc_export.errors import UsageError
 from tc_export.runtime.prompt import TextStream
@@ -26,7 +27,10 @@ class Finish(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What was said, and how fast. Times are from the first frame's preprocessing on."""
+    """What was said, and how fast. Times are from the first frame's preprocessing on.
+
+    Of a `VideoSession` they are from when the answer was begun to be read.
+    """
 
     text: str
     finish: Finish
@@ -37,6 +41,8 @@ class Answer:
     """Until the first token was known, be it the end token; None where it was cancelled before."""
     decode_tokens_per_s: float | None
     """Tokens after the first a second; None where there was no second token."""
+    exact: bool = True
+    """False where a `VideoSession` had let go of frames before it was asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,7 @@ class AnswerStream(Iterator[str]):
         self._answer: Answer | None = None
 
     def __next__(self) -> str:
+        self._check_alone()
         try:
             return next(self._pieces)[1]
         except StopIteration as end:
@@ -71,7 +78,14 @@ class AnswerStream(Iterator[str]):
 
     def close(self) -> None:
         """End the answer here, and free its cache."""
+        self._check_alone()
         self._pieces.close()
+
+    def _check_alone(self) -> None:
+        if getgeneratorstate(self._pieces) == GEN_RUNNING:
+            raise UsageError(
+                "the answer is being read by another thread", hint="read it from one at a time"
+            )
 
     @property
     def answer(self) -> Answer:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
-from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -23,32 +22,28 @@ from tc_export.bundle import EngineState, Manifest, open_bundle
 from tc_export.bundle.layout import EMBEDDING_FILE
 from tc_export.checkpoint.hf_config import CheckpointConfig, read_config
 from tc_export.contracts.graph_io import FRAMES_A_CALL, PIXEL_VALUES, VISUAL_FEATURES
-from tc_export.engine.batch import DecoderBatch, takes_batches
+from tc_export.engine.batch import DecoderBatch
 from tc_export.engine.loading import Engines, load_engines
 from tc_export.engine.session import DecoderSession
 from tc_export.errors import BundleError, UsageError
 from tc_export.model.positions import Clip
-from tc_export.runtime.answer import (
-    Answer,
-    AnswerStream,
-    Finish,
-    Transcript,
-    VideoAnswer,
-    about,
-)
+from tc_export.runtime.answer import Answer, AnswerStream, VideoAnswer, about
 from tc_export.runtime.embedding import EmbeddingTable
-from tc_export.runtime.generation import GenerationConfig, generate
+from tc_export.runtime.generation import GenerationConfig
 from tc_export.runtime.preprocess import preprocess, read_preprocess_config
 from tc_export.runtime.prompt import Prompt, PromptBuilder, shared_tokens
+from tc_export.runtime.speaking import (
+    BATCH_SIZE,
+    Cancel,
+    ReadPrompts,
+    Speaker,
+    check,
+    check_batch_size,
+    hear,
+)
 from tc_export.runtime.video import Sampling, Uniform, sample_video
 
-BATCH_SIZE = 8
-"""Most questions that are answered at once, by default. Each takes a cache of its own."""
-
 _VISUAL_PLACE = -1
-
-Cancel = Callable[[], bool]
-"""Asked before each call of an engine; True ends the answer. `threading.Event().is_set` is one."""
 
 Progress = Callable[[str, int, int], None]
 """Gets the phase (`frames` or `tokens`), how many are done since the last call, and in all."""
@@ -147,10 +142,32 @@ class VideoLanguageModel:
         prompt.check_fits(self.manifest.profile.max_length, new_tokens)
         return prompt
 
+    def each_prompt(self, questions: Sequence[str], frames: int, new_tokens: int) -> list[Prompt]:
+        """As `prompt`, for each question; where there are several, an error says of which it is."""
+        self._check_frames(frames)
+        if len(questions) == 1:
+            return [self.prompt(questions[0], frames, new_tokens)]
+        prompts = []
+        for number, question in enumerate(questions, start=1):
+            try:
+                prompts.append(self.prompt(question, frames, new_tokens))
+            except UsageError as error:
+                which = f"question {number} of {len(questions)}"
+                raise UsageError(f"{which}: {error}", hint=error.hint) from error
+        return prompts
+
     def session(self) -> DecoderSession:
         """A new sequence with an empty cache."""
         rows = self.manifest.profile.max_length
         return DecoderSession(self.engines.decoder, self.config.model, rows)
+
+    def speaker(self) -> Speaker:
+        """What says the answers of this model."""
+        return Speaker(
+            tokenizer=self.prompts.tokenizer,
+            embedding=self._embedding,
+            end_tokens=tuple(self.config.eos_token_ids),
+        )
 
     def embed(self, prompt: Prompt, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Embed a prompt [S], with the features in its visual places: [S, E]."""
@@ -238,19 +255,13 @@ class VideoLanguageModel:
                 which), or no batch.
             VideoError: as `answer`.
         """
-        if batch_size < 1:
-            raise UsageError(f"a batch has 1 question or more, not {batch_size}")
+        check_batch_size(batch_size)
         if not questions:
             return []
         generation = generation or GenerationConfig()
-        prompts = self._prompts(questions, len(frames), generation.max_new_tokens)
+        prompts = self.each_prompt(questions, len(frames), generation.max_new_tokens)
         pieces = self._pieces(frames, prompts, generation, batch_size, on_progress, cancel)
-        while True:
-            try:
-                on_text(*next(pieces))
-            except StopIteration as end:
-                answers: list[Answer] = end.value
-                return answers
+        return hear(pieces, on_text)
 
     def ask(
         self,
@@ -275,18 +286,6 @@ class VideoLanguageModel:
         answer = self.answer(seen.frames, question, generation, on_text, cancel=cancel)
         return about(seen, answer, self.config.image_note)
 
-    def _prompts(self, questions: Sequence[str], frames: int, new_tokens: int) -> list[Prompt]:
-        """As `prompt`, for each question; an error says of which it is."""
-        self._check_frames(frames)
-        prompts = []
-        for number, question in enumerate(questions, start=1):
-            try:
-                prompts.append(self.prompt(question, frames, new_tokens))
-            except UsageError as error:
-                which = f"question {number} of {len(questions)}"
-                raise UsageError(f"{which}: {error}", hint=error.hint) from error
-        return prompts
-
     def _pieces(
         self,
         frames: Sequence[NDArray[np.uint8]],
@@ -300,101 +299,45 @@ class VideoLanguageModel:
 
         Returns the answers.
         """
-        said = [Transcript(self.prompts.tokenizer, prompt.length) for prompt in prompts]
-
-        def advance(phase: str, done: int, total: int) -> None:
-            on_progress(phase, done, total)
-            _check(cancel)
-
-        try:
-            features = self.watch(frames, lambda done: advance("frames", done, len(frames)))
-            for members, batch, logits_BV in self._read(prompts, features, batch_size, advance):
-                yield from self._speak(said, members, batch, logits_BV, generation, cancel)
-                if members.stop < len(prompts):
-                    _check(cancel)
-        except _CancelledError:
-            pass
-        yield from _end([*enumerate(said)], Finish.CANCELLED)
-        return [each.answer for each in said if each.answer]
+        speaker = self.speaker()
+        read = self._read(speaker, frames, prompts, batch_size, on_progress, cancel)
+        lengths = [prompt.length for prompt in prompts]
+        return speaker.speak(lengths, read, generation, cancel)
 
     def _read(
         self,
+        speaker: Speaker,
+        frames: Sequence[NDArray[np.uint8]],
         prompts: Sequence[Prompt],
-        features: NDArray[np.float32],
         batch_size: int,
-        advance: Callable[[str, int, int], None],
-    ) -> Iterator[tuple[range, DecoderBatch, NDArray[np.float32]]]:
-        """Prefill the prompts; yield batch after batch of them, with their last logits [B, V].
-
-        A batch is to be spoken before the next is taken: they share their caches.
-        """
+        on_progress: Progress,
+        cancel: Cancel,
+    ) -> Iterator[ReadPrompts]:
+        """Watch the frames and prefill the prompts; yield batch after batch of them."""
         shared = shared_tokens(prompts) if len(prompts) > 1 else 0
         total = sum(prompt.length - shared for prompt in prompts) + shared
 
+        def watched(done: int) -> None:
+            on_progress("frames", done, len(frames))
+            check(cancel)
+
         def read(done: int) -> None:
-            advance("tokens", done, total)
+            on_progress("tokens", done, total)
+            check(cancel)
 
         def begin(prompt: Prompt) -> tuple[DecoderSession, NDArray[np.float32]]:
             session = self.session()
             return session, session.prefill(self.embed(prompt, features), prompt.segments, read)
 
+        features = self.watch(frames, watched)
         if not shared:
             for index, prompt in enumerate(prompts):
                 session, logits_V = begin(prompt)
                 yield range(index, index + 1), DecoderBatch(session, 1), logits_V[None]
             return
         session, _ = begin(prompts[0].first(shared))
-        most = batch_size if takes_batches(self.engines.decoder) else 1
-        size = ceil(len(prompts) / ceil(len(prompts) / most))  # so that the last is as full
-        batch = DecoderBatch(session, size)
-        for start in range(0, len(prompts), size):
-            members = range(start, min(start + size, len(prompts)))
-            own = [prompts[index].token_ids(_VISUAL_PLACE)[shared:] for index in members]
-            batch.rewind()
-            yield members, batch, batch.append([self._embedding(ids) for ids in own], read)
-
-    def _speak(
-        self,
-        said: Sequence[Transcript],
-        members: range,
-        batch: DecoderBatch,
-        logits_BV: NDArray[np.float32],
-        generation: GenerationConfig,
-        cancel: Cancel,
-    ) -> Iterator[tuple[int, str]]:
-        """Generate the answers of one batch, whose questions are `members`."""
-        ends = self.config.eos_token_ids
-        steps = generate(batch, logits_BV, self._embed_tokens, ends, generation)
-        for number, tokens in enumerate(steps, start=1):
-            for index, token in zip(members, tokens, strict=True):
-                if token is None:
-                    yield from _end([(index, said[index])], Finish.END)
-                elif piece := said[index].push(token):
-                    yield index, piece
-            if number < generation.max_new_tokens:
-                _check(cancel)
-        for index in members:
-            whole = said[index].new_tokens == generation.max_new_tokens
-            yield from _end([(index, said[index])], Finish.LENGTH if whole else Finish.END)
-
-    def _embed_tokens(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        return self._embedding(np.array(tokens, dtype=np.int64))
-
-
-def _end(said: Sequence[tuple[int, Transcript]], finish: Finish) -> Iterator[tuple[int, str]]:
-    """End the answers that have not ended yet; yield the text that they held back."""
-    for index, transcript in said:
-        if transcript.answer is None and (piece := transcript.end(finish)):
-            yield index, piece
-
-
-class _CancelledError(Exception):
-    """Ends an answer from within."""
-
-
-def _check(cancel: Cancel) -> None:
-    if cancel():
-        raise _CancelledError
+        texts = [prompt.token_ids(_VISUAL_PLACE)[shared:] for prompt in prompts]
+        yield from speaker.read_on(session, texts, batch_size, read)
 
 
 def open_engines(

@@ -70,6 +70,18 @@ class Prompt:
             tokens -= piece.length if isinstance(piece, Clip) else len(piece)
         return Prompt(pieces=tuple(pieces))
 
+    def around_clip(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Token ids before and after the clip of a prompt that has one."""
+        before: list[int] = []
+        after: list[int] = []
+        run = before
+        for piece in self.pieces:
+            if isinstance(piece, Clip):
+                run = after
+            else:
+                run += piece
+        return tuple(before), tuple(after)
+
     def check_fits(self, max_length: int, new_tokens: int) -> None:
         """Check that the prompt and the answer fit a context of `max_length` tokens.
 
@@ -163,6 +175,22 @@ class PromptBuilder:
             pieces += [tuple(run)] if run else []
             pieces += [clip] if clip else []
         return Prompt(pieces=tuple(pieces))
+
+    def head(self) -> tuple[int, ...]:
+        """Token ids before the clip: the same in each prompt with one, whatever the question.
+
+        Raises:
+            UsageError: the template has something of the question there.
+        """
+        questions = (_PROBE, f"Why? {_PROBE}")
+        heads = {self.build(each, [Clip(1, 1)]).around_clip()[0] for each in questions}
+        if len(heads) > 1:
+            raise UsageError(
+                "the chat template places the question before the video, so that no frame can be "
+                "read before the question is known",
+                hint="sample the video and use `answer` or `answer_many`",
+            )
+        return heads.pop()
 
     def _find_form(self) -> Callable[[str, int], str]:
         """Find a form in which the template shows both the clip and the question."""

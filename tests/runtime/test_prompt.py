@@ -101,6 +101,31 @@ def test_equals_transformers_tokenisation_of_the_expected_text(kind: str) -> Non
     np.testing.assert_array_equal(layout.frame_ids >= 0, np.array(ids) == VISUAL)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_head_is_before_the_clip_whatever_is_asked(kind: str) -> None:
+    make, template, _ = KINDS[kind]
+    builder = PromptBuilder(as_runtime(make()), template)
+    for question in (QUESTION, "<video> or <image>?", "s"):
+        prompt = builder.build(question, [CLIP])
+        before, after = prompt.around_clip()
+        assert before == builder.head()
+        assert prompt.pieces == (before, CLIP, after)
+
+
+def test_a_template_with_the_question_first_has_no_head() -> None:
+    template = "{{ messages[0]['content'][1]['text'] + ' <video> ASSISTANT:' }}"
+    builder = PromptBuilder(as_runtime(byte_level(["<video>"])), template)
+    assert builder.build(QUESTION, [CLIP]).pieces[1] == CLIP
+    with pytest.raises(UsageError, match="places the question before the video") as caught:
+        builder.head()
+    assert "answer_many" in str(caught.value.hint)
+
+
+def test_a_clip_at_either_end() -> None:
+    assert Prompt(pieces=(CLIP, (1, 2))).around_clip() == ((), (1, 2))
+    assert Prompt(pieces=((1, 2), CLIP)).around_clip() == ((1, 2), ())
+
+
 def test_a_vocabulary_without_placeholders_is_split_as_original_llava_does() -> None:
     """`tokenizer_image_token` of the LLaVA repository: each part alone, one <s> in all."""
     tokenizer = sentencepiece_like()

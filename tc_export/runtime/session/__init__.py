@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watching while a video is still coming, and answering at any moment."""
