@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -219,8 +220,10 @@ def _execute(stage: Stage, context: StageContext) -> _Run:
 def _interrupts_remembered() -> Iterator[Callable[[], bool]]:
     """Remember that a build was interrupted: a library may swallow the exception on its way.
 
-    PyTorch's exporter does. A signal that nobody handles is left alone; the command line handles
-    SIGTERM too. Only the main thread may handle signals; elsewhere nothing changes.
+    PyTorch's exporter does, and so does Python where something is finalised just then; the
+    traceback that it tells of that with is left out. A signal that nobody handles is left alone;
+    the command line handles SIGTERM too. Only the main thread may handle signals; elsewhere nothing
+    changes.
     """
     interrupted = False
 
@@ -238,11 +241,14 @@ def _interrupts_remembered() -> Iterator[Callable[[], bool]]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     handled = {number: handler for number, handler in before.items() if callable(handler)}
+    tell = sys.unraisablehook
     for number, handler in handled.items():
         signal.signal(number, remembering(handler))
+    sys.unraisablehook = lambda x: None if issubclass(x.exc_type, KeyboardInterrupt) else tell(x)
     try:
         yield lambda: interrupted
     finally:
+        sys.unraisablehook = tell
         for number, handler in handled.items():
             signal.signal(number, handler)
 

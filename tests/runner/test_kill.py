@@ -9,7 +9,9 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
@@ -231,6 +233,35 @@ def test_sigterm_that_a_library_swallows_ends_the_build(toy: Toy) -> None:
     assert code == TERMINATED
     assert "2 finished stages kept" in said
     assert toy.runs() == {"graph": 1}
+
+
+def _finalise(context: StageContext) -> None:
+    def terminate(dead: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)  # the handler is called in here, and Python swallows what it raises
+
+    thing = Stage(name="", description="", key={}, outputs=(), run=_finalise)
+    watch = weakref.ref(thing, terminate)
+    del thing
+    assert watch() is None
+
+
+def test_sigterm_while_something_is_finalised_ends_the_build_quietly(toy: Toy) -> None:
+    stages = toy.stages()
+    library = replace(stages[1], name="library", outputs=(), run=_finalise)
+
+    def work() -> None:
+        told: list[object] = []
+        sys.unraisablehook = told.append
+        try:
+            toy.build([stages[0], library, *stages[1:]])
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(f"{interrupt}; told of {len(told)}") from interrupt
+
+    code, said = _terminated(work)
+    assert code == TERMINATED
+    assert "2 finished stages kept" in said
+    assert "told of 0" in said
 
 
 def test_sigterm_ends_what_a_stage_beside_has_started(toy: Toy) -> None:
