@@ -126,23 +126,12 @@ def rope_base(factor: float, *, everywhere: bool = False) -> Plant:
         if everywhere:
             graph.weight("decoder.inv_freq", change)
             return
-        frequencies = _constant_values(graph, "decoder.inv_freq")
+        frequencies = graph.values("decoder.inv_freq")
         name = graph.constant(change(frequencies))
         for node in _rotations(graph):
             node.input[3] = name
 
     return plant
-
-
-def _constant_values(graph: Graph, name: str) -> np.ndarray:
-    kept: list[np.ndarray] = []
-
-    def keep(values: np.ndarray) -> np.ndarray:
-        kept.append(values)
-        return values
-
-    graph.weight(name, keep)
-    return kept[0]
 
 
 def gamma(factor: float, *, only: int | None = None, everywhere: bool = False) -> Plant:

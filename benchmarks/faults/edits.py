@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from tc_export.bundle import read_manifest
 from tc_export.bundle.layout import graph_path
@@ -64,16 +64,22 @@ class Graph:
         Raises:
             NothingChanged: the change leaves this checkpoint's weight as it was.
         """
-        (found,) = (x for x in self.model.graph.initializer if x.name == name)
-        if found.data_location == onnx.TensorProto.EXTERNAL:
-            stored = self.checkpoint.tensors[name].as_array()
-            values = stored.astype(helper.tensor_dtype_to_np_dtype(found.data_type))
-        else:
-            values = numpy_helper.to_array(found)
+        found, values = self._stored(name)
         changed = np.ascontiguousarray(change(values.copy()), values.dtype)
         if np.array_equal(changed, values):
             raise NothingChanged(f"{name} of this checkpoint is the same with it")
         found.CopyFrom(numpy_helper.from_array(changed, name))
+
+    def values(self, name: str) -> np.ndarray:
+        """What a weight or a constant of the graph holds."""
+        return self._stored(name)[1]
+
+    def _stored(self, name: str) -> tuple[TensorProto, np.ndarray]:
+        (found,) = (x for x in self.model.graph.initializer if x.name == name)
+        if found.data_location != TensorProto.EXTERNAL:
+            return found, numpy_helper.to_array(found)
+        stored = self.checkpoint.tensors[name].as_array()
+        return found, stored.astype(helper.tensor_dtype_to_np_dtype(found.data_type))
 
     def constant(self, value: np.ndarray) -> str:
         """A constant of the graph, by the name that it gets."""
