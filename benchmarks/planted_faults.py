@@ -39,16 +39,16 @@ class Outcome:
     """What both comparisons said of a fault; `expected` and `layer` are where it is."""
 
     name: str
-    by_parity: bool
-    by: str
-    expected: int | str | None
-    layer: int | str | None
-    frame: str | None
-    node: str | None
-    pattern: str | None
-    words: str | None
     patterns: tuple[str, ...]
-    unseen: str | None
+    by_parity: bool = False
+    by: str = ""
+    expected: int | str | None = None
+    layer: int | str | None = None
+    frame: str | None = None
+    node: str | None = None
+    pattern: str | None = None
+    words: str | None = None
+    unseen: str | None = None
     error: str | None = None
 
     @property
@@ -114,7 +114,7 @@ def judge(fault: Fault, bundle: Path, work: Path) -> Outcome:
         try:
             expected = plant(fault, copy, open_with_checkpoint(bundle, None)[1])
         except NothingChanged as reason:
-            return _not_visible(fault, str(reason))
+            return Outcome(name=fault.name, patterns=fault.patterns, unseen=str(reason))
         result, by = _parity(copy)
         culprit, error = None, None
         try:
@@ -139,22 +139,6 @@ def judge(fault: Fault, bundle: Path, work: Path) -> Outcome:
         patterns=fault.patterns,
         unseen=unseen,
         error=error,
-    )
-
-
-def _not_visible(fault: Fault, reason: str) -> Outcome:
-    return Outcome(
-        name=fault.name,
-        by_parity=False,
-        by="",
-        expected=None,
-        layer=None,
-        frame=None,
-        node=None,
-        pattern=None,
-        words=None,
-        patterns=fault.patterns,
-        unseen=reason,
     )
 
 

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from faults.edits import Fault, Graph
+from faults import weights
+from faults.edits import Fault, Graph, Plant
 
-Plant = Callable[[Graph], None]
 ATTENTION, ROPE = "TcBlockCausalAttention", "TcDualRope"
 
 
@@ -24,95 +22,6 @@ def _rotations(graph: Graph) -> list[NodeProto]:
 
 def _integer(graph: Graph, value: int, dtype: type = np.int64) -> str:
     return graph.constant(np.array(value, dtype=dtype))
-
-
-def _swapped(axis: int, size: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Exchanges the first two blocks of `size` along an axis."""
-
-    def change(weight: np.ndarray) -> np.ndarray:
-        order = np.arange(weight.shape[axis])
-        order[: 2 * size] = np.roll(order[: 2 * size], size)
-        return np.take(weight, order, axis)
-
-    return change
-
-
-def heads_swapped(projection: str, axis: int = 0) -> Plant:
-    """Two heads of a projection stand in each other's place."""
-    return lambda graph: graph.weight(
-        graph.module(f"self_attn.{projection}.weight"), _swapped(axis, graph.config.text.head_dim)
-    )
-
-
-def rows_swapped(module: str) -> Plant:
-    """Two rows of a weight stand in each other's place."""
-    return lambda graph: graph.weight(graph.module(f"{module}.weight"), _swapped(0, 1))
-
-
-def scaled(module: str, factor: float) -> Plant:
-    """A weight is too large."""
-    return lambda graph: graph.weight(graph.module(f"{module}.weight"), lambda x: x * factor)
-
-
-def one_weight_changed(graph: Graph) -> None:
-    """One number of a weight is another one, by as much as its numbers usually are."""
-
-    def change(weight: np.ndarray) -> np.ndarray:
-        weight[1, 2] += 3 * weight.std()
-        return weight
-
-    graph.weight(graph.module("self_attn.v_proj.weight"), change)
-
-
-def last_bit_changed(graph: Graph) -> None:
-    """One number of a weight is off by a unit in its last place."""
-
-    def change(weight: np.ndarray) -> np.ndarray:
-        weight[1, 2] = np.nextafter(weight[1, 2], np.inf, dtype=weight.dtype)
-        return weight
-
-    graph.weight(graph.module("self_attn.v_proj.weight"), change)
-
-
-def epsilon_slightly_off(graph: Graph) -> None:
-    """The epsilon of a norm is 1 % too large."""
-    epsilon("input_layernorm", 1.01 * graph.config.text.rms_norm_eps)(graph)
-
-
-def exchanged(one: str, other: str) -> Plant:
-    """Two weights of a layer stand in each other's place."""
-
-    def plant(graph: Graph) -> None:
-        first, second = (graph.nodes(graph.module(x), "Transpose")[0] for x in (one, other))
-        first.input[0], second.input[0] = second.input[0], first.input[0]
-
-    return plant
-
-
-def layers_swapped(graph: Graph) -> None:
-    """A layer has the weights of the next, and the other way round."""
-    here, there = f"decoder.layers.{graph.layer - 1}.", f"decoder.layers.{graph.layer}."
-    for node in graph.model.graph.node:
-        node.input[:] = [
-            x.replace(here, there) if x.startswith(here) else x.replace(there, here)
-            for x in node.input
-        ]
-
-
-def epsilon(module: str, value: float) -> Plant:
-    """The epsilon of a norm is another one."""
-
-    def plant(graph: Graph) -> None:
-        name = module if module == "decoder.norm" else graph.module(module)
-        (add,) = graph.nodes(name, "Add")
-        add.input[1] = graph.constant(np.array(value, dtype=np.float32))
-
-    return plant
-
-
-def norm_without_weight(graph: Graph) -> None:
-    """A norm's weight is all ones."""
-    graph.weight(graph.module("post_attention_layernorm.weight"), np.ones_like)
 
 
 def rope_base(factor: float, *, everywhere: bool = False) -> Plant:
@@ -328,11 +237,6 @@ def keys_in_half(graph: Graph) -> None:
     node.input[1] = graph.before(node, "Cast", [small], to=TensorProto.FLOAT)
 
 
-def head_rows_swapped(graph: Graph) -> None:
-    """Two tokens' logits stand in each other's place."""
-    graph.weight("decoder.lm_head.weight", _swapped(0, 1))
-
-
 def _first(graph: Graph) -> int:
     return 0
 
@@ -346,34 +250,50 @@ def _head(graph: Graph) -> str:
 
 
 FAULTS = [
-    Fault(name="query heads swapped", plant=heads_swapped("q_proj"), patterns=("heads",)),
-    Fault(name="key heads swapped", plant=heads_swapped("k_proj"), patterns=("heads",)),
-    Fault(name="value heads swapped", plant=heads_swapped("v_proj"), patterns=("heads",)),
-    Fault(name="heads swapped into o_proj", plant=heads_swapped("o_proj", 1), patterns=("weight",)),
+    Fault(name="query heads swapped", plant=weights.heads_swapped("q_proj"), patterns=("heads",)),
+    Fault(name="key heads swapped", plant=weights.heads_swapped("k_proj"), patterns=("heads",)),
+    Fault(name="value heads swapped", plant=weights.heads_swapped("v_proj"), patterns=("heads",)),
     Fault(
-        name="two rows of v_proj swapped",
-        plant=rows_swapped("self_attn.v_proj"),
-        patterns=("channel order",),
-    ),
-    Fault(name="o_proj times 1.01", plant=scaled("self_attn.o_proj", 1.01), patterns=("weight",)),
-    Fault(name="one number of v_proj changed", plant=one_weight_changed, patterns=("weight",)),
-    Fault(
-        name="gate and up exchanged",
-        plant=exchanged("mlp.gate_proj", "mlp.up_proj"),
+        name="heads swapped into o_proj",
+        plant=weights.heads_swapped("o_proj", 1),
         patterns=("weight",),
     ),
-    Fault(name="two layers swapped", plant=layers_swapped, layer=_before, patterns=("weight",)),
+    Fault(
+        name="two rows of v_proj swapped",
+        plant=weights.rows_swapped("self_attn.v_proj"),
+        patterns=("channel order",),
+    ),
+    Fault(
+        name="o_proj times 1.01",
+        plant=weights.scaled("self_attn.o_proj", 1.01),
+        patterns=("weight",),
+    ),
+    Fault(
+        name="one number of v_proj changed", plant=weights.one_weight_changed, patterns=("weight",)
+    ),
+    Fault(
+        name="gate and up exchanged",
+        plant=weights.exchanged("mlp.gate_proj", "mlp.up_proj"),
+        patterns=("weight",),
+    ),
+    Fault(
+        name="two layers swapped", plant=weights.layers_swapped, layer=_before, patterns=("weight",)
+    ),
     Fault(
         name="epsilon of the input norm 1e-3",
-        plant=epsilon("input_layernorm", 1e-3),
+        plant=weights.epsilon("input_layernorm", 1e-3),
         patterns=("norm epsilon",),
     ),
     Fault(
         name="epsilon of the second norm 1e-3",
-        plant=epsilon("post_attention_layernorm", 1e-3),
+        plant=weights.epsilon("post_attention_layernorm", 1e-3),
         patterns=("norm epsilon",),
     ),
-    Fault(name="second norm without its weight", plant=norm_without_weight, patterns=("weight",)),
+    Fault(
+        name="second norm without its weight",
+        plant=weights.norm_without_weight,
+        patterns=("weight",),
+    ),
     Fault(name="rope base 1 % off in a layer", plant=rope_base(1.01), patterns=("rope base",)),
     Fault(
         name="rope base 1 % off in all layers",
@@ -414,8 +334,12 @@ FAULTS = [
     Fault(name="MLP added twice", plant=sum_twice, patterns=("sum",)),
     Fault(name="quick GELU for SiLU", plant=quick_activation, patterns=("activation",)),
     Fault(name="product overflows float16", plant=product_overflows, patterns=("overflow",)),
-    Fault(name="epsilon of the last norm 1e-3", plant=epsilon("decoder.norm", 1e-3), layer=_head),
-    Fault(name="two rows of the head swapped", plant=head_rows_swapped, layer=_head),
+    Fault(
+        name="epsilon of the last norm 1e-3",
+        plant=weights.epsilon("decoder.norm", 1e-3),
+        layer=_head,
+    ),
+    Fault(name="two rows of the head swapped", plant=weights.head_rows_swapped, layer=_head),
     Fault(
         name="T of the batch's first row for all", plant=first_row_for_all, layer=lambda graph: None
     ),
@@ -428,12 +352,12 @@ FAULTS = [
     ),
     Fault(
         name="one number of v_proj off by its last bit",
-        plant=last_bit_changed,
+        plant=weights.last_bit_changed,
         unseen="smaller than the rounding of the sum that it goes into",
     ),
     Fault(
         name="epsilon of the input norm 1 % off",
-        plant=epsilon_slightly_off,
+        plant=weights.epsilon_slightly_off,
         unseen="1e-8 beside a mean square near 1: less than float32 rounds it by",
     ),
 ]

@@ -126,6 +126,9 @@ class Graph:
         return f"{what}.fault{self._added}"
 
 
+Plant = Callable[[Graph], None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fault:
     """A fault, and what is expected of the two comparisons.

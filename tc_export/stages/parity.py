@@ -21,6 +21,7 @@ from tc_export.stages.tools import RUNNERS, versions
 if TYPE_CHECKING:
     from tc_export.parity.layers.result import ByLayerResult
     from tc_export.parity.report.write import Origin
+    from tc_export.parity.tensors.result import ParityResult
 
 LAYERS_TOO = 300_000_000
 """Up to so many weights of the decoder every layer is judged by itself too: it takes about twice as
@@ -60,34 +61,13 @@ def _assets_key(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _run(context: StageContext, *, inputs: BuildInputs) -> None:
-    from tc_export.parity.graph_engines import GraphsInTurn
     from tc_export.parity.layers.report import by_layer_as_json, by_layer_failure
     from tc_export.parity.report.write import remove_report, write_report
-    from tc_export.parity.tensors.check_bundle import compare_with_pytorch, graphs_in_float32
     from tc_export.parity.tensors.report import failures, headline, result_as_json
 
-    config = inputs.checkpoint.config.model
-    limits = memory_limits(
-        config,
-        inputs.precisions,
-        inputs.memory_bytes,
-        inputs.spec.profile.max_length,
-        inputs.checkpoint.config.recipe,
-    )
-    result = compare_with_pytorch(
-        GraphsInTurn(context.folder, config, inputs.precisions, limits.parts),
-        inputs.checkpoint,
-        inputs.spec.profile,
-        inputs.precisions,
-        bundle=context.folder,
-        in_float32=graphs_in_float32(
-            context.folder, inputs.checkpoint, inputs.precisions, limits.parts
-        ),
-        answer_bytes=limits.answer_bytes,
-        advance=context.advance,
-    )
+    result = _compare(context, inputs)
     found, lines, passed = result_as_json(result), failures(result), result.passed
-    if not passed or decoder_count(config).total <= LAYERS_TOO:
+    if not passed or decoder_count(inputs.checkpoint.config.model).total <= LAYERS_TOO:
         layers = _by_layer(context, inputs)
         found["by_layer"] = by_layer_as_json(layers)
         lines += [] if layers.passed else [by_layer_failure(layers)]
@@ -104,6 +84,33 @@ def _run(context: StageContext, *, inputs: BuildInputs) -> None:
         + "\n".join(f"  {line}" for line in lines),
         hint=f"nothing was published; {_keep(inputs.failure, found, lines, origin)}, and with "
         "--no-parity there is a bundle to look at",
+    )
+
+
+def _compare(context: StageContext, inputs: BuildInputs) -> ParityResult:
+    """Tensors, greedy answers and the bundle's other files."""
+    from tc_export.parity.graph_engines import GraphsInTurn
+    from tc_export.parity.tensors.check_bundle import compare_with_pytorch, graphs_in_float32
+
+    config = inputs.checkpoint.config.model
+    limits = memory_limits(
+        config,
+        inputs.precisions,
+        inputs.memory_bytes,
+        inputs.spec.profile.max_length,
+        inputs.checkpoint.config.recipe,
+    )
+    return compare_with_pytorch(
+        GraphsInTurn(context.folder, config, inputs.precisions, limits.parts),
+        inputs.checkpoint,
+        inputs.spec.profile,
+        inputs.precisions,
+        bundle=context.folder,
+        in_float32=graphs_in_float32(
+            context.folder, inputs.checkpoint, inputs.precisions, limits.parts
+        ),
+        answer_bytes=limits.answer_bytes,
+        advance=context.advance,
     )
 
 
